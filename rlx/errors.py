@@ -1,0 +1,91 @@
+"""Every error that rlx raises on purpose, and how it leaves the command line.
+
+    RlxError                      something rlx can explain in one message
+    ├── UserError                 what was asked cannot be done as asked           (exit status 2)
+    │   ├── ConfigError           a key, a group member, a type or a range
+    │   ├── SpecError             data that does not fit its declared shape or dtype
+    │   │   └── UnsupportedSpaceError  a space rlx has no layout for
+    │   ├── AgentError            an agent that breaks the Agent contract
+    │   ├── DeviceError           a device that is not here
+    │   ├── RunDirectoryError     a run directory that exists, is missing or is foreign
+    │   └── CheckpointError       a checkpoint that is missing, damaged or of something else
+    ├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
+    ├── WorkerError               a worker process failed or died                  (exit status 1)
+    └── DataRevokedError          Trajectories used after their slot was handed back (exit status 1)
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlxError(Exception):
+    """Base of all errors that rlx raises on purpose; its text is meant for the user as it stands.
+
+    Attributes:
+        exit_status: what the command line exits with when this error ends a command.
+    """
+
+    exit_status: int = 1
+
+
+class UserError(RlxError):
+    """What was asked cannot be done as asked: nothing was started, nothing was written."""
+
+    exit_status = 2
+
+
+class ConfigError(UserError):
+    """A configuration key, group member, type or range is wrong."""
+
+
+class SpecError(UserError, ValueError):
+    """Data does not fit the shape, dtype or structure that was declared for it."""
+
+
+class UnsupportedSpaceError(SpecError):
+    """A space that rlx has no tensor layout for."""
+
+
+class AgentError(UserError):
+    """An agent broke the Agent contract, for example by returning wrong shapes."""
+
+
+class DeviceError(UserError):
+    """The device that was asked for is not here."""
+
+
+class RunDirectoryError(UserError):
+    """A run directory exists already, is missing, or is not a run of rlx."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or belongs to another algorithm, environment or shape."""
+
+
+class EnvironmentFault(RlxError):
+    """The user's environment raised, or returned what its own spaces do not allow."""
+
+
+class WorkerError(RlxError):
+    """A worker process failed or died."""
+
+
+class DataRevokedError(RlxError):
+    """Trajectories were used after their memory was handed back to the workers."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name most like `name`, or None where nothing is near."""
+    candidates = list(names)
+    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    if found:
+        return found[0]
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?`, or an empty string where nothing is near; made to end a message."""
+    match = nearest(name, names)
+    return f" Did you mean '{match}'?" if match is not None else ""
