@@ -1,0 +1,230 @@
+"""The contract of every environment: B rows stepped together, which write their answers into a StepBuffer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.data.spec import EnvSpecs, Spec
+
+if TYPE_CHECKING:
+    from rlx.data import DictTensor
+
+Array = NDArray[Any]
+
+
+class Autoreset(Enum):
+    """Who resets a row whose episode has ended, and when.
+
+    Attributes:
+        NONE: the caller, by `reset(rows=...)`. A row that ended must be reset before it is stepped again.
+        NEXT_STEP: the environment, at the next `step`, which ignores that row's action: the call writes the new
+            episode's first observation, and no transition (the row's reward and end flags mean nothing).
+        SAME_STEP: the environment, in the `step` that ended the episode: `obs` holds the new episode's first
+            observation, and `final_obs` the true final one of the episode that ended.
+    """
+
+    NONE = "none"
+    NEXT_STEP = "next_step"
+    SAME_STEP = "same_step"
+
+
+class StepBuffer:
+    """Where the answers of one step go: B rows of memory that the caller owns.
+
+    The rollout loop builds one for each time step, once, as views of the block that the learner reads; an environment
+    writes straight into them. Each tensor on the CPU is there a second time as a NumPy view of the same memory, since
+    writing one row through NumPy costs a tenth of what it costs through torch. Elsewhere the dicts of views are empty
+    and the single views have no rows.
+
+    Attributes:
+        obs: observations `[B, *shape]` under the keys of the observation specs.
+        reward: `[B]`, float32.
+        terminated: `[B]`, bool.
+        truncated: `[B]`, bool.
+        final_obs: like `obs`, for SAME_STEP environments; the rows whose episode ended in this step are valid.
+        obs_np: NumPy views of `obs`; likewise `reward_np`, `terminated_np`, `truncated_np`, `final_obs_np`.
+        raw_reward_np: `[B]`, float64: the bare environment's reward, for environments that declare `raw_reward`.
+    """
+
+    __slots__ = (
+        "final_obs",
+        "final_obs_np",
+        "obs",
+        "obs_np",
+        "raw_reward_np",
+        "reward",
+        "reward_np",
+        "terminated",
+        "terminated_np",
+        "truncated",
+        "truncated_np",
+    )
+
+    def __init__(
+        self,
+        obs: Mapping[str, Tensor],
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Mapping[str, Tensor] | None = None,
+        raw_reward_np: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Take views of memory that belongs to the caller; nothing is copied and nothing is checked.
+
+        Args:
+            obs: tensors `[B, *shape]` under the keys of the observation specs.
+            reward: `[B]`, float32.
+            terminated: `[B]`, bool.
+            truncated: `[B]`, bool.
+            final_obs: like `obs`; only SAME_STEP environments need it.
+            raw_reward_np: `[B]`, float64; only environments that declare `raw_reward` need it.
+        """
+        self.obs: dict[str, Tensor] = dict(obs)
+        self.reward = reward
+        self.terminated = terminated
+        self.truncated = truncated
+        self.final_obs: dict[str, Tensor] | None = None if final_obs is None else dict(final_obs)
+        self.raw_reward_np = raw_reward_np
+        self.obs_np = _views(self.obs)
+        self.final_obs_np = _views(self.final_obs or {})
+        self.reward_np: Array = _view(reward)
+        self.terminated_np: Array = _view(terminated)
+        self.truncated_np: Array = _view(truncated)
+
+    @classmethod
+    def allocate(
+        cls,
+        observation_specs: Mapping[str, Spec],
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        *,
+        final_obs: bool = False,
+        raw_reward: bool = False,
+    ) -> Self:
+        """Return a buffer of new zeroed memory.
+
+        Args:
+            observation_specs: `VecEnv.specs.observation`.
+            num_envs: number of rows.
+            device: where the tensors live: `VecEnv.device`.
+            final_obs: whether to hold final observations too (SAME_STEP environments).
+            raw_reward: whether to hold the bare environment's rewards too.
+        """
+
+        def observations() -> dict[str, Tensor]:
+            return {key: spec.zeros(num_envs, device=device) for key, spec in observation_specs.items()}
+
+        return cls(
+            obs=observations(),
+            reward=torch.zeros(num_envs, device=device),
+            terminated=torch.zeros(num_envs, dtype=torch.bool, device=device),
+            truncated=torch.zeros(num_envs, dtype=torch.bool, device=device),
+            final_obs=observations() if final_obs else None,
+            raw_reward_np=np.zeros(num_envs) if raw_reward else None,
+        )
+
+
+class VecEnv(ABC):
+    """B environments stepped together.
+
+    Resets belong to the rollout loop, except where `autoreset` says otherwise. An environment declares what it can do
+    in the attributes below; what needs a thing that it lacks is refused by name. Episode return and length are
+    counted by the rollout loop.
+
+    Attributes:
+        name: what messages call this environment: its id.
+        num_envs: number of rows, B.
+        specs: what a row shows and takes, without the batch dimension.
+        device: where observations are written and actions are expected.
+        autoreset: who resets a row whose episode has ended.
+        row_step: whether `step(rows=...)` can step some rows and leave the others alone.
+        row_reset: whether `reset(rows=...)` can reset some rows and leave the others alone.
+        row_seeds: whether each row takes its own seed at reset; otherwise the first seed given counts for all rows.
+        env_info: whether `reset` takes `env_info`.
+        raw_reward: whether `step` writes `out.raw_reward_np`, because a wrapper changes the reward.
+    """
+
+    name: str = "environment"
+    num_envs: int
+    specs: EnvSpecs
+    device: torch.device = torch.device("cpu")
+    autoreset: Autoreset = Autoreset.NONE
+    row_step: bool = False
+    row_reset: bool = False
+    row_seeds: bool = False
+    env_info: bool = False
+    raw_reward: bool = False
+
+    @abstractmethod
+    def reset(
+        self,
+        out: StepBuffer,
+        rows: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
+        env_info: "DictTensor | None" = None,
+    ) -> None:
+        """Begin a new episode in some rows and write their first observations into `out.obs`.
+
+        Args:
+            out: memory of all B rows; only `obs` of the rows that are reset is written.
+            rows: the rows to reset, None for all.
+            seeds: one seed a row of `rows` (of all, where `rows` is None); None for a row goes on with the generator
+                that it has.
+            env_info: one row for each row of `rows`: task, goal, level, as the environment understands them.
+
+        Raises:
+            EnvironmentFault: the environment raised, or showed what its own spaces do not allow.
+            ConfigError: `rows` or `env_info` were given and the environment does not take them.
+        """
+
+    @abstractmethod
+    def step(self, action: Mapping[str, Tensor], out: StepBuffer, rows: Sequence[int] | None = None) -> None:
+        """Do one step in some rows and write what came of it into `out`.
+
+        Args:
+            action: tensors `[B, *shape]` under the keys of the action specs, on `device`.
+            out: memory of all B rows; all that `StepBuffer` holds is written, of the rows that are stepped.
+            rows: the rows to step, None for all.
+
+        Raises:
+            EnvironmentFault: the environment raised, or showed what its own spaces do not allow.
+            ConfigError: `rows` were given and the environment lacks `row_step`.
+        """
+
+    def allocate(self) -> StepBuffer:
+        """Return a new `StepBuffer` that fits this environment."""
+        return StepBuffer.allocate(
+            self.specs.observation,
+            self.num_envs,
+            self.device,
+            final_obs=self.autoreset is Autoreset.SAME_STEP,
+            raw_reward=self.raw_reward,
+        )
+
+    def render(self, row: int = 0) -> Any:
+        """Return a picture of a row as the environment draws it, or None where it draws none."""
+        del row
+        return None
+
+    def close(self) -> None:
+        """Let go of what the environment holds; harmless when called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _view(tensor: Tensor) -> Array:
+    return tensor.numpy() if tensor.device.type == "cpu" else np.empty(0)
+
+
+def _views(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {key: tensor.numpy() for key, tensor in tensors.items() if tensor.device.type == "cpu"}
