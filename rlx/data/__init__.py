@@ -1,0 +1,10 @@
+"""Floor 1: named tensors, alone and over time, and what they look like."""
+
+from rlx.data.dict_tensor import DictTensor
+from rlx.data.fields import MissingFieldError
+from rlx.data.lazy import Lazy
+from rlx.data.rows import Rows
+from rlx.data.spec import EnvSpecs, Spec
+from rlx.data.temporal_dict_tensor import TemporalDictTensor
+
+__all__ = ["DictTensor", "EnvSpecs", "Lazy", "MissingFieldError", "Rows", "Spec", "TemporalDictTensor"]

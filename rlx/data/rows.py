@@ -1,0 +1,160 @@
+"""Work on the rows of a dict of fields: choosing, counting, joining, reading numpy arrays."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.data.lazy import Field, Lazy
+from rlx.errors import SpecError
+
+Rows = int | slice | Tensor | Sequence[int] | Sequence[bool] | np.ndarray[Any, Any]
+"""What chooses rows: an int, a slice, indices (tensor, list, array), or a boolean mask of all rows."""
+
+Index = slice | Tensor
+"""Rows in the form that tensors understand: a slice of step 1 or more, or an integer tensor `[N]`."""
+
+
+def take_rows(fields: dict[str, Field], rows: Rows, batch_size: int) -> tuple[dict[str, Field], int]:
+    """Return these rows of all fields, and how many they are.
+
+    Raises:
+        SpecError: rows that are not there, or that are of a wrong kind.
+    """
+    index, count = to_index(rows, batch_size)
+    if isinstance(index, slice):
+        return {k: _lazy_rows(v, index) if type(v) is Lazy else v[index] for k, v in fields.items()}, count  # type: ignore[index]
+    if index.is_cpu:
+        # index_select is a third faster than indexing. It knows no negative index: then the slow way sorts it out.
+        checked = False
+        taken: dict[str, Field] = {}
+        try:
+            for key, value in fields.items():
+                if isinstance(value, Lazy):
+                    taken[key] = value
+                else:
+                    taken[key] = value.index_select(0, index)
+                    checked = True
+        except (IndexError, RuntimeError):
+            checked = False
+        if checked:
+            for key, value in fields.items():
+                if isinstance(value, Lazy):
+                    taken[key] = _lazy_rows(value, index)
+            return taken, count
+        index = _nonnegative(index, batch_size)
+    return {k: _lazy_rows(v, index) if isinstance(v, Lazy) else v[index] for k, v in fields.items()}, count
+
+
+def count_rows(rows: Rows, batch_size: int) -> int:
+    """Return how many rows these are."""
+    return to_index(rows, batch_size)[1]
+
+
+def to_index(rows: Rows, batch_size: int) -> tuple[Index, int]:
+    """Return the rows as a slice or as an integer tensor `[N]`, and N. Only a mask's size and an int are checked.
+
+    Raises:
+        SpecError: a wrong kind, a mask of another size, an int out of range.
+    """
+    if isinstance(rows, slice):
+        chosen = range(batch_size)[rows]
+        if chosen.step < 0:
+            raise SpecError(f"rows {rows}: tensors have no negative step; give the indices instead")
+        return rows, len(chosen)
+    if not isinstance(rows, Tensor):
+        if isinstance(rows, str) or not hasattr(rows, "__len__"):
+            return _one_row(rows, batch_size)
+        rows = torch.as_tensor(rows, dtype=torch.int64 if len(cast(Sequence[int], rows)) == 0 else None)
+    dtype = rows.dtype
+    if dtype is torch.bool:
+        if tuple(rows.shape) != (batch_size,):
+            raise SpecError(f"rows: expected a mask [{batch_size}], got {list(rows.shape)}")
+        rows = rows.nonzero().squeeze(1)
+    elif dtype.is_floating_point or dtype.is_complex:
+        raise SpecError(f"rows: expected integers or booleans, got {dtype}")
+    elif dtype is not torch.int64:
+        rows = rows.long()
+    dimensions = rows.dim()
+    if dimensions != 1:
+        if dimensions > 1:
+            raise SpecError(f"rows: expected one dimension, got {list(rows.shape)}")
+        rows = rows.reshape(1)
+    return rows, rows.numel()
+
+
+def _one_row(row: Any, batch_size: int) -> tuple[slice, int]:
+    try:
+        place = operator.index(row)
+    except TypeError:
+        raise SpecError(f"rows: expected an int, slice, mask or indices, got {type(row).__name__}") from None
+    if not -batch_size <= place < batch_size:
+        raise SpecError(f"row {place} is not among {batch_size} rows")
+    place %= batch_size
+    return slice(place, place + 1), 1
+
+
+def _nonnegative(index: Tensor, batch_size: int) -> Tensor:
+    wrong = (index < -batch_size) | (index >= batch_size)
+    if wrong.any():
+        raise SpecError(f"row {int(index[wrong][0])} is not among {batch_size} rows")
+    return torch.where(index < 0, index + batch_size, index)
+
+
+def _lazy_rows(value: Lazy, index: Index) -> Lazy:
+    return value.map(lambda tensor: tensor[index])
+
+
+def cat_fields(parts: Sequence[dict[str, Field]]) -> dict[str, Field]:
+    """Return the fields of all parts joined along the first dimension, lazily where a part is lazy.
+
+    Raises:
+        SpecError: no part, or keys, shapes or devices differ.
+    """
+    if not parts:
+        raise SpecError("cat: expected one part at least, got none")
+    keys = list(parts[0])
+    ordered = [part if list(part) == keys else _in_order(part, keys) for part in parts]
+    joined: dict[str, Field] = {}
+    for key, column in zip(keys, zip(*[part.values() for part in ordered], strict=True), strict=True):
+        try:
+            joined[key] = torch.cat(cast(tuple[Tensor, ...], column))
+        except TypeError:  # a lazy one is no tensor
+            joined[key] = Lazy(
+                lambda column=column: torch.cat([v.build() if isinstance(v, Lazy) else v for v in column])
+            )
+        except RuntimeError as error:
+            shapes = [list(value.shape) for value in column if isinstance(value, Tensor)]
+            raise SpecError(f"cat: field {key!r} with the shapes {shapes}: {error}") from error
+    return joined
+
+
+def _in_order(part: dict[str, Field], keys: list[str]) -> dict[str, Field]:
+    if part.keys() != set(keys):
+        missing, more = sorted(set(keys) - part.keys()), sorted(part.keys() - set(keys))
+        raise SpecError(f"cat: a part lacks {missing} and has {more} that the first part has not")
+    return {key: part[key] for key in keys}
+
+
+def arrays_to_tensors(
+    arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device | str | None
+) -> dict[str, Tensor]:
+    """Return tensors over the memory of these arrays; copies of those that are read-only or run backwards.
+
+    Raises:
+        SpecError: a dtype that torch lacks.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, array in arrays.items():
+        shared = np.asarray(array)
+        if not shared.flags.writeable or any(stride < 0 for stride in shared.strides):
+            shared = shared.copy()
+        try:
+            tensor = torch.from_numpy(shared)
+        except TypeError as error:
+            raise SpecError(f"field {key!r}: numpy dtype {shared.dtype} does not exist in torch") from error
+        tensors[key] = tensor if device is None else tensor.to(device)
+    return tensors
