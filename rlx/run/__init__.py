@@ -1,0 +1,1 @@
+"""Runs: the run directory, metrics and where they go, checkpoints, signals, evaluation."""

@@ -1,0 +1,348 @@
+"""Checkpoints: directories that are whole or not there, in safetensors and JSON.
+
+    checkpoints/step-000000123/
+        tensors.safetensors    every tensor of the state
+        state.json             the rest of it (see `rlx.run.state`)
+        config.json            the run's configuration, as data
+        checkpoint.json        format, schema version, meta, and each file's size and SHA-256; its own, too
+
+A checkpoint is written into a hidden directory beside, made durable, and renamed. So a process killed at any moment
+leaves the checkpoints that were there before, and perhaps a hidden directory that the next save removes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rlx import __version__
+from rlx.errors import CheckpointError
+from rlx.run.directory import CHECKPOINTS, is_run_directory
+from rlx.run.files import fsync_directory, sha256_of, sync_file, write_durable
+from rlx.run.state import decode, encode
+
+SCHEMA = 1
+"""Version of the format that this rlx writes; it reads every version up to it."""
+
+_FORMAT = "rlx-checkpoint"
+_MANIFEST = "checkpoint.json"
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+_CONFIG = "config.json"
+_FILES = (_TENSORS, _STATE, _CONFIG)
+_NAME = re.compile(r"step-(\d+)")
+_REPLACED = re.compile(r"\.step-(\d+)\.replaced-\w+")
+_UNFINISHED = re.compile(r"\.step-\d+\.(writing|removed)-\w+")
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        state: the nested state that was saved; tensors on the CPU.
+        config: the run's configuration, as data.
+        meta: what the run noted about the checkpoint; `env_steps` is always there.
+    """
+
+    state: dict[str, Any]
+    config: dict[str, Any]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state at one moment, copied: the run may go on while this is written (see `take_snapshot`).
+
+    Attributes:
+        tensors: every tensor, on the CPU, with memory of its own.
+        state: the rest, as JSON data.
+        config: the configuration, as JSON data.
+        meta: notes, as JSON data.
+        env_steps: environment steps so far; names the checkpoint.
+    """
+
+    tensors: dict[str, Tensor]
+    state: Any
+    config: Any
+    meta: Any
+    env_steps: int
+
+
+def take_snapshot(state: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any]) -> Snapshot:
+    """Copy a run's state, so that a thread may write it while training goes on.
+
+    Args:
+        state: nested dictionaries, lists, tensors, numbers, text, ... (see `rlx.run.state`).
+        config: the run's resolved configuration; no tensors.
+        meta: what to note about the checkpoint; must have `env_steps`, an int >= 0; no tensors.
+
+    Raises:
+        CheckpointError: something in it cannot be kept; names its path and type.
+    """
+    env_steps = meta.get("env_steps")
+    if not isinstance(env_steps, int) or env_steps < 0:
+        raise CheckpointError(f"meta['env_steps'] of a checkpoint: got {env_steps!r}, expected an integer >= 0")
+    tensors: dict[str, Tensor] = {}
+    encoded = encode(state, tensors)
+    return Snapshot(tensors, encoded, encode(config, path="config"), encode(meta, path="meta"), env_steps)
+
+
+def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
+    """Write a snapshot as `checkpoints/step-N` of a run directory; one writer at a time.
+
+    A checkpoint of the same step is replaced, and stays until the new one is whole.
+
+    Args:
+        directory: the run directory.
+        snapshot: what to write.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, no permission); earlier checkpoints are as they were.
+    """
+    folder = Path(directory) / CHECKPOINTS
+    name = f"step-{snapshot.env_steps:09d}"
+    target = folder / name
+    token = secrets.token_hex(4)
+    temporary = folder / f".{name}.writing-{token}"
+    try:
+        folder.mkdir(exist_ok=True)
+        _remove_unfinished(folder)
+        temporary.mkdir()
+        try:
+            _write_files(temporary, snapshot)
+            if target.exists():
+                target.rename(folder / f".{name}.replaced-{token}")
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_directory(folder)
+        for entry in list(folder.iterdir()):
+            if _REPLACED.fullmatch(entry.name) and entry.name.startswith(f".{name}."):
+                shutil.rmtree(entry, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write checkpoint '{target}': {_reason(error)}") from error
+    return target
+
+
+def save_checkpoint(
+    directory: Path | str, state: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Path:
+    """Save a run's state: `take_snapshot`, then `write_snapshot`; see there for the arguments and errors.
+
+    Returns:
+        The checkpoint's directory, `<directory>/checkpoints/step-<meta["env_steps"]>`.
+    """
+    return write_snapshot(directory, take_snapshot(state, config, meta))
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Load one checkpoint; sizes and hashes are verified first, and nothing in it is ever run.
+
+    Args:
+        path: a checkpoint's directory; `find_checkpoint` finds a run's newest.
+
+    Returns:
+        `(state, config, meta)`; tensors on the CPU, each with memory of its own unless it was one and the same before.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, foreign, or of a newer format; says which file and what.
+    """
+    path = Path(path)
+    manifest = verify_checkpoint(path)
+    try:
+        # Cloned, because they are views of one mapped file, which may go while they are still in use.
+        mapped = safetensors.torch.load_file(path / _TENSORS)  # pyright: ignore[reportUnknownMemberType]
+        tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+        state = decode(json.loads((path / _STATE).read_bytes()), tensors)
+        config = decode(json.loads((path / _CONFIG).read_bytes()))
+        meta = decode(manifest["meta"])
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint '{path}': {error}") from error
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint '{path}' cannot be read: {_reason(error)}") from error
+    for name, part in (("state", state), ("config", config), ("meta", meta)):
+        if not isinstance(part, dict):
+            raise CheckpointError(f"checkpoint '{path}': {name} is a {type(part).__name__}, expected a dictionary")
+    return Checkpoint(state, config, meta)
+
+
+def verify_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Check that a checkpoint is whole: its format, and each file's size and SHA-256.
+
+    Returns:
+        The content of its `checkpoint.json`.
+
+    Raises:
+        CheckpointError: it is not; says which file and what.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not set(_FILES) <= set(cast(dict[str, Any], files)):
+        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' does not list the files {', '.join(_FILES)}")
+    for name in _FILES:
+        expected = cast(dict[str, dict[str, Any]], files)[name]
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != expected["size"]:
+                raise CheckpointError(
+                    f"checkpoint '{path}': '{name}' is truncated or damaged: "
+                    f"it has {size:,} bytes, expected {expected['size']:,}"
+                )
+            if sha256_of(file) != expected["sha256"]:
+                raise CheckpointError(f"checkpoint '{path}': '{name}' is damaged: its SHA-256 is not the one noted")
+        except FileNotFoundError:
+            raise CheckpointError(f"checkpoint '{path}': '{name}' is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"checkpoint '{path}': '{name}' cannot be read: {_reason(error)}") from error
+    return manifest
+
+
+def list_checkpoints(directory: Path | str) -> list[Path]:
+    """Return a run's checkpoints, oldest first, whole or not; an empty list where there are none.
+
+    A checkpoint that was being replaced when its process died counts, where its successor is not there.
+    """
+    folder = Path(directory) / CHECKPOINTS
+    found: dict[int, Path] = {}
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    for name in names:  # hidden names sort first, so that the plain one of the same step takes over
+        match = _NAME.fullmatch(name) or _REPLACED.fullmatch(name)
+        if match:
+            found[int(match[1])] = folder / name
+    return [found[step] for step in sorted(found)]
+
+
+def find_checkpoint(path: Path | str, report: Callable[[str], None] | None = None) -> Path:
+    """Return the checkpoint that a path means: itself, or the newest whole one of a run.
+
+    Args:
+        path: a checkpoint, a run directory, or its `checkpoints` folder.
+        report: told of each damaged checkpoint that is passed over; None: `logging` is, as a warning.
+
+    Raises:
+        CheckpointError: there is none; says what is there instead.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"'{path}' does not exist; expected a run directory or a checkpoint")
+    if (path / _MANIFEST).exists() or _NAME.fullmatch(path.name):
+        return path
+    run = path.parent if path.name == CHECKPOINTS else path
+    candidates = list_checkpoints(run)
+    if not candidates:
+        if is_run_directory(run):
+            raise CheckpointError(f"run '{run}' has no checkpoint yet")
+        raise CheckpointError(f"'{path}' is neither a run directory nor a checkpoint of rlx")
+    tell = report or logging.getLogger(__name__).warning
+    reasons: list[str] = []
+    for candidate in reversed(candidates):
+        try:
+            verify_checkpoint(candidate)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            tell(f"{reason}; falling back to '{candidate.name}'")
+        return candidate
+    raise CheckpointError(f"run '{run}' has no checkpoint that is whole:\n  " + "\n  ".join(reasons))
+
+
+def prune_checkpoints(directory: Path | str, keep_last: int) -> None:
+    """Remove all but a run's newest checkpoints.
+
+    Args:
+        directory: the run directory.
+        keep_last: how many stay, >= 1.
+    """
+    for path in list_checkpoints(directory)[: -max(keep_last, 1)]:
+        hidden = path.with_name(f".{path.name.removeprefix('.').split('.')[0]}.removed-{secrets.token_hex(4)}")
+        try:
+            path.rename(hidden)  # so that a removal cut short leaves nothing that looks like a checkpoint
+        except OSError:
+            continue
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write_files(folder: Path, snapshot: Snapshot) -> None:
+    """Write all files of a checkpoint and wait until the disk has them."""
+    safetensors.torch.save_file(snapshot.tensors, folder / _TENSORS)  # pyright: ignore[reportUnknownMemberType]
+    sync_file(folder / _TENSORS)
+    write_durable(folder / _STATE, _json(snapshot.state))
+    write_durable(folder / _CONFIG, _json(snapshot.config))
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in _FILES}
+    manifest = {"format": _FORMAT, "schema": SCHEMA, "rlx": __version__, "meta": snapshot.meta, "files": files}
+    manifest["sha256"] = hashlib.sha256(_json(manifest)).hexdigest()
+    write_durable(folder / _MANIFEST, json.dumps(manifest, indent=2, allow_nan=False).encode() + b"\n")
+    fsync_directory(folder)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest, checked by itself."""
+    if not path.exists():
+        raise CheckpointError(f"checkpoint '{path}' does not exist")
+    try:
+        text = (path / _MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "it is a run: name one of its checkpoints" if is_run_directory(path) else f"it has no '{_MANIFEST}'"
+        raise CheckpointError(f"'{path}' is no checkpoint of rlx: {hint}") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' cannot be read: {_reason(error)}") from error
+    try:
+        data: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' is truncated or damaged: it is not JSON") from None
+    manifest = cast(dict[str, Any], data) if isinstance(data, dict) else {}
+    if manifest.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"'{path}' is no checkpoint of rlx: the format in '{_MANIFEST}' is {manifest.get('format')!r}, "
+            f"expected '{_FORMAT}'"
+        )
+    schema = manifest.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise CheckpointError(
+            f"checkpoint '{path}' has format version {schema!r}, written by rlx {manifest.get('rlx')}; "
+            f"rlx {__version__} reads up to {SCHEMA}: upgrade rlx"
+        )
+    noted = manifest.pop("sha256", None)
+    if hashlib.sha256(_json(manifest)).hexdigest() != noted:
+        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' is damaged: its SHA-256 is not the one noted")
+    return manifest
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-removed."""
+    for entry in list(folder.iterdir()):
+        if _UNFINISHED.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _json(data: Any) -> bytes:
+    """Return compact strict JSON; the same bytes for the same data."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says, short."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

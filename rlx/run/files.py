@@ -1,0 +1,149 @@
+"""Files that are either whole or not there: atomic replacement, durable folders, logs that lose no finished record."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names inside a directory durable: a rename is on disk only after its directory is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems refuse to sync a directory; there the rename is as durable as it gets
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[IO[bytes]]:
+    """Give a file to write, which takes the place of `path` when the block ends, and vanishes when it raises.
+
+    A reader, and a process killed at any moment, find the old content or the new one, never a mixture.
+
+    Args:
+        path: the file to create or to replace.
+
+    Yields:
+        A binary file in the same directory.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_text_atomic(path: Path | str, text: str) -> None:
+    """Write a text file (UTF-8) atomically and durably: see `replacing`."""
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it; for files inside a directory that is itself renamed later."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the disk has a file that something else wrote."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_ready(value: Any) -> Any:
+    """Return data that strict JSON can hold, made from results and configurations.
+
+    NumPy and torch scalars become Python numbers, paths and other objects text, tuples lists, and the numbers that
+    JSON lacks (NaN and the infinities) None.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [json_ready(item) for item in cast(Sequence[Any], value)]
+    if hasattr(value, "tolist"):  # NumPy and torch, without importing either
+        return json_ready(value.tolist())
+    return str(value)
+
+
+def write_json_atomic(path: Path | str, data: Mapping[str, Any]) -> None:
+    """Write a mapping as strict, indented JSON, atomically: see `json_ready` and `replacing`."""
+    write_text_atomic(path, json.dumps(json_ready(data), indent=2, allow_nan=False) + "\n")
+
+
+class RecordFile:
+    """A file that grows by whole records: one system call a record, and a record that failed leaves no trace.
+
+    A process that dies loses at most the record it was writing. When the disk is full, the part that did go through is
+    cut off again before the error is raised, so that the next record starts where the last whole one ended.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open `path` for appending, and create it where it is missing."""
+        self.path = Path(path)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.size = os.fstat(self._descriptor).st_size
+
+    @property
+    def closed(self) -> bool:
+        """Return whether `close` was called."""
+        return self._descriptor < 0
+
+    def append(self, record: bytes) -> None:
+        """Append one record.
+
+        Raises:
+            OSError: the file system refused it; the file is as it was before.
+        """
+        written = 0
+        try:
+            while written < len(record):
+                written += os.write(self._descriptor, record[written:] if written else record)
+        except BaseException:
+            self.truncate(self.size)
+            raise
+        self.size += written
+
+    def truncate(self, size: int) -> None:
+        """Keep the first `size` bytes."""
+        os.ftruncate(self._descriptor, size)
+        self.size = size
+
+    def sync(self) -> None:
+        """Wait until the disk has every record."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        if not self.closed:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,219 @@
+"""Where a run's rows go: the sink protocol, and the CSV file that every run writes."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlx.errors import RunDirectoryError
+from rlx.run.files import RecordFile, replacing
+
+Value = float | int | str | bool | None
+Row = Mapping[str, Value]
+
+FIRST_COLUMNS = ("env_steps", "iteration", "wall_time")
+"""What every row has: environment steps so far, the iteration's number, seconds since the run began."""
+
+
+class MetricSink(Protocol):
+    """Something that takes a run's rows; users may bring their own.
+
+    Rows come in order, one a logged iteration, each with `env_steps`, `iteration`, `wall_time` (seconds) and whatever
+    was measured. A later row may have keys that no earlier one had, and may lack some.
+    """
+
+    def write(self, row: Row) -> None:
+        """Take one row."""
+        ...
+
+    def flush(self) -> None:
+        """Make durable what was taken; called before a checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Finish; called once, also when the run failed."""
+        ...
+
+
+class CsvSink:
+    """`metrics.csv`: one header, one line a row, each line in the file before `write` returns.
+
+    A row with a new column rewrites the file atomically: old rows keep their cells and get a blank one. Opening an
+    existing file continues it, and first cuts off a last line that was never finished. Numbers are written so that
+    reading them back gives the same bits; line breaks in text become spaces, so that a line is always a row.
+    """
+
+    def __init__(self, path: Path | str, *, keep_rows: int | None = None) -> None:
+        """Open or create the file.
+
+        Args:
+            path: the file.
+            keep_rows: of a file that exists, keep only the first so many rows: those that a checkpoint knew of.
+
+        Raises:
+            RunDirectoryError: the file exists and is not a metrics file, or has fewer than `keep_rows` rows.
+        """
+        self._file = RecordFile(path)
+        try:
+            self.columns: tuple[str, ...] = ()
+            self.num_rows = 0
+            if self._file.size:
+                self._continue(keep_rows)
+            elif keep_rows:
+                raise RunDirectoryError(
+                    f"'{path}' has 0 rows, expected at least {keep_rows}: it is not this run's file"
+                )
+        except BaseException:
+            self._file.close()
+            raise
+
+    def write(self, row: Row) -> None:
+        """Append one row; blank where it lacks a column.
+
+        Raises:
+            OSError: the file could not be written (a full disk); it is as it was before.
+        """
+        if not self.columns:
+            columns = (*FIRST_COLUMNS, *(name for name in row if name not in FIRST_COLUMNS))
+            self._file.append(_header(columns) + _line([_cell(row.get(name)) for name in columns]))
+            self.columns = columns
+        else:
+            new = tuple(name for name in row if name not in self.columns)
+            if new:
+                self._add_columns(new)
+            self._file.append(_line([_cell(row.get(name)) for name in self.columns]))
+        self.num_rows += 1
+
+    def flush(self) -> None:
+        """Wait until the disk has every row."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        self._file.close()
+
+    def _continue(self, keep_rows: int | None) -> None:
+        """Take up an existing file: its columns, its whole rows, and nothing behind them."""
+        path = self._file.path
+        lines = _whole_lines(path)
+        if lines:
+            self.columns = _columns(path, lines[0])
+            rows = lines[1:]
+            if keep_rows is not None:
+                if len(rows) < keep_rows:
+                    raise RunDirectoryError(
+                        f"'{path}' has {len(rows)} rows, expected at least {keep_rows}: rows were removed from it"
+                    )
+                rows = rows[:keep_rows]
+            self.num_rows = len(rows)
+            lines = lines[:1] + rows
+        self._file.truncate(sum(len(line) for line in lines))
+
+    def _add_columns(self, new: Sequence[str]) -> None:
+        """Rewrite the file with more columns, blank in the rows so far."""
+        path = self._file.path
+        columns = (*self.columns, *new)
+        blanks = b"," * len(new) + b"\n"
+        with open(path, "rb") as old, replacing(path) as wider:
+            old.readline()
+            wider.write(_header(columns))
+            for line in old:
+                wider.write(line[:-1] + blanks)
+        self._file.close()
+        self._file = RecordFile(path)
+        self.columns = columns
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Value]]:
+    """Read a metrics file back, also one that a run is writing or was killed over.
+
+    Args:
+        path: a `metrics.csv`.
+
+    Returns:
+        One dictionary a row: numbers as int or float, blanks as None, everything else as text. A last line that is
+        not finished is left out.
+
+    Raises:
+        RunDirectoryError: the file is missing or not a metrics file.
+    """
+    path = Path(path)
+    try:
+        lines = _whole_lines(path)
+    except OSError as error:
+        raise RunDirectoryError(f"'{path}' cannot be read: {error.strerror}") from error
+    if not lines:
+        return []
+    columns = _columns(path, lines[0])
+    cells = csv.reader(line.decode() for line in lines[1:])
+    return [dict(zip(columns, map(_value, row), strict=False)) for row in cells]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Return the finished lines: up to the last line break, and none from where a crash left zeros."""
+    data = path.read_bytes()
+    hole = data.find(b"\0")
+    if hole >= 0:
+        data = data[:hole]
+    return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _columns(path: Path, header: bytes) -> tuple[str, ...]:
+    """Return the columns that a header line names."""
+    try:
+        columns = tuple(next(csv.reader([header.decode()])))
+    except (UnicodeDecodeError, csv.Error, StopIteration):
+        columns = ()
+    if columns[: len(FIRST_COLUMNS)] != FIRST_COLUMNS:
+        expected = ",".join(FIRST_COLUMNS)
+        raise RunDirectoryError(f"'{path}' is no metrics file of rlx: its first line does not begin with '{expected}'")
+    return columns
+
+
+def _header(columns: Sequence[str]) -> bytes:
+    """Return the line that names the columns."""
+    return _line([_cell(name) for name in columns])
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    """Return one line of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    """Return how a value stands in a cell."""
+    if value is None:
+        return ""
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        value = value.item()
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float | int):
+        return repr(value)
+    return " ".join(str(value).replace("\0", " ").splitlines())
+
+
+def _value(cell: str) -> Value:
+    """Return what a cell says."""
+    if not cell:
+        return None
+    try:
+        return int(cell)
+    except ValueError:
+        pass
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def as_number(value: Any) -> float | None:
+    """Return a row's value as a number, or None where it is text, blank or not a number (NaN)."""
+    if value is None or isinstance(value, str):
+        return None
+    number = float(value)
+    return None if math.isnan(number) else number
