@@ -1,5 +1,46 @@
-"""Floor 2: the VecEnv contract, its adapters, and the factory that builds them."""
+"""Floor 2: the VecEnv contract, its adapters, and the factory that builds them.
 
-from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
+Names are imported when they are asked for, so that the contract alone costs no import of Gymnasium.
+"""
 
-__all__ = ["Autoreset", "StepBuffer", "VecEnv"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlx.env.factory import make
+    from rlx.env.gym_vec_env import GymVecEnv
+    from rlx.env.native_gym_vec_env import NativeGymVecEnv
+    from rlx.env.registry import list_ids, user_modules
+    from rlx.env.spaces import to_specs
+    from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
+
+__all__ = [
+    "Autoreset",
+    "GymVecEnv",
+    "NativeGymVecEnv",
+    "StepBuffer",
+    "VecEnv",
+    "list_ids",
+    "make",
+    "to_specs",
+    "user_modules",
+]
+
+_MODULES = {
+    "Autoreset": "vec_env",
+    "GymVecEnv": "gym_vec_env",
+    "NativeGymVecEnv": "native_gym_vec_env",
+    "StepBuffer": "vec_env",
+    "VecEnv": "vec_env",
+    "list_ids": "registry",
+    "make": "factory",
+    "to_specs": "spaces",
+    "user_modules": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -49,6 +49,8 @@ class StepBuffer:
         truncated: `[B]`, bool.
         final_obs: like `obs`, for SAME_STEP environments; the rows whose episode ended in this step are valid.
         obs_np: NumPy views of `obs`; likewise `reward_np`, `terminated_np`, `truncated_np`, `final_obs_np`.
+        obs_flat_np: NumPy views `[B * n, ...]` of the observations `[B, n, ...]` that lie in one piece of memory: all
+            rows can be written by one `np.concatenate`.
         raw_reward_np: `[B]`, float64: the bare environment's reward, for environments that declare `raw_reward`.
     """
 
@@ -56,6 +58,7 @@ class StepBuffer:
         "final_obs",
         "final_obs_np",
         "obs",
+        "obs_flat_np",
         "obs_np",
         "raw_reward_np",
         "reward",
@@ -92,6 +95,11 @@ class StepBuffer:
         self.final_obs: dict[str, Tensor] | None = None if final_obs is None else dict(final_obs)
         self.raw_reward_np = raw_reward_np
         self.obs_np = _views(self.obs)
+        self.obs_flat_np = {
+            key: array.reshape(-1, *array.shape[2:])
+            for key, array in self.obs_np.items()
+            if array.ndim > 1 and array.flags.c_contiguous
+        }
         self.final_obs_np = _views(self.final_obs or {})
         self.reward_np: Array = _view(reward)
         self.terminated_np: Array = _view(terminated)
@@ -212,7 +220,7 @@ class VecEnv(ABC):
         del row
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of what the environment holds; harmless when called again."""
 
     def __enter__(self) -> Self:

@@ -1,0 +1,96 @@
+"""Actions as environments want them, read from rlx's tensors."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import Space, spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.env.spaces import Leaf, assemble, leaves
+from rlx.errors import AgentError
+
+Array = NDArray[Any]
+
+
+class ActionReader:
+    """Turns action tensors `[B, ...]` into actions of one space.
+
+    Discrete values get the space's `start` back. Box actions are clipped to the space's bounds, here and nowhere
+    else, so that what is stored, and what log-probabilities belong to, is what the agent drew.
+
+    Args:
+        space: the action space of one environment.
+        num_envs: number of rows, B.
+    """
+
+    def __init__(self, space: Space[Any], num_envs: int) -> None:
+        self.leaves = leaves(space, "action")
+        self._space = space
+        self._num_envs = num_envs
+        only = self.leaves[0] if not self.leaves[0].path else None
+        self._discrete = only is not None and only.spec.kind == "discrete"
+        self._start = int(self.leaves[0].start) if self._discrete else 0
+
+    def rows(self, action: Mapping[str, Tensor]) -> list[Any]:
+        """Return one action for each row.
+
+        Args:
+            action: tensors `[B, *shape]` under the keys of the action specs.
+
+        Raises:
+            AgentError: a key is missing, or a tensor does not have B rows of the declared shape.
+        """
+        if self._discrete:
+            tensor = action.get("action")
+            if tensor is None:
+                raise _missing(self.leaves[0], action)
+            numbers = cast("list[Any]", cast(Any, tensor).tolist())
+            if tensor.ndim != 1 or len(numbers) != self._num_envs:
+                raise self._mismatch(self.leaves[0], tensor)
+            return [number + self._start for number in numbers] if self._start else numbers
+        columns = {leaf.key: self._column(leaf, action) for leaf in self.leaves}
+        if not self.leaves[0].path:
+            return list(columns["action"])
+        names = columns.keys()
+        return [
+            assemble(self._space, "action", dict(zip(names, values, strict=True)))
+            for values in zip(*(_rows(leaf, columns[leaf.key]) for leaf in self.leaves), strict=True)
+        ]
+
+    def batch(self, action: Mapping[str, Tensor]) -> Any:
+        """Return all rows' actions at once, as an array or a dict or tuple of arrays.
+
+        Args:
+            action: tensors `[B, *shape]` under the keys of the action specs.
+
+        Raises:
+            AgentError: a key is missing, or a tensor does not have B rows of the declared shape.
+        """
+        return assemble(self._space, "action", {leaf.key: self._column(leaf, action) for leaf in self.leaves})
+
+    def _column(self, leaf: Leaf, action: Mapping[str, Tensor]) -> Array:
+        """Return one leaf's actions as new memory, which an environment may keep."""
+        tensor = action.get(leaf.key)
+        if tensor is None:
+            raise _missing(leaf, action)
+        if tensor.shape != (self._num_envs, *leaf.spec.shape):
+            raise self._mismatch(leaf, tensor)
+        values: Array = tensor.detach().numpy().astype(leaf.dtype)
+        if leaf.spec.low:
+            box = cast("spaces.Box[Any]", leaf.space)
+            return np.clip(values, box.low, box.high, out=values)
+        return values + np.asarray(leaf.start, values.dtype) if leaf.shifted else values
+
+    def _mismatch(self, leaf: Leaf, tensor: Tensor) -> AgentError:
+        expected = (self._num_envs, *leaf.spec.shape)
+        return AgentError(f"the action '{leaf.key}' has shape {tuple(tensor.shape)}; expected {expected}")
+
+
+def _rows(leaf: Leaf, column: Array) -> Any:
+    return column.tolist() if leaf.spec.kind == "discrete" else column
+
+
+def _missing(leaf: Leaf, action: Mapping[str, Tensor]) -> AgentError:
+    return AgentError(f"the action '{leaf.key}' is missing; got {', '.join(action) or 'nothing'}")

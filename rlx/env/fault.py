@@ -1,0 +1,32 @@
+"""Faults of the user's environment, told so that the user can find them again."""
+
+from rlx.errors import EnvironmentFault
+
+
+def environment_fault(
+    name: str,
+    what: str,
+    *,
+    row: int | None = None,
+    seed: int | None = None,
+    episode: int | None = None,
+    step: int | None = None,
+) -> EnvironmentFault:
+    """Return the error for an environment that raised or broke its contract.
+
+    Args:
+        name: the environment's id.
+        what: what it did, such as `step raised ValueError: boom`.
+        row: which of the environments that are stepped together.
+        seed: the last seed that it was reset with.
+        episode: how many episodes it has begun since that seed, from 1.
+        step: how many steps it has finished in this episode.
+    """
+    places = {"row": row, "seed": seed, "episode": episode, "step": step}
+    where = ", ".join(f"{key} {value}" for key, value in places.items() if value is not None)
+    return EnvironmentFault(f"environment '{name}'{f' ({where})' if where else ''}: {what}")
+
+
+def raised(doing: str, error: BaseException) -> str:
+    """Return `step raised ValueError: boom`."""
+    return f"{doing} raised {type(error).__name__}: {error}"

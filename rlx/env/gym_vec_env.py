@@ -1,0 +1,282 @@
+"""The per-instance adapter: B Gymnasium environments, stepped one after the other."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import gymnasium
+import numpy as np
+from torch import Tensor
+
+from rlx.env.actions import ActionReader
+from rlx.env.fault import environment_fault, raised
+from rlx.env.observations import ObservationWriter
+from rlx.env.raw_reward import RawReward
+from rlx.env.spaces import to_specs
+from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
+from rlx.errors import EnvironmentFault, RlxError, UnsupportedSpaceError
+
+if TYPE_CHECKING:
+    from rlx.data import DictTensor
+
+GymEnv = gymnasium.Env[Any, Any]
+
+# The first calls of `step` check every answer in full. Later ones rely on what writing it refuses by itself.
+_CHECKED_CALLS = 16
+
+
+class GymVecEnv(VecEnv):
+    """B Gymnasium environments, one instance a row.
+
+    Rows are reset by the caller, one by one, so that `out.obs` of a step that ends an episode is the true final
+    observation. A row that ended must be reset before it is stepped again.
+
+    Args:
+        make_env: builds the environment of one row; called once for each row.
+        num_envs: number of rows, B.
+        name: what messages call the environment: its id.
+        reward_scale: what rewards are multiplied with.
+
+    Raises:
+        EnvironmentFault: an environment cannot be built, or the rows' spaces differ.
+        UnsupportedSpaceError: rlx has no layout for one of its spaces.
+    """
+
+    autoreset = Autoreset.NONE
+    row_step = True
+    row_reset = True
+    row_seeds = True
+    env_info = True
+
+    def __init__(
+        self,
+        make_env: Callable[[], GymEnv],
+        num_envs: int,
+        *,
+        name: str = "environment",
+        reward_scale: float = 1.0,
+    ) -> None:
+        self.name = name
+        self.num_envs = num_envs
+        self.envs: list[GymEnv] = []
+        try:
+            for row in range(num_envs):
+                self.envs.append(self._make(make_env, row))
+            first = self.envs[0]
+            self.specs = to_specs(first.observation_space, first.action_space)
+        except BaseException as error:
+            self._close_quietly()
+            if isinstance(error, UnsupportedSpaceError):
+                raise UnsupportedSpaceError(f"environment '{name}': {error}") from None
+            raise
+        self._writer = ObservationWriter(first.observation_space)
+        self._reader = ActionReader(first.action_space, num_envs)
+        self._steps = [env.step for env in self.envs]
+        self._recorders = [recorder for recorder in map(_recorder, self.envs) if recorder is not None]
+        self._reward_scale = reward_scale
+        self.raw_reward = bool(self._recorders) or reward_scale != 1.0
+        self._closed = False
+        self._calls = 0
+        self._call_at_reset = [0] * num_envs
+        self._seeds: list[int | None] = [None] * num_envs
+        self._episodes = [0] * num_envs
+
+    def reset(
+        self,
+        out: StepBuffer,
+        rows: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
+        env_info: "DictTensor | None" = None,
+    ) -> None:
+        """Begin a new episode in some rows; see `VecEnv.reset`.
+
+        `env_info` reaches Gymnasium's `reset` as `options={key: value}`: a Python number for a field without further
+        dimensions, an array for others.
+        """
+        for place, row in enumerate(range(self.num_envs) if rows is None else rows):
+            seed = None if seeds is None else seeds[place]
+            options = None if env_info is None else _options(env_info, place)
+            if seed is not None:
+                self._seeds[row] = seed
+                self._episodes[row] = 0
+            self._episodes[row] += 1
+            self._call_at_reset[row] = self._calls
+            try:
+                answer: Any = self.envs[row].reset(seed=seed, options=options)
+            except Exception as error:
+                raise self._fault(row, raised("reset", error)) from error
+            if _length(answer) != 2:
+                raise self._fault(row, f"reset returned {_named(answer)}; expected (observation, info)")
+            wrong = self._writer.write_row(answer[0], out.obs_np, row)
+            if wrong is not None:
+                raise self._fault(row, f"reset returned an observation that breaks its space: {wrong}")
+        for recorder in self._recorders if rows is None else [self._recorders[row] for row in rows if self._recorders]:
+            recorder.take()
+
+    def step(self, action: Mapping[str, Tensor], out: StepBuffer, rows: Sequence[int] | None = None) -> None:
+        """Do one step in some rows; see `VecEnv.step`."""
+        actions = self._reader.rows(action)
+        if rows is not None:
+            self._step_rows(actions, out, rows)
+            return
+        answers: list[Any] = []
+        append = answers.append
+        try:
+            for step, row_action in zip(self._steps, actions, strict=False):
+                append(step(row_action))
+        except Exception as error:
+            raise self._fault(len(answers), raised("step", error)) from error
+        self._calls = calls = self._calls + 1
+        if calls <= _CHECKED_CALLS:
+            self._check(answers)
+        try:
+            observations, rewards, terminated, truncated, _ = zip(*answers, strict=False)
+            self._writer.write_all(observations, out)
+            out.reward_np[:] = rewards
+            if any(terminated):
+                out.terminated_np[:] = terminated
+            else:
+                out.terminated_np.fill(False)
+            if any(truncated):
+                out.truncated_np[:] = truncated
+            else:
+                out.truncated_np.fill(False)
+        except Exception as error:
+            self._check(answers)
+            raise self._fault(0, f"what step returned cannot be stored: {error}") from error
+        if self.raw_reward:
+            self._write_raw_rewards(out, rewards)
+
+    def render(self, row: int = 0) -> Any:
+        """Return a picture of a row as the environment draws it, or None where it draws none."""
+        try:
+            return self.envs[row].render()
+        except Exception as error:
+            raise self._fault(row, raised("render", error)) from error
+
+    def close(self) -> None:
+        """Close every environment; harmless when called again.
+
+        Raises:
+            EnvironmentFault: an environment raised while closing; the others are closed all the same.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        fault: EnvironmentFault | None = None
+        for row, env in enumerate(self.envs):
+            try:
+                env.close()
+            except Exception as error:
+                if fault is None:
+                    fault = environment_fault(self.name, raised("close", error), row=row)
+                    fault.__cause__ = error
+        if fault is not None:
+            raise fault
+
+    def _make(self, make_env: Callable[[], GymEnv], row: int) -> GymEnv:
+        try:
+            env = make_env()
+        except RlxError:
+            raise
+        except Exception as error:
+            raise environment_fault(self.name, raised("its constructor", error), row=row) from error
+        for kind in ("observation_space", "action_space"):
+            first = getattr(self.envs[0], kind) if self.envs else getattr(env, kind)
+            if getattr(env, kind) != first:
+                what = f"its {kind} is {getattr(env, kind)}; expected {first}, as in row 0"
+                env.close()
+                raise environment_fault(self.name, what, row=row)
+        return env
+
+    def _step_rows(self, actions: list[Any], out: StepBuffer, rows: Sequence[int]) -> None:
+        """Step some rows. The others' step counts stand still while the count of calls goes on."""
+        stepped = set(rows)
+        self._calls += 1
+        for row in range(self.num_envs):
+            if row not in stepped:
+                self._call_at_reset[row] += 1
+        for row in rows:
+            try:
+                answer: Any = self._steps[row](actions[row])
+            except Exception as error:
+                raise self._fault(row, raised("step", error)) from error
+            wrong = self._problem(answer)
+            if wrong is not None:
+                raise self._fault(row, wrong)
+            observation, reward, terminated, truncated, _ = answer
+            self._writer.write_row(observation, out.obs_np, row)
+            out.terminated_np[row] = terminated
+            out.truncated_np[row] = truncated
+            out.reward_np[row] = float(reward) * self._reward_scale
+            if out.raw_reward_np is not None:
+                out.raw_reward_np[row] = self._recorders[row].take() if self._recorders else reward
+
+    def _write_raw_rewards(self, out: StepBuffer, rewards: Sequence[Any]) -> None:
+        raw = [recorder.take() for recorder in self._recorders] if self._recorders else rewards
+        if out.raw_reward_np is not None:
+            out.raw_reward_np[:] = raw
+        if self._reward_scale != 1.0:
+            out.reward_np *= self._reward_scale
+
+    def _check(self, answers: list[Any]) -> None:
+        for row, answer in enumerate(answers):
+            wrong = self._problem(answer)
+            if wrong is not None:
+                raise self._fault(row, wrong)
+
+    def _problem(self, answer: Any) -> str | None:
+        """Return what is wrong with what one environment's `step` returned, or None."""
+        if _length(answer) != 5:
+            return f"step returned {_named(answer)}; expected (observation, reward, terminated, truncated, info)"
+        wrong = self._writer.problem(answer[0])
+        if wrong is not None:
+            return f"step returned an observation that breaks its space: {wrong}"
+        if np.ndim(answer[1]) or np.asarray(answer[1]).dtype.kind not in "fiub":
+            return f"step returned the reward {answer[1]!r}; expected a number"
+        for name, value in (("terminated", answer[2]), ("truncated", answer[3])):
+            if np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
+                return f"step returned {name}={value!r}; expected True or False"
+        return None
+
+    def _fault(self, row: int, what: str) -> EnvironmentFault:
+        return environment_fault(
+            self.name,
+            what,
+            row=row,
+            seed=self._seeds[row],
+            episode=self._episodes[row],
+            step=self._calls - self._call_at_reset[row],
+        )
+
+    def _close_quietly(self) -> None:
+        """Close what was built before something else failed, which is what the user must hear of."""
+        for env in self.envs:
+            with contextlib.suppress(Exception):
+                env.close()
+
+
+def _recorder(env: GymEnv) -> RawReward | None:
+    layer: GymEnv = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, RawReward):
+            return layer
+        layer = layer.env
+    return None
+
+
+def _length(answer: object) -> int | None:
+    return len(cast("tuple[Any, ...]", answer)) if isinstance(answer, tuple) else None
+
+
+def _named(answer: object) -> str:
+    length = _length(answer)
+    return f"a {type(answer).__name__}" if length is None else f"{length} values"
+
+
+def _options(env_info: "DictTensor", row: int) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for key in env_info.keys():  # noqa: SIM118
+        value = env_info[key][row]
+        options[key] = value.item() if value.ndim == 0 else value.numpy().copy()
+    return options
