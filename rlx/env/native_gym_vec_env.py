@@ -178,7 +178,7 @@ class NativeGymVecEnv(VecEnv):
         final = info.get("final_obs")
         if final is None:
             raise self._fault("info holds no 'final_obs', where an environment that resets in the same step leaves it")
-        if getattr(final, "dtype", None) == object:
+        if getattr(final, "dtype", None) == np.dtype(object):
             for row in ended.tolist():
                 wrong = self._writer.write_row(final[row], out.final_obs_np, row)
                 if wrong is not None:
