@@ -1,0 +1,258 @@
+"""Why a configuration could not be composed, in one line that names the key, what it got and what was expected.
+
+Hydra's own messages run over several lines, and most name no near match. What was typed is looked at again here, one
+override after the other, against the groups that exist and the keys of the configuration without it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from rlx.errors import did_you_mean, nearest
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a configuration was to be composed from.
+
+    Attributes:
+        overrides: what was typed, flags aside.
+        config_name: the primary configuration.
+        directories: configuration directories, the first one hiding files of the others.
+        multirun: whether values may be lists of choices.
+    """
+
+    overrides: Sequence[str]
+    config_name: str
+    directories: Sequence[str]
+    multirun: bool = False
+
+    @cached_property
+    def loader(self) -> ConfigLoaderImpl:
+        """Return Hydra's loader over the directories."""
+        search_path = create_config_search_path(f"file://{os.path.abspath(self.directories[-1])}")
+        for directory in self.directories[:-1]:
+            search_path.prepend(provider="command-line", path=f"file://{os.path.abspath(directory)}")
+        return ConfigLoaderImpl(search_path)
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """Return all groups, and the members of each."""
+        return {group: self.loader.get_group_options(group, ObjectType.CONFIG) for group in self._walk("")}
+
+    def _walk(self, parent: str) -> Iterator[str]:
+        for name in self.loader.get_group_options(parent, ObjectType.GROUP):
+            group = f"{parent}/{name}" if parent else name
+            yield group
+            yield from self._walk(group)
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig | None:
+        """Return the configuration with `overrides` alone, or None where even they make none."""
+        try:
+            return self.loader.load_configuration(
+                self.config_name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+            )
+        except Exception:
+            return None
+
+
+def explain(error: Exception, composition: Composition) -> str | None:
+    """Return one line for a configuration error, or None for any other error."""
+    if isinstance(error, MarkedYAMLError):
+        where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}" if error.problem_mark else "a file"
+        return f"{where}: this is not valid YAML: {error.problem or error.context}"
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    overrides: list[Override] = []
+    parser = OverridesParser.create()
+    for text in composition.overrides:
+        try:
+            overrides.extend(parser.parse_overrides([text]))
+        except OverrideParseException as problem:
+            return _explain_syntax(text, problem, composition)
+    names = composition.loader.get_group_options("", ObjectType.CONFIG)
+    primary = [name for name in names if not name.startswith("_")]
+    if composition.config_name.removesuffix(".yaml") not in primary:
+        known = ", ".join(primary)
+        hint = did_you_mean(composition.config_name, primary)
+        return f"--config-name: there is no configuration '{composition.config_name}'.{hint} There are: {known}."
+    for override in overrides:
+        message = _explain_sweep(override, composition) or _explain_member(override, composition)
+        if message:
+            return message
+    named = [override for override in overrides if override.key_or_group in composition.groups]
+    choices = [cast(str, override.input_line) for override in named if not override.is_sweep_override()]
+    config = composition.compose(choices)
+    if config is not None:
+        for override in overrides:
+            message = _explain_key(override, config, composition) if override not in named else None
+            if message:
+                return message
+    return _first_lines(error, composition)
+
+
+def explain_swept_members(composition: Composition) -> str | None:
+    """Return one line for a sweep over group members that are not all there; Hydra would find out after starting."""
+    parser = OverridesParser.create()
+    for text in composition.overrides:
+        try:
+            override = parser.parse_override(text)
+        except OverrideParseException:
+            return None  # composing the configuration says so, in its turn
+        if override.is_sweep_override():
+            message = _explain_member(override, composition)
+            if message:
+                return message
+    return None
+
+
+def _explain_syntax(text: str, problem: OverrideParseException, composition: Composition) -> str:
+    if "=" not in text and not text.startswith("~"):
+        owners = [group for group, members in composition.groups.items() if text in members]
+        hint = f" Did you mean '{owners[0]}={text}'?" if owners else ""
+        return f"{text}: expected KEY=VALUE or GROUP=MEMBER, such as seed=1 or algo=ppo.{hint}"
+    reason = str(problem).splitlines()[0].rstrip(".")
+    return (
+        f"{text}: this is no override ({reason}). A value with spaces or any of ,=:(){{}}[]'\"$ needs quotes of its "
+        "own inside the shell's: 'key=\"a value\"'."
+    )
+
+
+def _explain_sweep(override: Override, composition: Composition) -> str | None:
+    if not override.is_sweep_override() or composition.multirun:
+        return None
+    key = override.get_key_element()
+    values = cast(str, override.input_line).split("=", 1)[1]
+    return f"{key}: got several values, {values}; add -m for one run each, or write {key}=[{values}] for one list"
+
+
+def _explain_member(override: Override, composition: Composition) -> str | None:
+    """Return what is wrong with the group or the member that `override` names, if anything is."""
+    group, groups = override.key_or_group, composition.groups
+    typed = cast(str, override.input_line)
+    if group not in groups:
+        if "/" not in group and not override.package:
+            return None
+        return f"{typed}: there is no group '{group}'.{did_you_mean(group, groups)} Groups: {_public(groups)}."
+    if override.is_delete():
+        return None
+    members = groups[group]
+    if override.is_sweep_override():
+        wanted: list[Any] = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    else:
+        value: Any = override.value()
+        wanted = cast("list[Any]", value) if isinstance(value, list) else [value]
+    for member in wanted:
+        name = None if member is None else str(member).strip("'\"")
+        if name is not None and name not in members:
+            hint, known = did_you_mean(name, members), ", ".join(members)
+            return f"{typed}: there is no '{name}' in the group '{group}'.{hint} Members of {group}: {known}."
+    return None
+
+
+def _explain_key(override: Override, config: DictConfig, composition: Composition) -> str | None:
+    """Return what is wrong with the key that `override` names, if anything is."""
+    key = override.key_or_group
+    exists = _exists(config, key)
+    if override.is_delete():
+        return None if exists else f"{override.input_line}: there is no such key to take away.{_near_key(key, config)}"
+    if override.is_add():
+        value: Any = override.value()
+        if exists and not isinstance(value, (dict, list)):
+            return f"{override.input_line}: the key exists already; write it without the +"
+        return None
+    if override.is_force_add() or exists:
+        return None
+    holder = parent = key.rpartition(".")[0]
+    while parent and not _is_mapping(config, parent):
+        parent = parent.rpartition(".")[0]
+    hint = _near_key(key, config, besides=holder if holder == parent else "")
+    if not parent:
+        group = nearest(key, composition.groups)
+        if not hint and group is not None:
+            hint = f" Did you mean the group '{group}'?"
+        listing = f" Groups: {_public(composition.groups)}. Keys: {_keys(config)}."
+    else:
+        listing = f" Keys of {parent}: {_keys(OmegaConf.select(config, parent))}."
+        if not hint:
+            listing += f" To add one: +{override.input_line}"
+    return f"{override.input_line}: there is no key '{key}'.{hint}{listing}"
+
+
+def _near_key(key: str, config: DictConfig, besides: str = "") -> str:
+    """Return the hint at the key most like `key`, `besides` aside: the same last name elsewhere, else a like one."""
+    dotted = [name for name in _flatten(config, hydra=key.startswith("hydra")) if name != besides]
+    last = key.rpartition(".")[2]
+    same = [name for name in dotted if name.rpartition(".")[2] == last]
+    if same:
+        return f" Did you mean '{same[0]}'?"
+    hint = did_you_mean(key, dotted)
+    if hint:
+        return hint
+    by_last = {name.rpartition(".")[2]: name for name in reversed(dotted)}
+    match = nearest(last, by_last)
+    return f" Did you mean '{by_last[match]}'?" if match is not None else ""
+
+
+def _flatten(node: Any, prefix: str = "", *, hydra: bool = False) -> Iterator[str]:
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():  # pyright: ignore[reportPrivateUsage]
+        return
+    for key, value in node.items_ex(resolve=False):
+        name = f"{prefix}{key}"
+        if str(key).startswith("_") or (name == "hydra" and not hydra):
+            continue
+        yield name
+        yield from _flatten(value, f"{name}.")
+
+
+def _exists(config: DictConfig, key: str) -> bool:
+    """Return whether `key` is in `config`, be its value null or missing."""
+    node: Any = config
+    for part in key.split("."):
+        if isinstance(node, ListConfig):
+            return part.isdigit() and int(part) < len(node)
+        if not isinstance(node, DictConfig) or part not in dict(node.items_ex(resolve=False)):
+            return False
+        node = node._get_node(part)  # pyright: ignore[reportPrivateUsage]
+    return True
+
+
+def _is_mapping(config: DictConfig, key: str) -> bool:
+    return _exists(config, key) and isinstance(OmegaConf.select(config, key), DictConfig)
+
+
+def _keys(node: Any) -> str:
+    return ", ".join(str(key) for key in node if not str(key).startswith("_") and key != "hydra") or "none"
+
+
+def _public(groups: dict[str, list[str]]) -> str:
+    return ", ".join(group for group in groups if not group.startswith("hydra"))
+
+
+def _first_lines(error: Exception, composition: Composition) -> str:
+    """Return an error's own words, without what they list over many lines."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        members = composition.groups.get(group, [])
+        where = str(error).split(":")[0] if str(error).startswith("In ") else "a configuration"
+        hint = did_you_mean(name, members)
+        return f"{where[:1].lower()}{where[1:]}: there is no '{error.missing_cfg_file}'.{hint}"
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        told = str(cause.msg or cause).splitlines()[0]
+        words = [f"{cause.full_key}: {told}" if cause.full_key else told]
+    return words[0] if words else type(error).__name__

@@ -1,0 +1,69 @@
+"""How a command ends: results on standard output, one message on standard error, and the exit status."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import typer
+
+from rlx.errors import RlxError
+
+
+@contextmanager
+def reported_errors() -> Generator[None]:
+    """Turn errors that rlx explains into one message and an exit status; anything else keeps its traceback.
+
+    Where the error was caused by the user's own code, that code's traceback comes before the message.
+    """
+    try:
+        yield
+    except RlxError as error:
+        sys.stdout.flush()
+        typer.echo(describe(error), err=True)
+        raise typer.Exit(error.exit_status) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+
+
+def describe(error: RlxError) -> str:
+    """Return what the user reads of `error`: the traceback of what their code raised, if it did, and the message."""
+    cause = error.__cause__
+    by_user = cause is not None and error.exit_status == 1
+    return f"{''.join(traceback.format_exception(cause)) if by_user else ''}Error: {error}"
+
+
+@contextmanager
+def only_json_on_stdout(active: bool) -> Generator[Callable[[str], None]]:
+    """Keep standard output for the result.
+
+    Args:
+        active: True to send whatever else is written to standard output, by this process, by libraries or by workers,
+            to standard error until the end.
+
+    Yields:
+        A function that prints one line of the result.
+    """
+    if not active:
+        yield typer.echo
+        return
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # standard output is closed
+        yield typer.echo
+        return
+    lines: list[str] = []
+    try:
+        os.dup2(2, 1)
+        try:
+            yield lines.append
+        finally:
+            sys.stdout.flush()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        for line in lines:
+            typer.echo(line)

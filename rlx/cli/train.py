@@ -1,0 +1,201 @@
+"""`rlx train`: Hydra's own `main`, so that sweeps, launchers and all of Hydra's flags work, and rlx's messages."""
+
+import contextlib
+import io
+import os
+import secrets
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from rlx.cli.explain import Composition, explain, explain_swept_members
+from rlx.cli.members import config_directory
+from rlx.cli.report import describe
+from rlx.errors import ConfigError, RlxError, did_you_mean
+
+
+class JobError(BaseException):
+    """Carries what a job raised past Hydra, which would print its own lines about it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of `rlx train`, told apart.
+
+    Attributes:
+        overrides: `group=member` and `key=value`, in order.
+        flags: all the rest, values of flags included.
+        multirun: whether `-m` is among them.
+        config_dir: the user's own configuration directory.
+        config_path: what replaces rlx's own.
+        config_name: name of the primary configuration.
+    """
+
+    overrides: list[str]
+    flags: list[str]
+    multirun: bool
+    config_dir: str | None
+    config_path: str | None
+    config_name: str
+
+
+def parse(arguments: Sequence[str]) -> Arguments:
+    """Tell overrides from flags.
+
+    Hydra refuses overrides on both sides of a flag (`a=1 -m b=2`); here they may stand anywhere.
+
+    Raises:
+        ConfigError: a flag that Hydra does not have, or one with a wrong value.
+    """
+    parser = get_args_parser()
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            known, rest = parser.parse_known_args(list(arguments))
+    except SystemExit as end:
+        if end.code in (0, None):  # --version: it has been printed
+            raise
+        raise ConfigError(message.getvalue().strip().splitlines()[-1].split("error: ")[-1]) from None
+    for word in rest:
+        if word.startswith("-"):
+            flags = [flag for action in parser._actions for flag in action.option_strings]  # pyright: ignore[reportPrivateUsage]
+            raise ConfigError(f"{word}: there is no such flag.{did_you_mean(word.split('=')[0], flags)}")
+    overrides = [*known.overrides, *rest]
+    left = Counter(overrides)
+    flags: list[str] = []
+    for word in arguments:
+        if left[word]:
+            left[word] -= 1
+        else:
+            flags.append(word)
+    return Arguments(
+        overrides=overrides,
+        flags=flags,
+        multirun=known.multirun,
+        config_dir=known.config_dir,
+        config_path=known.config_path,
+        config_name=known.config_name or "config",
+    )
+
+
+def run_hydra(arguments: Sequence[str]) -> None:
+    """Compose the configuration and run the job, or the jobs, that it describes.
+
+    Raises:
+        ConfigError: what was typed makes no configuration.
+        RlxError: what the job raised.
+    """
+    parsed = parse(arguments)
+    if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
+        raise ConfigError(f"--config-dir: there is no directory '{parsed.config_dir}'")
+    overrides = list(parsed.overrides)
+    if parsed.multirun and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
+        # Hydra's own default is a time: two sweeps of the same second would write into each other.
+        name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+        overrides.append(f"hydra.sweep.dir='runs/multirun/{name}'")
+    conf = str(config_directory())
+    composition = Composition(
+        overrides=parsed.overrides,
+        config_name=parsed.config_name,
+        directories=[path for path in (parsed.config_dir, parsed.config_path or conf) if path is not None],
+        multirun=parsed.multirun,
+    )
+    if parsed.multirun and (message := explain_swept_members(composition)):
+        raise ConfigError(message)
+    try:
+        with _hydra_process(["rlx", *overrides, *parsed.flags]):
+            hydra.main(version_base="1.3", config_path=conf, config_name="config")(job)()
+    except JobError as carrier:
+        raise carrier.error from carrier.error.__cause__
+    except RlxError:
+        raise
+    except Exception as error:
+        message = explain(error, composition)
+        if message is None:
+            raise
+        raise ConfigError(message) from None
+
+
+def job(config: DictConfig) -> None:
+    """Run one job: the task that Hydra calls, in this process or wherever a launcher takes it.
+
+    Raises:
+        JobError: whatever a single run raised.
+        RlxError: whatever a job of a multirun raised; Hydra goes on with the next job, and raises it at the end.
+    """
+    settings = HydraConfig.get()
+    if settings.mode is not RunMode.MULTIRUN:
+        try:
+            _launch(config, settings)
+        except Exception as error:
+            raise JobError(error) from error
+        return
+    try:
+        _launch(config, settings)
+    except Exception as error:
+        text = describe(error) if isinstance(error, RlxError) else traceback.format_exc().rstrip()
+        sys.stderr.write(f"{text}\nJob {settings.job.num} failed: {settings.job.override_dirname}\n")
+        raise
+
+
+def _launch(config: DictConfig, settings: Any) -> None:
+    values = _resolve(config)
+    choices = {
+        group: str(member)
+        for group, member in settings.runtime.choices.items()
+        if member is not None and not group.startswith("hydra/")
+    }
+    if settings.mode is RunMode.MULTIRUN:
+        base = values.get("run_dir") or settings.sweep.dir
+        values["run_dir"] = str(Path(base) / str(settings.job.num))
+    from rlx.run.launch import launch
+
+    launch(values, choices)
+
+
+def _resolve(config: DictConfig) -> dict[str, Any]:
+    """Return `config` as plain data, with every interpolation resolved and no value missing.
+
+    Raises:
+        ConfigError: a value that must be given was not, or an interpolation names nothing.
+    """
+    try:
+        return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error).split(": ")[-1]
+        raise ConfigError(f"{key}: a value is needed, give it as {key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def _hydra_process(argv: list[str]) -> Generator[None]:
+    """Give Hydra the command line it reads, and have it raise its errors instead of printing them."""
+    old_argv, old_setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = old_argv
+        if old_setting is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = old_setting
