@@ -79,7 +79,7 @@ def _check_numbers(num_envs: int, max_episode_steps: int | None, reward_scale: f
 
 
 def _instance_maker(
-    env_id: str, entry: EnvSpec, kwargs: dict[str, Any], wraps: list[Wrap], max_episode_steps: int | None
+    env_id: str, entry: EnvSpec, kwargs: dict[str, Any], wraps: list[tuple[str, Wrap]], max_episode_steps: int | None
 ) -> Callable[[], GymEnv]:
     """Return what builds one row's environment.
 
@@ -99,8 +99,12 @@ def _instance_maker(
             raise missing_dependency(env_id, entry, error) from None
         if wraps:
             env = RawReward(env)
-        for wrap in wraps:
-            env = wrap(env)
+        for name, wrap in wraps:
+            try:
+                env = wrap(env)
+            except Exception as error:
+                env.close()
+                raise environment_fault(env_id, raised(f"the wrapper '{name}'", error)) from error
         return env
 
     return make_env
@@ -134,7 +138,10 @@ def _check_kwargs(env_id: str, entry: EnvSpec, creator: Any, kwargs: dict[str, A
     """Load what builds the environment, and hold the keyword arguments against its signature."""
     if isinstance(creator, str):
         try:
-            creator = load_env_creator(creator)
+            with warnings.catch_warnings():
+                # Where warnings are errors, what SWIG's types warn of would end the process while Box2D is imported.
+                warnings.filterwarnings("ignore", message="builtin type [Ss]wig", category=DeprecationWarning)
+                creator = load_env_creator(creator)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             if creator.startswith("gymnasium."):
                 raise missing_dependency(env_id, entry, error) from None

@@ -23,8 +23,8 @@ def wrapper_names(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[st
     return [name for name, _ in _items(wrappers)]
 
 
-def find_wrappers(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[Wrap]:
-    """Return functions that wrap an environment, the innermost first.
+def find_wrappers(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[tuple[str, Wrap]]:
+    """Return names and functions that wrap an environment, the innermost first.
 
     Args:
         wrappers: names, or `{name: keyword arguments}`. A name without a dot is one of `gymnasium.wrappers`; one with
@@ -33,12 +33,12 @@ def find_wrappers(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[Wr
     Raises:
         ConfigError: an item is neither, a name does not exist, or a keyword argument is unknown.
     """
-    found: list[Wrap] = []
+    found: list[tuple[str, Wrap]] = []
     for place, (name, keywords) in enumerate(_items(wrappers)):
         key = f"env.wrappers[{place}]"
         wrapper = _find(name, key)
         check_keywords(wrapper, keywords, f"{key}.{name}", given=1)
-        found.append(_applied(wrapper, keywords))
+        found.append((name, _applied(wrapper, keywords)))
     return found
 
 
