@@ -79,3 +79,16 @@ class CountsUp(gymnasium.Env):
 
     def _observe(self) -> Any:
         return np.array([self.episode, self.count], np.float32)
+
+
+class Repeat(gymnasium.Wrapper):
+    """Does each action several times, and pays the last reward only."""
+
+    def __init__(self, env: gymnasium.Env, times: int) -> None:
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> Any:
+        for _ in range(self.times):
+            answer = self.env.step(action)
+        return answer

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ gymnasium.register("Corridor-v2", Corridor)
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module of the user's own that registers environments when it is imported."""
     package = tmp_path / "my_package"
     package.mkdir()
@@ -64,7 +65,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (package / "broken.py").write_text("raise RuntimeError('half a module')")
     (package / "needy.py").write_text("import not_installed_anywhere")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(gymnasium.envs.registration, "registry", gymnasium.registry)
     before = dict(gymnasium.registry)
     yield "my_package.corridor"
     gymnasium.registry.clear()

@@ -211,7 +211,7 @@ def test_answers_go_straight_into_memory_that_the_caller_owns() -> None:
 
 
 def test_wrappers_and_scale_change_rewards_and_leave_raw_rewards_as_the_environment_paid() -> None:
-    wrappers = [{"RepeatAction": {"num_repeats": 3}}, {"ClipReward": {"max_reward": 0.5}}]
+    wrappers = [{"tests.env.environments.Repeat": {"times": 3}}, {"ClipReward": {"max_reward": 0.5}}]
     env = make("CartPole-v1", 2, wrappers=wrappers, reward_scale=10.0)
     assert env.raw_reward
     out = env.allocate()
