@@ -3,8 +3,12 @@
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.fields import MissingFieldError
 from rlx.data.lazy import Lazy
+from rlx.data.pytree import register
 from rlx.data.rows import Rows
 from rlx.data.spec import EnvSpecs, Spec
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
+from rlx.data.trajectories import Trajectories
 
-__all__ = ["DictTensor", "EnvSpecs", "Lazy", "MissingFieldError", "Rows", "Spec", "TemporalDictTensor"]
+__all__ = ["DictTensor", "EnvSpecs", "Lazy", "MissingFieldError", "Rows", "Spec", "TemporalDictTensor", "Trajectories"]
+
+register()

@@ -1,1 +1,17 @@
-"""Runs: the run directory, metrics and where they go, checkpoints, signals, evaluation."""
+"""Floor 5: runs: the run directory, metrics and where they go, checkpoints, signals, evaluation."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlx.run.run import Run as Run
+
+__all__ = ["Run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: reading a run's files must not cost an import of torch.
+    if name == "Run":
+        from rlx.run.run import Run
+
+        return Run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -94,24 +94,27 @@ class ConsoleSink:
         self._interval_s = interval_s
         self._began = time.monotonic()
         self._last_line = float("-inf")
-        self._waiting: Row | None = None
+        self._latest: Row = {}
+        self._waiting = False
         wanted = _is_terminal(self._stream) if live is None else live
         self._live = _start_live(self._progress, title, self._stream) if wanted else None
 
     def write(self, row: Row) -> None:
         """Show one row, now or, where rows come too fast, when its turn comes."""
         self._progress.update(row)
+        # What is measured now and then (an evaluation) stays in view until it is measured again. A new dictionary each
+        # time, for the live view draws in a thread.
+        self._latest = {**self._latest, **{key: value for key, value in row.items() if value is not None}}
         if self._live is not None:
-            self._live.update(row)
+            self._live.update(self._latest)
             return
         now = time.monotonic()
         slower = min((now - self._began) / 60.0, _SLOWEST_LINES_S)
         if now - self._last_line < max(self._interval_s, slower if self._interval_s else 0.0):
-            self._waiting = row
+            self._waiting = True
             return
         self._last_line = now
-        self._line(self._describe(row))
-        self._waiting = None
+        self._describe()
 
     def message(self, text: str) -> None:
         """Show a line of text between the rows: a warning, or where the run's files are."""
@@ -131,14 +134,14 @@ class ConsoleSink:
         """
         if self._live is not None:
             self._live.close()
-        elif self._waiting is not None:
-            self._line(self._describe(self._waiting))
-            self._waiting = None
+        elif self._waiting:
+            self._describe()
         if result is not None:
             _write(sys.stdout, result + "\n")
 
-    def _describe(self, row: Row) -> str:
-        """Return the plain line of a row; ASCII, for it may go to any file."""
+    def _describe(self) -> None:
+        """Write the plain line of the latest row; ASCII, for it may go to any file."""
+        self._waiting = False
         progress = self._progress
         parts = [f"{progress.fraction:4.0%}", f"{progress.env_steps:,} / {progress.total_steps:,} steps"]
         if progress.steps_per_second is not None:
@@ -146,9 +149,9 @@ class ConsoleSink:
         if progress.seconds_left is not None and progress.fraction < 1.0:
             parts.append(f"{format_duration(progress.seconds_left)} left")
         for key in self._headline:
-            if row.get(key) is not None:
-                parts.append(f"{key} {format_value(row[key])}")
-        return " | ".join(parts)
+            if key in self._latest:
+                parts.append(f"{key} {format_value(self._latest[key])}")
+        self._line(" | ".join(parts))
 
     def _line(self, text: str) -> None:
         """Write one line to the stream."""
@@ -162,11 +165,11 @@ def format_value(value: Value) -> str:
     if isinstance(value, bool | str):
         return str(value)
     number = float(value)
-    if number == int(number) if abs(number) < 1e15 else False:
-        return f"{int(number):,}"
-    return (
-        f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:,.1f}" if abs(number) >= 100 else f"{number:.4g}"
-    )
+    if not abs(number) < 1e15:  # huge, infinite or not a number
+        return f"{number:.4g}"
+    if isinstance(value, int) or abs(number) >= 1e4:
+        return f"{number:,.0f}"
+    return f"{number:,.1f}" if abs(number) >= 100 else f"{number:.4g}"
 
 
 def format_duration(seconds: float) -> str:

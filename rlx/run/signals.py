@@ -56,6 +56,7 @@ class StopSignals:
             terminate_limit_s: the same for SIGTERM and SIGUSR1; a scheduler kills after 10 or more.
         """
         self.requested: signal.Signals | None = None
+        self._at_safe_point = False
         self._limit_s = limit_s
         self._terminate_limit_s = terminate_limit_s
         self._previous: dict[signal.Signals, Any] = {}
@@ -70,8 +71,10 @@ class StopSignals:
 
         Where one asked, its limit no longer runs: the caller now saves and leaves.
         """
-        if self.requested is not None and self._previous:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.requested is not None:
+            self._at_safe_point = True  # also stops an alarm that rang already and is about to be handled
+            if self._previous:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         return self.requested
 
     def check(self) -> None:
@@ -110,5 +113,5 @@ class StopSignals:
 
     def _on_limit(self, _number: int, _frame: FrameType | None) -> None:
         """Stop waiting for a safe point."""
-        if self.requested is not None:
+        if self.requested is not None and not self._at_safe_point:
             raise StopRequested(self.requested, safe=False)

@@ -1,0 +1,18 @@
+"""Floor 3: the Agent contract, replay over trajectories, networks and ready-made agents."""
+
+from rlx.agent.actor_critic import ActorCritic
+from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state
+from rlx.agent.flat import flatten_parameters
+from rlx.agent.replay import replay, values
+
+__all__ = [
+    "ActorCritic",
+    "ActorCriticAgent",
+    "Agent",
+    "AgentMaker",
+    "flatten_parameters",
+    "is_stateful",
+    "replay",
+    "reset_state",
+    "values",
+]

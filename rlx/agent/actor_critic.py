@@ -1,0 +1,131 @@
+"""The ready-made actor-critic: any mix of discrete and continuous actions over multi-layer perceptrons."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from rlx.agent.agent import ActorCriticAgent, Agent
+from rlx.agent.distribution import DiagonalGaussian, make_distributions
+from rlx.agent.networks import Activation, Encoder, TwinMLP
+from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
+from rlx.validate import Range
+
+
+class ActorCritic(ActorCriticAgent):
+    """A stateless policy and its value function, two perceptrons of one shape run as one batched network.
+
+    Outputs: `value` `[B]`, and for each action key the fields of its distribution: `logits` (discrete, multi-discrete,
+    multi-binary), or `mean` and `log_std` (continuous; `log_std` is a free parameter, the same in every state).
+    """
+
+    def __init__(
+        self,
+        specs: EnvSpecs,
+        *,
+        hidden_sizes: Annotated[Sequence[int], Range(1)],
+        activation: Activation,
+        log_std_init: Annotated[float, Range(-5, 2)],
+    ) -> None:
+        """Build the networks, orthogonally initialised: gain sqrt(2) inside, 0.01 for the policy, 1 for the value.
+
+        Args:
+            specs: what the environment shows and takes.
+            hidden_sizes: widths of the hidden layers, usually two of 64 to 256.
+            activation: applied after each hidden layer.
+            log_std_init: initial log of the standard deviation of continuous actions, as a part of half the action
+                range; usually -1 to 0.
+        """
+        super().__init__()
+        self.distributions = make_distributions(specs.action)
+        self.encoder = Encoder(specs.observation)
+        self._splits = [distribution.num_parameters for distribution in self.distributions]
+        self.network = TwinMLP(
+            self.encoder.num_features,
+            (sum(self._splits), 1),
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            output_gains=(0.01, 1.0),
+        )
+        self.log_std = nn.ParameterDict(
+            {
+                distribution.suffix.replace("/", "_") or "action": nn.Parameter(
+                    torch.full((distribution.num_parameters,), float(log_std_init))
+                )
+                for distribution in self.distributions
+                if isinstance(distribution, DiagonalGaussian)
+            }
+        )
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        """Return the distributions' fields and `value` `[B]`, and the empty state."""
+        parameters, value = self.network(self.encoder(observation))
+        fields = self.policy_fields(parameters)
+        fields["value"] = value[:, 0]
+        return DictTensor.trusted(fields, observation.batch_size), state
+
+    def policy_fields(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Return the distributions' fields from the policy network's outputs `[B, P]`."""
+        if len(self.distributions) == 1:
+            pieces: Sequence[Tensor] = (parameters,)
+        else:
+            pieces = parameters.split(self._splits, dim=-1)
+        fields: dict[str, Tensor] = {}
+        for distribution, piece in zip(self.distributions, pieces, strict=True):
+            fields.update(distribution.outputs(piece))
+            if isinstance(distribution, DiagonalGaussian):
+                log_std = self.log_std[distribution.suffix.replace("/", "_") or "action"]
+                fields[f"log_std{distribution.suffix}"] = log_std.expand_as(piece)
+        return fields
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""
+        deterministic = agent_info["deterministic"] if "deterministic" in agent_info else None
+        fields: dict[str, Tensor] = {}
+        for distribution in self.distributions:
+            fields.update(distribution.sample(outputs, deterministic, generator))  # type: ignore[arg-type]
+        return DictTensor.trusted(fields, outputs.batch_size)
+
+    def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
+        """Return the log-probability of `taken` (a stored `agent/` group) under `outputs`, `[...]`."""
+        first, *rest = (distribution.log_prob(outputs, taken) for distribution in self.distributions)  # type: ignore[arg-type]
+        return sum(rest, start=first)
+
+    def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
+        """Return the entropy of the policy in nats, `[...]`."""
+        first, *rest = (distribution.entropy(outputs) for distribution in self.distributions)  # type: ignore[arg-type]
+        return sum(rest, start=first)
+
+    def actor(self) -> Agent:
+        """Return the policy alone: acting has no use for the value."""
+        return _Actor(self)
+
+
+class _Actor(Agent):
+    """The policy of an `ActorCritic`, on the same parameters."""
+
+    def __init__(self, agent: ActorCritic) -> None:
+        super().__init__()
+        self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
+        self._policy = agent.network.single(0)
+        self._encoder = agent.encoder.forward
+        self._fields = agent.policy_fields
+        self.act = agent.act
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        return DictTensor.trusted(
+            self._fields(self._policy(self._encoder(observation))), observation.batch_size
+        ), state

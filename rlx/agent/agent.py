@@ -1,0 +1,139 @@
+"""The Agent contract: what the rollout loop and the losses expect of a policy."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
+
+
+class Agent(nn.Module):
+    """A policy: given what it sees and its state, what it puts out and its next state.
+
+    Acting is `forward`, then `act`. Learning is `forward` alone, over stored steps. An agent knows no environment and no
+    worker; it is built from `EnvSpecs`. All batches have one row an environment.
+
+    Attributes:
+        inputs: the fields of the `env/` group that `forward` reads: `obs` (a nested space's `obs/...` included), and any of
+            `prev_action` (int64 or float32, as the action), `prev_reward` (float32) and `is_first` (bool).
+    """
+
+    inputs: tuple[str, ...] = ("obs",)
+
+    def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
+        """Return the state in which `batch_size` episodes begin; empty (the default) for a stateless agent.
+
+        Args:
+            agent_info: `[B]`, which kind of policy each row is; empty where none was given.
+            batch_size: the number of rows, B.
+        """
+        return DictTensor.empty(batch_size)
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        """Return the outputs for one step of each row, and the new state. Differentiable; draws nothing for the action.
+
+        Args:
+            observation: `[B]`, the `env/` group: the fields named by `inputs`.
+            state: `[B]`, as `initial_state` or the last call returned it.
+            agent_info: `[B]`.
+            taken: `[B]`, when learning: the stored `agent/` group, which forces internal choices such as options.
+
+        Returns:
+            The outputs `[B]` (what `act` and the losses need, such as `logits` and `value`) and the state `[B]`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        """Draw the action. `["action"]` goes to the environment; everything returned is kept under `agent/`.
+
+        Args:
+            outputs: `[B]`, from `forward`.
+            agent_info: `[B]`; `deterministic` (bool), where present, asks for the mode instead of a draw.
+            generator: the only source of randomness.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no act()")
+
+    def actor(self) -> "Agent":
+        """Return the agent that workers run: this one, or a view of the same parameters without what acting can spare.
+
+        Its outputs must equal those of `forward`, as far as they go. A critic is a typical thing to leave out.
+        """
+        return self
+
+    def forward_sequence(
+        self,
+        observation: TemporalDictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: TemporalDictTensor | None = None,
+    ) -> TemporalDictTensor:
+        """Return the outputs `[B, T]` of whole sequences, in time order, resetting the state where `is_first`.
+
+        Override it where a sequence can be done in fewer calls (a fused GRU, a transformer).
+
+        Args:
+            observation: `[B, T]`, the `env/` group.
+            state: `[B]`, the state each sequence begins with.
+            agent_info: `[B]`.
+            taken: `[B, T]`, the stored `agent/` group.
+        """
+        steps: list[DictTensor] = []
+        for t in range(observation.max_length):
+            seen = observation.at(t)
+            state = reset_state(self, state, seen["is_first"], agent_info)
+            outputs, state = self.forward(seen, state, agent_info, None if taken is None else taken.at(t))
+            steps.append(outputs)
+        if not steps:
+            return TemporalDictTensor({}, observation.lengths)
+        fields = {key: torch.stack([step[key] for step in steps], dim=1) for key in steps[0].keys()}
+        return TemporalDictTensor.trusted(fields, observation.lengths, observation.max_length)
+
+
+class AgentMaker(Protocol):
+    """How a batcher makes its agents: `make_agent(specs)`, picklable, the same parameters' shapes each time."""
+
+    def __call__(self, specs: EnvSpecs) -> Agent:
+        """Return a new agent for environments of these specs."""
+        ...
+
+
+class ActorCriticAgent(Agent):
+    """What actor-critic losses need of an agent beyond the contract: `outputs["value"]` `[B]`, and these two."""
+
+    def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
+        """Return the log-probability under `outputs` of what was `taken` (a stored `agent/` group), `[...]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no log_prob()")
+
+    def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
+        """Return the policy's entropy in nats, `[...]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no entropy()")
+
+
+def reset_state(agent: Agent, state: DictTensor, is_first: Tensor, agent_info: DictTensor) -> DictTensor:
+    """Return `state` with the rows that begin an episode replaced by the agent's initial state.
+
+    The only place where states are reset: acting, replay and evaluation all come through here.
+
+    Args:
+        agent: the agent whose state it is.
+        state: `[B]`.
+        is_first: `[B]` bool.
+        agent_info: `[B]`.
+    """
+    if state.is_empty or not bool(is_first.any()):
+        return state
+    initial = agent.initial_state(agent_info, state.batch_size)
+    return DictTensor.where(is_first, initial, state)
+
+
+def is_stateful(agent: Agent, agent_info: DictTensor | None = None) -> bool:
+    """Return whether the agent carries a state from step to step."""
+    info = agent_info[:1] if agent_info is not None else DictTensor.empty(1)
+    return not agent.initial_state(info, 1).is_empty

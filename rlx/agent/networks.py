@@ -1,0 +1,142 @@
+"""Networks that the ready-made agents are made of."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlx.data import DictTensor, Spec
+from rlx.errors import AgentError
+
+Activation = Literal["tanh", "relu", "elu", "silu"]
+
+# What is applied between layers, and the gain that keeps the variance of activations through it.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "tanh": (torch.tanh, math.sqrt(2)),  # PPO's published gain for tanh, not 5/3 (Andrychowicz et al. 2021)
+    "relu": (torch.relu, math.sqrt(2)),
+    "elu": (F.elu, 1.0),
+    "silu": (F.silu, 1.0),
+}
+
+
+class Encoder(nn.Module):
+    """Turns the observation group into one float vector a row.
+
+    Numbers are flattened, uint8 images scaled to [0, 1], discrete values one-hot encoded, and all keys concatenated in
+    the order of the specs.
+
+    Attributes:
+        num_features: length of the vector.
+    """
+
+    def __init__(self, specs: dict[str, Spec]) -> None:
+        """Build the encoder.
+
+        Args:
+            specs: `{"obs": Spec}` or `{"obs/<key>": Spec, ...}`.
+        """
+        super().__init__()
+        self.specs = specs
+        self.num_features = sum(
+            sum(spec.nvec) if spec.kind in ("discrete", "multi_discrete") else spec.numel for spec in specs.values()
+        )
+        only = next(iter(specs.values()))
+        self._plain = len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
+
+    def forward(self, observation: DictTensor) -> Tensor:
+        """Return the features `[B, num_features]` float32 of `observation` `[B]`."""
+        if self._plain:
+            return observation["obs"]
+        pieces = [_encode(observation[key], spec) for key, spec in self.specs.items()]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+
+def _encode(value: Tensor, spec: Spec) -> Tensor:
+    if spec.kind == "discrete":
+        return F.one_hot(value.reshape(-1), spec.nvec[0]).float()
+    if spec.kind == "multi_discrete":
+        columns = value.flatten(1).unbind(-1)
+        return torch.cat([F.one_hot(column, n).float() for column, n in zip(columns, spec.nvec, strict=True)], dim=-1)
+    if spec.dtype == torch.uint8:
+        return value.flatten(1).float() / 255.0
+    return value.reshape(value.shape[0], -1).float()
+
+
+class TwinMLP(nn.Module):
+    """K multi-layer perceptrons of one shape, run as one: each layer is a single batched product.
+
+    An actor and its critic, or two critics, cost the calls of one network. Weights are `[K, inputs, outputs]`, biases
+    `[K, 1, outputs]`. Networks with fewer outputs than the widest keep their spare columns at zero, unused.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: Sequence[int],
+        *,
+        hidden_sizes: Sequence[int],
+        activation: Activation,
+        output_gains: Sequence[float],
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Build the networks, orthogonally initialised (Saxe et al. 2014), biases zero.
+
+        Args:
+            num_inputs: length of the input vector.
+            num_outputs: the outputs of each of the K networks.
+            hidden_sizes: widths of the hidden layers, usually 64 to 512 each.
+            activation: applied after each hidden layer.
+            output_gains: orthogonal gain of each network's last layer; PPO: 0.01 for the policy, 1 for the value.
+            generator: source of the initial weights; None for torch's global one.
+        """
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise AgentError(f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        self.num_outputs = tuple(num_outputs)
+        self.activation, gain = ACTIVATIONS[activation]
+        sizes = [num_inputs, *hidden_sizes, max(num_outputs)]
+        weights: list[nn.Parameter] = []
+        biases: list[nn.Parameter] = []
+        for layer, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            weight = torch.zeros(len(self.num_outputs), rows, columns)
+            last = layer == len(sizes) - 2
+            for k, outputs in enumerate(self.num_outputs):
+                width = outputs if last else columns
+                nn.init.orthogonal_(weight[k, :, :width], output_gains[k] if last else gain, generator=generator)
+            weights.append(nn.Parameter(weight))
+            biases.append(nn.Parameter(torch.zeros(len(self.num_outputs), 1, columns)))
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList(biases)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Return each network's outputs, `[B, num_outputs[k]]`, for `features` `[B, num_inputs]`."""
+        hidden = features.expand(len(self.num_outputs), -1, -1)
+        *inner, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
+        for weight, bias in inner:
+            hidden = self.activation(torch.baddbmm(bias, hidden, weight))
+        outputs = torch.baddbmm(last_bias, hidden, last_weight).unbind(0)
+        return tuple(output[:, :width] for output, width in zip(outputs, self.num_outputs, strict=True))
+
+    def single(self, k: int) -> Callable[[Tensor], Tensor]:
+        """Return network `k` alone, as a function on the same memory: the cheapest forward pass there is.
+
+        It follows later in-place changes of the parameters (an optimiser step, loaded weights). For use without gradients.
+        """
+        width = self.num_outputs[k]
+        layers = [
+            (weight.detach()[k], bias.detach()[k, 0]) for weight, bias in zip(self.weights, self.biases, strict=True)
+        ]
+        *inner, (last_weight, last_bias) = layers
+        last_weight, last_bias = last_weight[:, :width], last_bias[:width]
+        activation = self.activation
+        addmm = torch.addmm
+
+        def run(features: Tensor) -> Tensor:
+            for weight, bias in inner:
+                features = activation(addmm(bias, features, weight))
+            return addmm(last_bias, features, last_weight)
+
+        return run

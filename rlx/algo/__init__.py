@@ -1,0 +1,1 @@
+"""Floor 6: the algorithms, one file each, and the mathematics that they share."""

@@ -1,0 +1,20 @@
+"""Means of what many updates of one iteration reported."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of each term over the updates: one transfer from the device, not one a term.
+
+    Args:
+        updates: what each update reported, 0-dimensional tensors under the same names.
+    """
+    if not updates:
+        return {}
+    names = list(updates[0])
+    with torch.no_grad():
+        table = torch.stack([torch.stack([update[name] for update in updates]) for name in names])
+        return dict(zip(names, table.mean(dim=1).tolist(), strict=True))

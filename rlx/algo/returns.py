@@ -1,0 +1,73 @@
+"""Advantages and their like: the shared mathematics of the algorithms, each formula once.
+
+`terminated` and `truncated` are never merged here. Whoever computes the value that follows a step has put 0 where the
+episode terminated and the value of the true final observation where it was truncated (`rlx.agent.values`); every
+recursion over time is cut at either.
+"""
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return generalised advantage estimates (Schulman et al. 2016, "High-dimensional continuous control", eq. 16).
+
+        delta_t = r_t + gamma * V(s'_t) - V(s_t)
+        A_t = delta_t + gamma * lambda * A_{t+1}, the last term dropped where an episode or the sequence ends
+
+    V(s'_t) is `next_values`: 0 after a termination, the final observation's value at a truncation.
+
+    Args:
+        rewards: `[B, T]`.
+        values: `[B, T]`, V of the observation before each step.
+        next_values: `[B, T]`, V of the observation after each step; taken as 0 where `terminated`.
+        terminated: `[B, T]` bool.
+        truncated: `[B, T]` bool.
+        gamma: discount, usually 0.9 to 0.999.
+        gae_lambda: lambda, usually 0.8 to 1; 1 gives returns minus values, 0 the one-step error.
+        mask: `[B, T]` bool, valid steps; None for all. Padding comes out as 0.
+
+    Returns:
+        Advantages `[B, T]`; with `values` added, the lambda-returns.
+    """
+    delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
+    decay = torch.full_like(delta, gamma * gae_lambda).masked_fill_(terminated | truncated, 0.0)
+    if mask is not None:
+        delta = delta.masked_fill(~mask, 0.0)
+        decay.masked_fill_(~mask, 0.0)
+    # Time first in memory, and one buffer written from the end: T calls on rows that lie together.
+    delta_t, decay_t = delta.t().contiguous().unbind(0), decay.t().contiguous().unbind(0)
+    advantages = torch.empty(rewards.shape[1], rewards.shape[0], dtype=delta.dtype, device=delta.device)
+    following = torch.zeros_like(advantages[0]) if rewards.shape[1] else None
+    for t, place in reversed(list(enumerate(advantages.unbind(0)))):
+        following = torch.addcmul(delta_t[t], decay_t[t], following, out=place)
+    return advantages.t()
+
+
+def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return `1 - Var(target - predicted) / Var(target)`, 0-dimensional: 1 is perfect, 0 no better than the mean.
+
+    Args:
+        predicted: `[N]`.
+        target: `[N]`.
+    """
+    variance = target.var()
+    return 1.0 - (target - predicted).var() / variance.clamp(min=torch.finfo(target.dtype).tiny)
+
+
+def normalize(values: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Return `(values - mean) / (standard deviation + epsilon)`; a single value becomes 0."""
+    if values.numel() < 2:
+        return values - values.mean()
+    std, mean = torch.std_mean(values)
+    return (values - mean) / (std + epsilon)

@@ -1,0 +1,119 @@
+"""From a slot that the workers have written to the Trajectories that the learner reads: views, no copies."""
+
+import torch
+from torch import Tensor
+
+from rlx.batcher.rollout import PieceReport
+from rlx.batcher.slots import Slot
+from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
+from rlx.errors import DataRevokedError
+
+HANDED_BACK = (
+    "these trajectories were handed back to the workers by a later get(); "
+    "use them before it, or keep trajectories.clone()"
+)
+
+
+class SlotReader:
+    """Makes Trajectories of one slot, again and again; the views are made once."""
+
+    def __init__(self, slot: Slot, columns: list[slice]) -> None:
+        """Prepare the views.
+
+        Args:
+            slot: all columns.
+            columns: which of them each worker writes, in the order of the reports.
+        """
+        self._slot = slot
+        self._columns = columns
+        steps = slot.layout.num_steps
+        self._obs_start = {key: value[:steps].transpose(0, 1) for key, value in slot.obs.items()}
+        self._views: dict[str, Tensor | Lazy] = {f"env/{key}": value for key, value in self._obs_start.items()}
+        self._views |= {f"agent/{key}": value.transpose(0, 1) for key, value in slot.outputs.items()}
+        self._views |= {
+            "next/reward": slot.reward.transpose(0, 1),
+            "next/terminated": slot.terminated.transpose(0, 1),
+            "next/truncated": slot.truncated.transpose(0, 1),
+        }
+        self._rows = torch.arange(slot.layout.num_envs)
+
+    def read(self, reports: list[PieceReport], agent_info: DictTensor, env_info: DictTensor) -> Trajectories:
+        """Return what the slot holds now; valid until `revoke` is called on it."""
+        slot = self._slot
+        piece = _Reading(slot, self._columns, [report.num_finals for report in reports])
+        fields = dict(self._views)
+        for key in slot.obs:
+            fields[f"next/{key}"] = Lazy(lambda key=key: piece.next_obs(key))
+        fields["env/is_first"] = Lazy(piece.is_first)
+        fields["env/prev_reward"] = Lazy(lambda: piece.shifted(slot.prev_reward, slot.reward))
+        for key, first in slot.prev_action.items():
+            fields[f"env/prev_{key}"] = Lazy(lambda key=key, first=first: piece.shifted(first, slot.outputs[key]))
+        steps = TemporalDictTensor.trusted(fields, slot.length, slot.layout.num_steps)
+        info = agent_info.add_prefix("agent_info") | env_info.add_prefix("env_info")
+        if slot.state:
+            info = info | DictTensor.trusted(
+                {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs
+            )
+        bootstrap = self._bootstrap(piece)
+        num_steps = sum(report.num_steps for report in reports)
+        return Trajectories(info, steps, bootstrap, num_steps=num_steps, on_revoke=piece.revoke)
+
+    def _bootstrap(self, piece: "_Reading") -> DictTensor:
+        slot, rows = self._slot, self._rows
+        last = slot.length - 1
+        place = last.clamp(min=0)
+        ended = slot.terminated[place, rows] | slot.truncated[place, rows]
+        running = rows[(last >= 0) & ~ended]
+        finals = piece.finals
+        cut = slot.truncated[finals["time"], finals["row"]] & ~slot.terminated[finals["time"], finals["row"]]
+        row = torch.cat([running, finals["row"][cut]])
+        time = torch.cat([last[running], finals["time"][cut]])
+        fields: dict[str, Tensor | Lazy] = {"row": row, "time": time}
+        for key, value in slot.obs.items():
+            fields[key] = torch.cat([value[last[running] + 1, running], finals[key][cut]])
+        fields["is_first"] = torch.zeros(len(row), dtype=torch.bool)
+        fields["prev_reward"] = Lazy(lambda: slot.reward[time, row])
+        for key in slot.prev_action:
+            fields[f"prev_{key}"] = Lazy(lambda key=key: slot.outputs[key][time, row])
+        return DictTensor.trusted(fields, len(row))
+
+
+class _Reading:
+    """What is built only when it is asked for, from one piece in one slot."""
+
+    def __init__(self, slot: Slot, columns: list[slice], num_finals: list[int]) -> None:
+        self.slot = slot
+        self.revoked = False
+        starts = [slot.layout.num_steps * column.start for column in columns]
+        counts = list(zip(starts, num_finals, strict=True))
+
+        def gather(value: Tensor) -> Tensor:
+            return torch.cat([value[start : start + count] for start, count in counts])
+
+        finals = {"row": gather(slot.final_row), "time": gather(slot.final_time)}
+        finals |= {key: gather(value) for key, value in slot.final_obs.items()}
+        self.finals = DictTensor.trusted(finals, len(finals["row"]))
+
+    def revoke(self) -> None:
+        self.revoked = True
+
+    def _check(self) -> None:
+        if self.revoked:
+            raise DataRevokedError(HANDED_BACK)
+
+    def next_obs(self, key: str) -> Tensor:
+        self._check()
+        following = self.slot.obs[key][1:].transpose(0, 1).clone()
+        following[self.finals["row"], self.finals["time"]] = self.finals[key]
+        return following
+
+    def is_first(self) -> Tensor:
+        self._check()
+        ended = self.slot.terminated | self.slot.truncated
+        return torch.cat([self.slot.is_first.unsqueeze(0), ended[:-1]]).transpose(0, 1)
+
+    def shifted(self, first: Tensor, values: Tensor) -> Tensor:
+        """Return the value of the step before, zero where an episode begins."""
+        before = torch.cat([first.unsqueeze(0), values[:-1]]).transpose(0, 1).clone()
+        before[self.is_first()] = 0
+        return before

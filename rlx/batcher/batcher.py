@@ -1,0 +1,303 @@
+"""The batcher: many agents in many environments, over processes, handed back as Trajectories."""
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Protocol, Self
+
+import torch
+from torch import nn
+
+from rlx.agent.agent import AgentMaker
+from rlx.batcher.assemble import HANDED_BACK, SlotReader
+from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, ProcessHandle, receive_all
+from rlx.batcher.memory import Memory
+from rlx.batcher.pieces import Episode
+from rlx.batcher.probe import probe_agent
+from rlx.batcher.rollout import PieceReport
+from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
+from rlx.batcher.weights import WeightsLayout, copy_all
+from rlx.batcher.worker import EnvMaker, WorkerOptions
+from rlx.data import DictTensor, EnvSpecs, Trajectories
+from rlx.errors import AgentError, SpecError, UserError
+from rlx.validate import Range
+
+WorkerKind = Literal["local", "process"]
+
+
+class Batcher:
+    """Steps environments with an agent in workers, and returns pieces of `num_steps` steps of all of them.
+
+    Two slots of shared memory take turns: while the learner reads one piece, the workers may write the next. A piece's
+    Trajectories are views of its slot, valid until the next `get`. Use it in a `with` statement.
+
+    Attributes:
+        specs: what the environments show and take.
+        num_envs: B, over all workers.
+        episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
+        collect_seconds: time the caller has spent waiting in `get`.
+        waiting: whether a `get` is waiting for workers, or was when something interrupted it.
+    """
+
+    def __init__(
+        self,
+        make_agent: AgentMaker,
+        make_env: EnvMaker,
+        *,
+        num_workers: Annotated[int, Range(1)],
+        envs_per_worker: Annotated[int, Range(1)],
+        num_steps: int,
+        seed: int,
+        workers: WorkerKind = "process",
+        evaluation: bool = False,
+        stop_at_episode_end: bool = False,
+        check_finite: bool = True,
+    ) -> None:
+        """Start the workers and wait until they have made their environments.
+
+        Args:
+            make_agent: makes an agent from specs, in each worker.
+            make_env: makes `num_envs` environments, in each worker.
+            num_workers: number of workers, >= 1; with processes, best the number of cores.
+            envs_per_worker: environments of each worker, usually 4 to 64.
+            num_steps: steps of each environment a piece, T, usually 5 to 2048.
+            seed: the run's seed; environment i begins from `env_seed(seed, i)`.
+            workers: `process`, or `local` for workers in this process, one after the other (debugging).
+            evaluation: take environment seeds from the half that training never uses.
+            stop_at_episode_end: each environment does one episode and waits for `reset`; lengths then differ.
+            check_finite: check observations and rewards for NaN and infinity, once a piece.
+
+        Raises:
+            EnvironmentFault: an environment could not be made.
+            SpecError: the workers' environments differ in their specs.
+        """
+        self._closed = False
+        self.num_envs = num_workers * envs_per_worker
+        self.num_steps = num_steps
+        self.episodes: list[Episode] = []
+        self.collect_seconds = 0.0
+        self.waiting = False
+        self._make_agent = make_agent
+        self._seed = seed
+        self._handles: list[Handle] = []
+        self._layout: Layout | None = None
+        self._in_flight: list[int] = []
+        self._next_slot = 0
+        self._version = -1
+        self._current: Trajectories | None = None
+        handle_kind: Callable[[WorkerOptions], Handle] = LocalHandle if workers == "local" else ProcessHandle
+        try:
+            for index in range(num_workers):
+                options = WorkerOptions(
+                    index=index,
+                    first_row=index * envs_per_worker,
+                    num_envs=envs_per_worker,
+                    make_env=make_env,
+                    make_agent=make_agent,
+                    seed=seed,
+                    evaluation=evaluation,
+                    stop_at_episode_end=stop_at_episode_end,
+                    check_finite=check_finite,
+                )
+                self._handles.append(handle_kind(options))
+            found: list[EnvSpecs] = receive_all(self._handles)
+            self.specs = _agreed(found)
+        except BaseException:
+            self.close()
+            raise
+        nothing = DictTensor.empty(self.num_envs)
+        self._agent_info, self._env_info = nothing, nothing
+
+    def reset(self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None) -> None:
+        """Begin new episodes in all environments.
+
+        Args:
+            agent_info: `[num_envs]`, reaches the agent at every call: which kind of policy each row is.
+            env_info: `[num_envs]`, reaches every reset of its environment: task, goal, level.
+
+        Raises:
+            AgentError: the agent's outputs do not fit the environments.
+            UserError: a piece is being collected, or rows are missing.
+        """
+        self._usable()
+        if self._in_flight:
+            raise UserError("reset() while a piece is being collected: call get() first")
+        self._agent_info = self._rows_of("agent_info", agent_info)
+        self._env_info = self._rows_of("env_info", env_info)
+        if self._layout is None:
+            self._attach()
+            return
+        for handle in self._handles:
+            columns = handle.options.columns
+            handle.send("reset", self._agent_info[columns], self._env_info[columns])
+        self._receive()
+
+    def publish(self, agent: nn.Module) -> None:
+        """Give the workers this agent's weights; they use them from their next piece on.
+
+        Raises:
+            AgentError: its parameters are not those of `make_agent(specs)`.
+        """
+        self._usable()
+        if self._layout is None:
+            self.reset()
+        version = self._version + 1
+        copy_all(self._weight_views[version % 2], self._weights.entries(agent))
+        self._version = version
+
+    def execute(self, agent_info: DictTensor | None = None) -> None:
+        """Let the workers collect a piece; returns at once.
+
+        Args:
+            agent_info: `[num_envs]`, replaces what `reset` was given, also for episodes that go on.
+
+        Raises:
+            UserError: a piece is being collected already, or there are no weights to collect it with.
+        """
+        self._usable()
+        if self._in_flight:
+            raise UserError("execute() while a piece is being collected: call get() first")
+        if self._layout is None:
+            self.reset()
+        if self._version < 0:
+            if self._weights.blocks:
+                raise UserError("the workers have no weights yet: call publish(agent) before execute()")
+            self._version = 0
+        if agent_info is not None:
+            self._agent_info = self._rows_of("agent_info", agent_info)
+        slot = self._next_slot
+        for handle in self._handles:
+            info = None if agent_info is None else self._agent_info[handle.options.columns]
+            handle.send("run", slot, self._version, info)
+        self._in_flight.append(slot)
+        self._next_slot = (slot + 1) % NUM_SLOTS
+
+    def get(self, blocking: bool = True) -> tuple[Trajectories, int] | None:
+        """Return the piece that `execute` asked for, and how many environments still run their episode.
+
+        The Trajectories of the `get` before are handed back: using them afterwards raises `DataRevokedError`.
+
+        Args:
+            blocking: wait for the piece; otherwise return None while it is being collected.
+
+        Raises:
+            UserError: `execute` was not called.
+            EnvironmentFault: an environment raised.
+            WorkerError: a worker died.
+        """
+        self._usable()
+        if not self._in_flight:
+            raise UserError("get() without execute(): nothing is being collected")
+        if not blocking and not all(handle.ready() for handle in self._handles):
+            return None
+        started = time.perf_counter()
+        self.waiting = True
+        reports: list[PieceReport] = self._receive()
+        self.waiting = False
+        self.collect_seconds += time.perf_counter() - started
+        slot = self._in_flight.pop(0)
+        if self._current is not None:
+            self._current.revoke(HANDED_BACK)
+        for report in reports:
+            self.episodes.extend(report.episodes)
+        self._current = self._readers[slot].read(reports, self._agent_info, self._env_info)
+        return self._current, sum(report.num_running for report in reports)
+
+    def collect(self) -> Trajectories:
+        """Collect one piece and return it: `execute`, then `get`."""
+        self.execute()
+        piece = self.get()
+        assert piece is not None
+        return piece[0]
+
+    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Return `function(worker, *args)` of every worker, in order; the function must be picklable."""
+        self._usable()
+        for handle in self._handles:
+            handle.send("call", function, *args)
+        return self._receive()
+
+    def close(self) -> None:
+        """End the workers and give the memory back; harmless when called again."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._current is not None:
+            self._current.revoke("the batcher was closed; keep trajectories.clone() to use them longer")
+        for handle in self._handles:
+            handle.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for handle in self._handles:
+            handle.join(deadline)
+        if self._layout is not None:
+            self._memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of shared memory, both slots and both sets of weights."""
+        return 0 if self._layout is None else self._layout.num_bytes
+
+    def _attach(self) -> None:
+        """Ask an agent what it puts out, lay out the memory, and have the workers map it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            agent = self._make_agent(self.specs)
+        outputs, state = probe_agent(agent.actor(), self.specs, self._agent_info)
+        self._weights = WeightsLayout.of(agent)
+        layout = Layout.plan(
+            self.num_steps, self.num_envs, self.specs, outputs, state, weight_bytes=self._weights.num_bytes
+        )
+        self._memory = Memory(layout.num_bytes)
+        self._memory.reserve(0, layout.finals_start)
+        self._weight_views = [self._weights.tensors(self._memory.tensor(block)) for block in layout.weights]
+        columns = [handle.options.columns for handle in self._handles]
+        self._readers = [SlotReader(Slot(layout, self._memory, index), columns) for index in range(NUM_SLOTS)]
+        self._layout = layout
+        for handle in self._handles:
+            rows = handle.options.columns
+            handle.attach(layout, self._memory, self._agent_info[rows], self._env_info[rows])
+        self._receive()
+
+    def _receive(self) -> list[Any]:
+        try:
+            return receive_all(self._handles)
+        except BaseException:
+            self.close()
+            raise
+
+    def _rows_of(self, name: str, info: DictTensor | None) -> DictTensor:
+        if info is None:
+            return DictTensor.empty(self.num_envs)
+        if info.batch_size != self.num_envs:
+            raise SpecError(f"{name}: got {info.batch_size} rows, expected one an environment, {self.num_envs}")
+        return info
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise UserError("the batcher is closed")
+
+
+class BatcherMaker(Protocol):
+    """How an algorithm makes its batcher: agent, environments, workers and seed are settled."""
+
+    def __call__(self, *, num_steps: int) -> Batcher:
+        """Return a batcher of pieces of `num_steps` steps."""
+        ...
+
+
+def _agreed(found: list[EnvSpecs]) -> EnvSpecs:
+    first = found[0]
+    for index, other in enumerate(found[1:], start=1):
+        if other != first:
+            raise SpecError(
+                "the environments of one batcher must agree in their specs:\n"
+                f"  worker 0: {first}\n  worker {index}: {other}"
+            )
+    if not first.observation:
+        raise AgentError("the environments show nothing: their observation space is empty")
+    return first

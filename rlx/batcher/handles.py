@@ -1,0 +1,189 @@
+"""How the batcher reaches a worker: in this process, or in another one behind a pipe."""
+
+import time
+from multiprocessing.connection import wait
+from typing import Any, Protocol
+
+from rlx import errors
+from rlx.batcher.memory import Memory
+from rlx.batcher.slots import Layout
+from rlx.batcher.start import context
+from rlx.batcher.worker import Failure, Worker, WorkerOptions, serve
+from rlx.data import DictTensor
+from rlx.errors import EnvironmentFault, RlxError, WorkerError
+
+CLOSE_SECONDS = 1.0
+
+
+class RemoteTraceback(Exception):
+    """The traceback of what a worker raised, as text: the cause of the error that the batcher raises."""
+
+
+class Handle(Protocol):
+    """A worker as the batcher sees it: a command is sent, and its answer taken later.
+
+    Attributes:
+        options: what the worker was made from.
+        sources: what `multiprocessing.connection.wait` can wait for until `ready`.
+    """
+
+    options: WorkerOptions
+    sources: list[Any]
+
+    def send(self, name: str, *arguments: Any) -> None:
+        """Give a command, a method of `Worker`."""
+        ...
+
+    def ready(self) -> bool:
+        """Return whether `receive` would not wait."""
+        ...
+
+    def receive(self) -> Any:
+        """Return the answer to the oldest command, waiting for it; raises what the worker raised."""
+        ...
+
+    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+        """Send the command `attach`, memory included."""
+        ...
+
+    def close(self) -> None:
+        """Ask the worker to end; harmless when called again."""
+        ...
+
+    def join(self, deadline: float) -> None:
+        """Wait for its end until `deadline` (of `time.monotonic`), then make it end."""
+        ...
+
+
+class LocalHandle:
+    """A worker in this process. A command runs when its answer is asked for."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        """Make the worker."""
+        self.options = options
+        self.sources: list[Any] = []
+        self._worker = Worker(options)
+        self._commands: list[tuple[str, tuple[Any, ...]]] = [("specs", ())]
+
+    def send(self, name: str, *arguments: Any) -> None:
+        self._commands.append((name, arguments))
+
+    def ready(self) -> bool:
+        return True
+
+    def receive(self) -> Any:
+        name, arguments = self._commands.pop(0)
+        return getattr(self._worker, name)(*arguments)
+
+    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+        self.send("attach", layout, memory, agent_info, env_info)
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def join(self, deadline: float) -> None:
+        del deadline
+
+
+class ProcessHandle:
+    """A worker in a process of its own. Every wait watches its pipe and its life together."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        """Start the process; its first answer is the specs.
+
+        Raises:
+            WorkerError: the makers cannot travel to another process.
+        """
+        self.options = options
+        starting = context()
+        self._connection, other = starting.Pipe()
+        self._process = starting.Process(  # type: ignore[attr-defined]
+            target=serve, args=(other, options), daemon=True, name=f"rlx-worker-{options.index}"
+        )
+        try:
+            self._process.start()
+        except (AttributeError, TypeError, ValueError) as error:
+            raise WorkerError(
+                f"make_env and make_agent must be picklable to reach a worker process ({error}): "
+                "use functions or classes of a module, or functools.partial of them; or batcher=local"
+            ) from error
+        finally:
+            other.close()
+        self.sources: list[Any] = [self._connection, self._process.sentinel]
+
+    def send(self, name: str, *arguments: Any) -> None:
+        try:
+            self._connection.send((name, arguments))
+        except (ConnectionError, OSError):
+            pass  # it is dead or dying: receive() tells what it said last
+
+    def ready(self) -> bool:
+        return self._connection.poll() or not self._process.is_alive()
+
+    def receive(self) -> Any:
+        wait(self.sources)
+        try:
+            answer = self._connection.recv()  # what it sent before it died is still there
+        except (EOFError, ConnectionError):
+            self._process.join(CLOSE_SECONDS)
+            raise WorkerError(f"worker {self._where()} died ({_how_it_died(self._process.exitcode)})") from None
+        if isinstance(answer, Failure):
+            raise self._as_error(answer) from RemoteTraceback(f"\n{answer.trace}")
+        return answer
+
+    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+        from multiprocessing.reduction import send_handle
+
+        self.send("attach", layout, memory.num_bytes, agent_info, env_info)
+        try:
+            send_handle(self._connection, memory.descriptor, self._process.pid)
+        except (ConnectionError, OSError):
+            pass
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self.send("close")
+
+    def join(self, deadline: float) -> None:
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._connection.close()
+
+    def _where(self) -> str:
+        first = self.options.first_row
+        return f"{self.options.index} (environments {first} to {first + self.options.num_envs - 1})"
+
+    def _as_error(self, failure: Failure) -> RlxError:
+        kind = getattr(errors, failure.kind, None)
+        if isinstance(kind, type) and issubclass(kind, RlxError):
+            where = f"worker {self._where()}: " if kind is EnvironmentFault else ""
+            return kind(f"{where}{failure.message}")
+        return WorkerError(f"worker {self._where()} raised {failure.kind}: {failure.message}")
+
+
+def _how_it_died(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "its pipe closed"
+    if exitcode < 0:
+        import signal
+
+        try:
+            return f"killed by {signal.Signals(-exitcode).name}"
+        except ValueError:
+            return f"killed by signal {-exitcode}"
+    return f"exit status {exitcode}"
+
+
+def receive_all(handles: list[Handle]) -> list[Any]:
+    """Return every worker's answer, in the workers' order; the first failure to arrive is raised."""
+    answers: dict[int, Any] = {}
+    waiting = dict(enumerate(handles))
+    while waiting:
+        ready = [index for index, handle in waiting.items() if handle.ready()]
+        for index in ready:
+            answers[index] = waiting.pop(index).receive()
+        if not ready:
+            wait([source for handle in waiting.values() for source in handle.sources])
+    return [answers[index] for index in range(len(handles))]

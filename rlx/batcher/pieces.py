@@ -1,0 +1,160 @@
+"""One worker's part of a slot, prepared for the rollout loop, and what is worked out of it at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.batcher.slots import Slot, views_of
+from rlx.data import DictTensor
+from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
+
+Mask = NDArray[np.bool_]
+Array = NDArray[Any]
+
+Episode = tuple[int, float, int]
+"""Row among all environments, return, length."""
+
+
+class Piece:
+    """A slot's columns with a view for every step, so that no step pays for indexing.
+
+    Attributes:
+        num_steps: T.
+        observations: `[T]`, what the agent sees at each step.
+        outputs: `[T]`, for each step where the agent's outputs go: pairs of name and view.
+        actions: `[T]`, the views of the environment's action.
+        buffers: `[T]`, where the environment's answers go; the observation to the place after the step.
+        raw_rewards: `[T, B]`, what the bare environment paid.
+        num_finals: final observations kept so far.
+        finals_by_call: whether the final observations are found among the calls' own (NEXT_STEP environments).
+        resetting_at_start: `[B]` bool, rows whose first call is a reset.
+    """
+
+    def __init__(self, slot: Slot, env: VecEnv, extra: Mapping[str, Tensor]) -> None:
+        """Prepare the views of `slot`; `extra` are the fields that the agent sees besides the observation."""
+        self.slot = slot
+        self.num_steps = len(slot.reward)
+        self.num_finals = 0
+        self.finals_by_call = env.autoreset is Autoreset.NEXT_STEP
+        self.resetting_at_start: Mask = np.zeros(env.num_envs, dtype=np.bool_)
+        steps = range(self.num_steps)
+        obs = {key: views_of(value) for key, value in slot.obs.items()}
+        outputs = {key: views_of(value) for key, value in slot.outputs.items()}
+        reward, terminated, truncated = map(views_of, (slot.reward, slot.terminated, slot.truncated))
+        self.observations = [
+            DictTensor.trusted({**{key: views[t] for key, views in obs.items()}, **extra}, env.num_envs) for t in steps
+        ]
+        self.outputs = [[(key, views[t]) for key, views in outputs.items()] for t in steps]
+        self.actions = [{key: outputs[key][t] for key in env.specs.action} for t in steps]
+        raw = np.zeros((self.num_steps, env.num_envs)) if env.raw_reward else None
+        final = env.allocate().final_obs if env.autoreset is Autoreset.SAME_STEP else None
+        self.buffers = [
+            StepBuffer(
+                {key: views[t + 1] for key, views in obs.items()},
+                reward[t],
+                terminated[t],
+                truncated[t],
+                final_obs=final,
+                raw_reward_np=None if raw is None else raw[t],
+            )
+            for t in steps
+        ]
+        self.raw_rewards: NDArray[np.floating] = slot.reward.numpy() if raw is None else raw
+
+    def keep_finals(self, t: int, rows: NDArray[np.int64], first_row: int) -> None:
+        """Copy the final observations of the episodes that ended at step t, before a reset overwrites them."""
+        buffer = self.buffers[t]
+        source = buffer.obs_np if buffer.final_obs is None else buffer.final_obs_np
+        self.add_finals(np.full(len(rows), t), rows + first_row, {key: value[rows] for key, value in source.items()})
+
+    def add_finals(self, times: NDArray[np.int64], rows: NDArray[np.int64], obs: Mapping[str, Array]) -> None:
+        """Write final observations, and which step of which row they follow."""
+        slot = self.slot
+        place = slice(self.num_finals, self.num_finals + len(rows))
+        slot.reserve_finals(place.stop)
+        slot.final_row[place] = torch.from_numpy(rows)
+        slot.final_time[place] = torch.from_numpy(times)
+        for key, value in obs.items():
+            slot.final_obs[key][place] = torch.from_numpy(value)
+        self.num_finals = place.stop
+
+
+def tally(
+    rewards: NDArray[np.floating],
+    ended: Mask,
+    valid: Mask | None,
+    returns: NDArray[np.float64],
+    lengths: NDArray[np.int64],
+    first_row: int,
+) -> list[Episode]:
+    """Return the episodes that ended, in order of time, and carry the others' return and length on.
+
+    Args:
+        rewards: `[T, B]`.
+        ended: `[T, B]`, terminated or truncated.
+        valid: `[T, B]`, which calls are steps; None for all.
+        returns: `[B]`, of the episodes that go on: read, then updated in place.
+        lengths: `[B]`, likewise.
+        first_row: index of the first environment among all workers'.
+    """
+    if not len(rewards):
+        return []
+    paid = rewards.astype(np.float64)
+    counted = np.ones(rewards.shape, dtype=np.int64)
+    if valid is not None:
+        paid *= valid
+        counted *= valid
+        ended = ended & valid
+    total = returns + np.cumsum(paid, axis=0)
+    count = lengths + np.cumsum(counted, axis=0)
+    times, rows = np.nonzero(ended)
+    episodes: list[Episode] = []
+    paid_before, counted_before = np.zeros_like(returns), np.zeros_like(lengths)
+    for time, row in zip(times.tolist(), rows.tolist(), strict=True):
+        episodes.append((first_row + row, float(total[time, row] - paid_before[row]), int(count[time, row] - counted_before[row])))
+        paid_before[row], counted_before[row] = total[time, row], count[time, row]
+    returns[:] = total[-1] - paid_before
+    lengths[:] = count[-1] - counted_before
+    return episodes
+
+
+def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: int) -> NDArray[np.int64]:
+    """Close the gaps that calls without a transition left, so that each row's steps are contiguous; return the lengths.
+
+    Rows whose valid calls come first already (an episode that stopped) are not moved. Where the environment resets at
+    the next step, the observation before such a call is a final one: it is kept here.
+
+    Args:
+        piece: what was written, one entry a call.
+        valid: `[T, B]`, which calls are steps.
+        ended: `[T, B]`, terminated or truncated.
+        num_calls: how many of the T calls were made.
+        first_row: index of the first environment among all workers'.
+    """
+    slot = piece.slot
+    lengths = valid.sum(axis=0)
+    position = np.cumsum(valid, axis=0) - 1
+    if piece.finals_by_call:
+        times, rows = np.nonzero(ended & valid)
+        finals = {key: value.numpy()[times + 1, rows] for key, value in slot.obs.items()}
+        piece.num_finals = 0
+        piece.add_finals(position[times, rows], rows + first_row, finals)
+    gaps = np.flatnonzero((valid[1:] & ~valid[:-1]).any(axis=0))
+    if not len(gaps):
+        return lengths
+    # A stable sort brings the valid calls of each row to the front and keeps their order. The observation after a row's
+    # last step follows that call, whatever came later.
+    order = np.argsort(~valid[:, gaps], axis=0, kind="stable")
+    last = order[np.maximum(lengths[gaps] - 1, 0), np.arange(len(gaps))] + 1
+    source, columns, after, end = map(torch.from_numpy, (order, gaps, last, lengths[gaps]))
+    for block in (*slot.outputs.values(), slot.reward, slot.terminated, slot.truncated):
+        block[:num_calls, columns] = block[source, columns]
+    for block in slot.obs.values():
+        following = block[after, columns]
+        block[:num_calls, columns] = block[source, columns]
+        block[end, columns] = following
+    return lengths

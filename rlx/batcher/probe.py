@@ -1,0 +1,67 @@
+"""What an agent puts out, found by asking it once: its outputs, its state, and whether they fit the environment."""
+
+import torch
+
+from rlx.agent.agent import Agent
+from rlx.data import DictTensor, EnvSpecs, Spec
+from rlx.errors import AgentError, did_you_mean
+
+INPUTS = ("obs", "prev_action", "prev_reward", "is_first")
+
+
+def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[dict[str, Spec], dict[str, Spec]]:
+    """Return the specs of what `act` returns and of the agent's state, after one step on observations of zeros.
+
+    Args:
+        agent: the agent that will act.
+        specs: of the environments.
+        agent_info: `[B]`, B >= 1.
+
+    Raises:
+        AgentError: the agent asks for inputs there are not, or returns wrong keys, shapes or dtypes.
+    """
+    name, size = type(agent).__name__, agent_info.batch_size
+    for wanted in agent.inputs:
+        if wanted not in INPUTS:
+            raise AgentError(
+                f"{name}.inputs: got {wanted!r}, expected some of {', '.join(INPUTS)}.{did_you_mean(wanted, INPUTS)}"
+            )
+    seen = {key: spec.zeros(size) for key, spec in specs.observation.items()}
+    seen |= {f"prev_{key}": spec.zeros(size) for key, spec in specs.action.items()}
+    seen |= {"prev_reward": torch.zeros(size), "is_first": torch.ones(size, dtype=torch.bool)}
+    keys = [key for key in seen if key.split("/")[0] in agent.inputs]
+    with torch.inference_mode():
+        state = agent.initial_state(agent_info, size)
+        _check(f"{name}.initial_state()", state, size)
+        outputs, new_state = agent.forward(DictTensor({key: seen[key] for key in keys}, size), state, agent_info)
+        _check(f"{name}.forward(): the outputs", outputs, size)
+        _check(f"{name}.forward(): the new state", new_state, size)
+        taken = agent.act(outputs, agent_info, torch.Generator().manual_seed(0))
+        _check(f"{name}.act()", taken, size)
+    before, after = state.specs(), new_state.specs()
+    if before != after:
+        raise AgentError(f"{name}: the state changes its form: initial_state() {before}, forward() {after}")
+    given = taken.specs()
+    for key, spec in specs.action.items():
+        if key not in given:
+            raise AgentError(f"{name}.act() returned no {key!r}, got {list(given)}.{did_you_mean(key, given)}")
+        if (given[key].shape, given[key].dtype) != (spec.shape, spec.dtype):
+            raise AgentError(
+                f"{name}.act(): {key!r} is {given[key].dtype} of shape [B, {_sizes(given[key])}], "
+                f"the environment expects {spec.dtype} of shape [B, {_sizes(spec)}]"
+            )
+    return given, before
+
+
+def _sizes(spec: Spec) -> str:
+    return ", ".join(map(str, spec.shape))
+
+
+def _check(what: str, value: object, size: int) -> None:
+    if not isinstance(value, DictTensor):
+        raise AgentError(f"{what} must be a DictTensor, got {type(value).__name__}")
+    if value.batch_size != size:
+        raise AgentError(f"{what} has {value.batch_size} rows, expected {size}")
+    for key, tensor in value.items():
+        if tensor.shape[:1] != (size,):
+            raise AgentError(f"{what}: {key!r} has shape {list(tensor.shape)}, expected [{size}, ...]")

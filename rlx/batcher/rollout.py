@@ -1,0 +1,260 @@
+"""The rollout loop: one agent stepping some environments and writing what happens into a slot. There is no other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.agent.agent import Agent, reset_state
+from rlx.batcher.pieces import Episode, Piece, compact, tally
+from rlx.batcher.slots import Slot
+from rlx.data import DictTensor
+from rlx.env.vec_env import Autoreset, VecEnv
+from rlx.errors import EnvironmentFault
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PieceReport:
+    """What a worker tells about a piece that it wrote.
+
+    Attributes:
+        num_steps: valid steps.
+        num_running: in stop mode, the environments whose episode goes on; otherwise all of them.
+        num_finals: final observations written.
+        episodes: the episodes that ended.
+    """
+
+    num_steps: int
+    num_running: int
+    num_finals: int
+    episodes: list[Episode]
+
+
+class Rollout:
+    """Steps `env` with `agent` and writes pieces into slots.
+
+    Episodes follow one another without end, or, in stop mode, each environment does one episode and waits for the next
+    `reset`. The loop does per step only what cannot wait; lengths, returns, validity and checks are worked out for the
+    whole piece at its end.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        agent: Agent,
+        slots: list[Slot],
+        *,
+        first_row: int,
+        seeds: list[int],
+        generator: torch.Generator,
+        agent_info: DictTensor,
+        env_info: DictTensor,
+        stop_at_episode_end: bool,
+        check_finite: bool,
+    ) -> None:
+        """Prepare the views of every step; nothing is stepped before `reset`.
+
+        Args:
+            env: B environments.
+            agent: the agent that acts (`Agent.actor()`).
+            slots: the columns of these environments in each slot.
+            first_row: index of the first environment among all workers'.
+            seeds: `[B]`, the reset seed of each environment.
+            generator: source of the agent's draws.
+            agent_info: `[B]`; empty for none.
+            env_info: `[B]`, passed to every reset; empty for none.
+            stop_at_episode_end: stop mode.
+            check_finite: whether observations and rewards are checked for NaN and infinity, once a piece.
+        """
+        self.env, self.agent, self.generator = env, agent, generator
+        self.agent_info, self.env_info = agent_info, env_info
+        self.first_row, self.seeds = first_row, seeds
+        self.stop, self.check_finite = stop_at_episode_end, check_finite
+        size = env.num_envs
+        self._next_obs = env.allocate()  # the observation with which the next piece begins
+        self._state = agent.initial_state(agent_info, size)
+        self._prev_action = {key: spec.zeros(size) for key, spec in env.specs.action.items()}
+        self._prev_reward = torch.zeros(size)
+        self._is_first = torch.ones(size, dtype=torch.bool)
+        extra: dict[str, Tensor] = {}
+        if "prev_action" in agent.inputs:
+            extra |= {f"prev_{key}": value for key, value in self._prev_action.items()}
+        if "prev_reward" in agent.inputs:
+            extra["prev_reward"] = self._prev_reward
+        if "is_first" in agent.inputs:
+            extra["is_first"] = self._is_first
+        self._looks_back = bool(extra) or not self._state.is_empty
+        self._pieces = [Piece(slot, env, extra) for slot in slots]
+        self._running: Mask = np.ones(size, dtype=np.bool_)  # stop mode: all but those that have ended
+        self._resetting: Mask = np.zeros(size, dtype=np.bool_)  # NEXT_STEP: rows whose next call is a reset
+        self._returns = np.zeros(size, dtype=np.float64)  # of the episodes that go on
+        self._lengths = np.zeros(size, dtype=np.int64)
+        self._seeded = False
+        self._total_steps = 0
+
+    def reset(self) -> None:
+        """Begin a new episode in every environment. The first reset seeds them; later ones go on with their generators."""
+        self.env.reset(
+            self._next_obs,
+            seeds=None if self._seeded else self.seeds,
+            env_info=self.env_info if not self.env_info.is_empty else None,
+        )
+        self._seeded = True
+        self._is_first.fill_(True)
+        self._running[:] = True
+        self._resetting[:] = False
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        self._state = self.agent.initial_state(self.agent_info, self.env.num_envs)
+
+    @torch.inference_mode()
+    def run(self, index: int) -> PieceReport:
+        """Write one piece into slot `index`.
+
+        Raises:
+            EnvironmentFault: an environment raised, or gave a NaN or an infinite number.
+        """
+        piece = self._pieces[index]
+        self._begin(piece)
+        started = self._running.copy()
+        num_calls = self._step_all(piece)
+        return self._finish(piece, num_calls, started)
+
+    def _begin(self, piece: Piece) -> None:
+        """Write what the piece begins with: first observations, and what the agent remembers."""
+        slot = piece.slot
+        for key, value in self._next_obs.obs.items():
+            slot.obs[key][0].copy_(value)
+        self._state = reset_state(self.agent, self._state, self._is_first, self.agent_info)
+        for key, value in slot.state.items():
+            value.copy_(self._state[key])
+        self._forget(self._is_first)
+        for key, value in self._prev_action.items():
+            slot.prev_action[key].copy_(value)
+        slot.prev_reward.copy_(self._prev_reward)
+        slot.is_first.copy_(self._is_first | torch.from_numpy(self._resetting))
+        piece.num_finals = 0
+        np.copyto(piece.resetting_at_start, self._resetting)
+
+    def _step_all(self, piece: Piece) -> int:
+        """Step through the piece; return the number of calls, below T only where all episodes have ended (stop mode)."""
+        forward, act, generator, info = self.agent.forward, self.agent.act, self.generator, self.agent_info
+        env_step, state = self.env.step, self._state
+        observations, outputs, actions, buffers = piece.observations, piece.outputs, piece.actions, piece.buffers
+        caller_resets, looks_back, stop = self.env.autoreset is Autoreset.NONE, self._looks_back, self.stop
+        keeps_finals = self.env.autoreset is not Autoreset.NEXT_STEP
+        watches = keeps_finals or looks_back or stop
+        running, rows = self._running, self._rows_to_step()
+        done: Mask = np.empty(self.env.num_envs, dtype=np.bool_)
+        logical_or, count_nonzero = np.logical_or, np.count_nonzero
+        for t in range(piece.num_steps):
+            if stop and not running.any():
+                self._state = state
+                return t
+            out, state = forward(observations[t], state, info)
+            taken = act(out, info, generator)
+            for key, view in outputs[t]:
+                view.copy_(taken[key])
+            buffer = buffers[t]
+            env_step(actions[t], buffer, rows)
+            if watches:
+                logical_or(buffer.terminated_np, buffer.truncated_np, out=done)
+                if stop:
+                    done &= running
+                ended = np.flatnonzero(done) if count_nonzero(done) else None
+                if ended is not None and keeps_finals:
+                    piece.keep_finals(t, ended, self.first_row)
+                    if stop:
+                        running[ended] = False
+                        rows = self._rows_to_step()
+                    elif caller_resets:
+                        self._reset_rows(piece, t, ended)
+                elif stop and ended is not None:
+                    running[ended] = False
+                if looks_back:
+                    state = self._look_back(actions[t], buffer.reward, done, state)
+        self._state = state
+        return piece.num_steps
+
+    def _rows_to_step(self) -> list[int] | None:
+        if not self.stop or not self.env.row_step or self._running.all():
+            return None
+        return np.flatnonzero(self._running).tolist()
+
+    def _reset_rows(self, piece: Piece, t: int, rows: NDArray[np.int64]) -> None:
+        env_info = self.env_info[torch.from_numpy(rows)] if not self.env_info.is_empty else None
+        self.env.reset(piece.buffers[t], rows=rows.tolist(), env_info=env_info)
+
+    def _look_back(self, action: Mapping[str, Tensor], reward: Tensor, done: Mask, state: DictTensor) -> DictTensor:
+        """Update what the agent remembers of this step: its state, and the previous action and reward."""
+        for key, value in self._prev_action.items():
+            value.copy_(action[key])
+        self._prev_reward.copy_(reward)
+        if self.env.autoreset is Autoreset.NEXT_STEP:  # an episode's first observation comes one call later
+            self._is_first.copy_(torch.from_numpy(self._resetting))
+            np.copyto(self._resetting, done)
+        else:
+            self._is_first.copy_(torch.from_numpy(done))
+        self._forget(self._is_first)
+        return reset_state(self.agent, state, self._is_first, self.agent_info)
+
+    def _forget(self, is_first: Tensor) -> None:
+        """Nothing comes before an episode's first step."""
+        if is_first.any():
+            for value in self._prev_action.values():
+                value[is_first] = 0
+            self._prev_reward[is_first] = 0.0
+
+    def _finish(self, piece: Piece, num_calls: int, started: Mask) -> PieceReport:
+        """Work out what of the calls are steps, what ended and how, and what the next piece begins with."""
+        slot, size = piece.slot, self.env.num_envs
+        for key, value in self._next_obs.obs.items():
+            value.copy_(slot.obs[key][num_calls])
+        ended: Mask = (slot.terminated | slot.truncated).numpy()[:num_calls]
+        valid: Mask | None = None
+        if self.env.autoreset is Autoreset.NEXT_STEP:
+            resetting = np.empty((num_calls + 1, size), dtype=np.bool_)
+            resetting[0] = piece.resetting_at_start
+            resetting[1:] = ended
+            np.copyto(self._resetting, resetting[-1])
+            valid = ~resetting[:-1]
+        if num_calls and not self._looks_back:
+            for key, value in self._prev_action.items():
+                value.copy_(slot.outputs[key][num_calls - 1])
+            self._prev_reward.copy_(slot.reward[num_calls - 1])
+            first = ended[-1] if valid is None else ~valid[-1]
+            self._is_first.copy_(torch.from_numpy(first))
+        lengths = np.where(started, num_calls, 0)
+        if self.stop and num_calls:
+            before_end = np.cumsum(ended if valid is None else ended & valid, axis=0) - ended == 0
+            valid = (before_end if valid is None else before_end & valid) & started
+        rewards = piece.raw_rewards[:num_calls]
+        episodes = tally(rewards, ended, valid, self._returns, self._lengths, self.first_row)
+        if valid is not None:
+            lengths = compact(piece, valid, ended, num_calls, self.first_row)
+        slot.length.copy_(torch.from_numpy(lengths))
+        num_steps = int(lengths.sum())
+        self._total_steps += num_steps
+        if self.check_finite:
+            self._check_finite(piece)
+        return PieceReport(num_steps, int(self._running.sum()), piece.num_finals, episodes)
+
+    def _check_finite(self, piece: Piece) -> None:
+        slot = piece.slot
+        for name, block in (*slot.obs.items(), ("reward", slot.reward)):
+            if not block.dtype.is_floating_point:
+                continue
+            values = block.numpy()
+            if np.isfinite(values).all():
+                continue
+            time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
+            raise EnvironmentFault(
+                f"{self.env.name}: {name} is {values[time, row]} (not finite) in environment {self.first_row + row} "
+                f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after the start. "
+                "batcher.check_finite=false lets it pass."
+            )

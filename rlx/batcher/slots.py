@@ -1,0 +1,149 @@
+"""The blocks of a slot: which tensors hold a piece of experience, and the views that a worker or the learner has of them.
+
+A slot holds one piece: T steps of B environments, time first, so that a worker that owns some columns writes rows of
+memory. Observations have T + 1 places: the one after the last step is where the next piece begins. Final observations
+of episodes that end inside the piece lie apart, as many as there are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlx.batcher.memory import Block, Memory, lay_out
+from rlx.data import EnvSpecs, Spec
+
+NUM_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the blocks hold and where they lie.
+
+    Attributes:
+        num_steps: T.
+        num_envs: B, over all workers.
+        specs: of the environments.
+        outputs: what the agent's `act` returns, without the batch dimension, by name.
+        state: the agent's state, likewise.
+        slots: for each slot, the blocks by name: `obs...`, `agent/...`, `reward`, `terminated`, `truncated`, `length`,
+            `is_first`, `prev_reward`, `prev_action...`, `agent_state/...`, `final/row`, `final/time`, `final/obs...`.
+        weights: the two blocks of the agent's parameters and buffers, flat bytes.
+        num_bytes: size of the whole memory.
+        finals_start: byte at which the blocks of final observations begin: from here memory is reserved as it is used.
+    """
+
+    num_steps: int
+    num_envs: int
+    specs: EnvSpecs
+    outputs: dict[str, Spec]
+    state: dict[str, Spec]
+    slots: tuple[dict[str, Block], ...]
+    weights: tuple[Block, ...]
+    num_bytes: int
+    finals_start: int
+
+    @classmethod
+    def plan(
+        cls,
+        num_steps: int,
+        num_envs: int,
+        specs: EnvSpecs,
+        outputs: Mapping[str, Spec],
+        state: Mapping[str, Spec],
+        weight_bytes: int,
+    ) -> "Layout":
+        """Place every block of both slots and both sets of weights in one memory."""
+        steps, rows = num_steps, num_envs
+        wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        finals: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "final/row": ((steps * rows,), torch.int64),
+            "final/time": ((steps * rows,), torch.int64),
+        }
+        for key, spec in specs.observation.items():
+            wanted[key] = ((steps + 1, rows, *spec.shape), spec.dtype)
+            finals[f"final/{key}"] = ((steps * rows, *spec.shape), spec.dtype)
+        for key, spec in outputs.items():
+            wanted[f"agent/{key}"] = ((steps, rows, *spec.shape), spec.dtype)
+        wanted["reward"] = ((steps, rows), torch.float32)
+        wanted["terminated"] = ((steps, rows), torch.bool)
+        wanted["truncated"] = ((steps, rows), torch.bool)
+        wanted["length"] = ((rows,), torch.int64)
+        wanted["is_first"] = ((rows,), torch.bool)
+        wanted["prev_reward"] = ((rows,), torch.float32)
+        for key, spec in specs.action.items():
+            wanted[f"prev_{key}"] = ((rows, *spec.shape), spec.dtype)
+        for key, spec in state.items():
+            wanted[f"agent_state/{key}"] = ((rows, *spec.shape), spec.dtype)
+
+        offset = 0
+        kept: list[dict[str, Block]] = []
+        for _ in range(NUM_SLOTS):
+            blocks, offset = lay_out(wanted, offset)
+            kept.append(blocks)
+        weights, offset = lay_out({str(copy): ((weight_bytes,), torch.uint8) for copy in range(2)}, offset)
+        finals_start = offset
+        for slot in kept:
+            blocks, offset = lay_out(finals, offset)
+            slot.update(blocks)
+        return cls(
+            num_steps=num_steps,
+            num_envs=num_envs,
+            specs=specs,
+            outputs=dict(outputs),
+            state=dict(state),
+            slots=tuple(kept),
+            weights=tuple(weights.values()),
+            num_bytes=offset,
+            finals_start=finals_start,
+        )
+
+
+class Slot:
+    """One slot's tensors, whole or the columns of one worker."""
+
+    def __init__(self, layout: Layout, memory: Memory, index: int, columns: slice | None = None) -> None:
+        """View slot `index`; `columns` are a worker's environments (None for all)."""
+        self.layout = layout
+        self.memory = memory
+        columns = columns if columns is not None else slice(0, layout.num_envs)
+        blocks = layout.slots[index]
+        self.blocks = blocks
+
+        def steps(name: str) -> Tensor:
+            return memory.tensor(blocks[name])[:, columns]
+
+        def rows(name: str) -> Tensor:
+            return memory.tensor(blocks[name])[columns]
+
+        finals = slice(layout.num_steps * columns.start, layout.num_steps * columns.stop)
+        specs = layout.specs
+        self.obs = {key: steps(key) for key in specs.observation}
+        self.outputs = {key: steps(f"agent/{key}") for key in layout.outputs}
+        self.reward, self.terminated, self.truncated = steps("reward"), steps("terminated"), steps("truncated")
+        self.length, self.is_first, self.prev_reward = rows("length"), rows("is_first"), rows("prev_reward")
+        self.prev_action = {key: rows(f"prev_{key}") for key in specs.action}
+        self.state = {key: rows(f"agent_state/{key}") for key in layout.state}
+        self.final_row = memory.tensor(blocks["final/row"])[finals]
+        self.final_time = memory.tensor(blocks["final/time"])[finals]
+        self.final_obs = {key: memory.tensor(blocks[f"final/{key}"])[finals] for key in specs.observation}
+        self._finals_start = finals.start
+        self._reserved = 0
+
+    def reserve_finals(self, count: int) -> None:
+        """Make sure that `count` final observations of these columns fit into real memory."""
+        if count <= self._reserved:
+            return
+        capacity = min(len(self.final_row), max(count, 2 * self._reserved, 16))
+        for name in ("final/row", "final/time", *(f"final/{key}" for key in self.final_obs)):
+            block = self.blocks[name]
+            row_bytes = block.num_bytes // max(1, block.shape[0])
+            start = block.offset + self._finals_start * row_bytes
+            self.memory.reserve(start, start + capacity * row_bytes)
+        self._reserved = capacity
+
+
+def views_of(tensor: Tensor) -> list[Tensor]:
+    """Return the T rows of a `[T, ...]` tensor as views, so that no step pays for indexing."""
+    return list(tensor.unbind(0))

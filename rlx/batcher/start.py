@@ -1,0 +1,34 @@
+"""How worker processes start: a server that has imported everything once, and forks itself for each worker.
+
+Only the standard library is imported here, so that the command line can start the server in its first milliseconds: it
+then imports torch while the command itself does. Plain fork is never used (torch's threads do not survive it).
+"""
+
+import multiprocessing
+import multiprocessing.context
+import sys
+
+# What a worker needs, imported once by the server. Missing ones are passed over.
+_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.worker", "rlx.env", "rlx.agent", "rlx.run.launch"]
+
+_prepared = False
+
+
+def context() -> multiprocessing.context.BaseContext:
+    """Return the multiprocessing context that workers start from: a forkserver where there is one, else spawn."""
+    global _prepared
+    if sys.platform == "win32" or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forkserver = multiprocessing.get_context("forkserver")
+    if not _prepared:
+        forkserver.set_forkserver_preload(_PRELOAD)
+        _prepared = True
+    return forkserver
+
+
+def prestart() -> None:
+    """Start the server now, so that it imports while the caller does something else. Returns at once."""
+    if context().get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()

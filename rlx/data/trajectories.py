@@ -1,0 +1,150 @@
+"""What a batcher hands back: sequences of steps, what each began with, and the observations at their ends."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from rlx.data.dict_tensor import DictTensor
+from rlx.data.temporal_dict_tensor import TemporalDictTensor
+
+
+class Trajectories:
+    """B sequences of up to T steps.
+
+    A step's fields are grouped by who speaks: `env/` what the agent saw, `agent/` what it put out, `next/` what the
+    environment answered; DESIGN: `env/obs`, `env/is_first`, `env/prev_action`, `env/prev_reward`, `agent/action`,
+    `next/obs`, `next/reward`, `next/terminated`, `next/truncated`.
+
+    Attributes:
+        info: `[B]`: `agent_info/`, `env_info/`, and `agent_state/` with which each sequence began.
+        steps: `[B, T]`, with lengths. `next/obs` and the `env/prev_` fields are built when they are asked for.
+        context: `[B, C]`, the steps before the piece that the agent declares it needs to see again; mostly C = 0.
+        bootstrap: `[K]`, the observations that follow a step and are in no other: after each sequence's last step, and
+            at each truncation inside it, not after a termination. `row` and `time` (int64) name the step that they
+            follow, the rest is the `env/` group. With `env/obs` they are all that a value function must see.
+    """
+
+    __slots__ = ("_num_steps", "_on_revoke", "bootstrap", "context", "info", "steps")
+
+    def __init__(
+        self,
+        info: DictTensor,
+        steps: TemporalDictTensor,
+        bootstrap: DictTensor,
+        context: TemporalDictTensor | None = None,
+        num_steps: int | None = None,
+        on_revoke: Callable[[], None] | None = None,
+    ) -> None:
+        """Put the parts together; nothing is copied.
+
+        Args:
+            info: `[B]`.
+            steps: `[B, T]`.
+            bootstrap: `[K]`.
+            context: `[B, C]`; None for none.
+            num_steps: the sum of the lengths, where it is known.
+            on_revoke: called once by `revoke`.
+        """
+        self.info = info
+        self.steps = steps
+        self.bootstrap = bootstrap
+        self.context = context if context is not None else empty_context(steps)
+        self._num_steps = num_steps
+        self._on_revoke = on_revoke
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of valid steps, the sum of the lengths."""
+        if self._num_steps is None:
+            self._num_steps = int(self.steps.lengths.sum())
+        return self._num_steps
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of sequences, B."""
+        return self.steps.batch_size
+
+    def with_steps(self, **fields: Tensor) -> "Trajectories":
+        """Return the same trajectories with more fields `[B, T, ...]` a step, such as advantages."""
+        added = TemporalDictTensor.trusted(fields, self.steps.lengths, self.steps.max_length)
+        return Trajectories(self.info, self.steps | added, self.bootstrap, self.context, self._num_steps)
+
+    def select(self, *keys: str) -> "Trajectories":
+        """Return the same trajectories with these step fields or groups only (`"env"` means all of `env/`)."""
+        names = [name for name in self.steps.keys() if name in keys or any(name.startswith(f"{key}/") for key in keys)]
+        return Trajectories(self.info, self.steps.select(*names), self.bootstrap, self.context, self._num_steps)
+
+    def rows(self, index: Tensor | slice) -> "Trajectories":
+        """Return the sequences at `index` (int64 or bool tensor, or a slice), with what belongs to them."""
+        chosen = torch.arange(self.batch_size, device=self.steps.lengths.device)[index]
+        position = torch.full((self.batch_size,), -1, device=chosen.device)
+        position[chosen] = torch.arange(len(chosen), device=chosen.device)
+        moved = position[self.bootstrap["row"]]
+        keep = moved >= 0
+        bootstrap = self.bootstrap[keep].exclude("row") | DictTensor({"row": moved[keep]}, int(keep.sum()))
+        return Trajectories(self.info[index], self.steps[index], bootstrap, self.context[index])
+
+    def split_steps(self) -> "Trajectories":
+        """Return every valid step as a sequence of its own, `[N, 1]`: for agents without state, in any order.
+
+        Initial states and the bootstrap are left out; `agent_info` and `env_info` follow their steps.
+        """
+        flat = self.steps.flatten()
+        count = flat.batch_size
+        fields = {key: flat[key].unsqueeze(1) for key in flat.keys()}
+        lengths = torch.ones(count, dtype=torch.int64, device=self.steps.lengths.device)
+        keys = [key for key in self.info.keys() if not key.startswith("agent_state/")]
+        info = DictTensor.empty(count)
+        if keys:
+            info = self.info.select(*keys)[torch.repeat_interleave(self.steps.lengths)]
+        steps = TemporalDictTensor.trusted(fields, lengths, 1)
+        return Trajectories(info, steps, DictTensor.empty(0), num_steps=count)
+
+    def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator["Trajectories"]:
+        """Yield all sequences once, in a random order, `batch_size` steps or the nearest number of whole sequences at a time.
+
+        The rows are permuted once; each minibatch is then a view. The last one may be smaller.
+
+        Args:
+            batch_size: steps a minibatch, usually 32 to 4096.
+            generator: source of the order, on the CPU.
+        """
+        rows = max(1, round(batch_size / max(1, self.steps.max_length)))
+        order = torch.randperm(self.batch_size, generator=generator).to(self.steps.lengths.device)
+        info, steps = self.info[order], self.steps[order]
+        nothing = DictTensor.empty(0)
+        for start in range(0, self.batch_size, rows):
+            piece = slice(start, start + rows)
+            yield Trajectories(info[piece], steps[piece], nothing)
+
+    def to(self, device: torch.device | str) -> "Trajectories":
+        """Return the trajectories on `device`; themselves where they are there already."""
+        return Trajectories(
+            self.info.to(device),
+            self.steps.to(device),
+            self.bootstrap.to(device),
+            self.context.to(device),
+            self._num_steps,
+        )
+
+    def clone(self) -> "Trajectories":
+        """Return a copy that outlives the next `get` of the batcher."""
+        return Trajectories(
+            self.info.clone(), self.steps.clone(), self.bootstrap.clone(), self.context.clone(), self._num_steps
+        )
+
+    def revoke(self, message: str) -> None:
+        """Make every later access to the fields raise `DataRevokedError(message)`."""
+        for part in (self.info, self.steps, self.bootstrap, self.context):
+            part.revoke(message)
+        if self._on_revoke is not None:
+            self._on_revoke()
+
+    def __repr__(self) -> str:
+        return f"Trajectories(batch_size={self.batch_size}, max_length={self.steps.max_length}, steps={self.steps!r})"
+
+
+def empty_context(steps: TemporalDictTensor) -> TemporalDictTensor:
+    """Return a context of no steps for the sequences of `steps`."""
+    return TemporalDictTensor.trusted({}, torch.zeros_like(steps.lengths), 0)

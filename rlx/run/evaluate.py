@@ -1,0 +1,254 @@
+"""Evaluation: exactly N whole episodes with fixed weights, during a run or from a checkpoint."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from rlx.agent.agent import AgentMaker
+from rlx.batcher.batcher import Batcher, WorkerKind
+from rlx.batcher.worker import EnvMaker
+from rlx.data import DictTensor, EnvSpecs
+from rlx.errors import CheckpointError, ConfigError
+from rlx.run.build import maker
+from rlx.run.checkpoint import find_checkpoint, load_checkpoint
+
+MOST_ENVS = 128
+"""Environments that play at once, at most."""
+
+_PIECE_STEPS = 64
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        returns: of each episode, undiscounted, on the bare environment's rewards.
+        lengths: steps of each episode.
+        env_steps: environment steps that the weights were trained for; None where that is not known.
+        seed: where the environments' seeds grew from.
+        deterministic: whether the policy's mode was taken instead of a draw.
+    """
+
+    returns: list[float]
+    lengths: list[int]
+    env_steps: int | None
+    seed: int
+    deterministic: bool
+
+    @property
+    def mean(self) -> float:
+        """Return the mean return."""
+        return sum(self.returns) / len(self.returns)
+
+    @property
+    def std(self) -> float:
+        """Return the standard deviation of the returns (of these episodes; divided by N)."""
+        return math.sqrt(sum((value - self.mean) ** 2 for value in self.returns) / len(self.returns))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready data."""
+        return {
+            "episodes": len(self.returns),
+            "mean": self.mean,
+            "std": self.std,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "env_steps": self.env_steps,
+            "seed": self.seed,
+            "deterministic": self.deterministic,
+        }
+
+
+class Evaluator:
+    """Plays whole episodes with an agent, in workers of its own that start at the first evaluation.
+
+    Which episodes count is settled beforehand: each environment plays the same number of them, one after the other, and
+    of the last round the first environments' are taken. None is left out because it took long, so long ones are not
+    underrated as they are where the first N to finish are counted.
+    """
+
+    def __init__(
+        self,
+        make_agent: AgentMaker,
+        make_env: EnvMaker,
+        *,
+        episodes: int,
+        seed: int,
+        deterministic: bool = True,
+        num_workers: int = 2,
+        workers: WorkerKind = "process",
+    ) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            make_agent: makes the agent from specs.
+            make_env: makes environments.
+            episodes: how many episodes each evaluation plays.
+            seed: where seeds grow from; training with the same seed uses other environment seeds.
+            deterministic: take the policy's mode instead of a draw.
+            num_workers: number of workers.
+            workers: `process` or `local`.
+        """
+        self._makers = make_agent, make_env
+        self._episodes = episodes
+        self._seed = seed
+        self._deterministic = deterministic
+        self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
+        self._kind: WorkerKind = workers
+        self._batcher: Batcher | None = None
+
+    def start(self) -> Batcher:
+        """Return the batcher that plays, started now where it was not."""
+        if self._batcher is None:
+            each = math.ceil(min(self._episodes, MOST_ENVS) / self._num_workers)
+            self._batcher = Batcher(
+                *self._makers,
+                num_workers=self._num_workers,
+                envs_per_worker=each,
+                num_steps=_PIECE_STEPS,
+                seed=self._seed,
+                workers=self._kind,
+                evaluation=True,
+                stop_at_episode_end=True,
+            )
+        return self._batcher
+
+    def play(self, agent: nn.Module, env_steps: int | None = None) -> EvaluationResult:
+        """Play the episodes with these weights.
+
+        Args:
+            agent: made by `make_agent`, with the weights to play with.
+            env_steps: environment steps that they were trained for.
+        """
+        batcher = self.start()
+        found: list[tuple[float, int]] = []
+        info = DictTensor({"deterministic": torch.full((batcher.num_envs,), self._deterministic)}, batcher.num_envs)
+        while len(found) < self._episodes:
+            batcher.reset(agent_info=info)
+            batcher.publish(agent)
+            running = batcher.num_envs
+            while running:
+                batcher.execute()
+                piece = batcher.get()
+                assert piece is not None
+                running = piece[1]
+            found.extend((episode[1], episode[2]) for episode in sorted(batcher.episodes))
+            batcher.episodes.clear()
+        found = found[: self._episodes]
+        returns, lengths = [episode[0] for episode in found], [episode[1] for episode in found]
+        return EvaluationResult(returns, lengths, env_steps, self._seed, self._deterministic)
+
+    def evaluate(self, agent: nn.Module) -> dict[str, float]:
+        """Return `eval/return`, `eval/return_std` and `eval/length` of an evaluation."""
+        result = self.play(agent)
+        return {
+            "eval/return": result.mean,
+            "eval/return_std": result.std,
+            "eval/length": sum(result.lengths) / len(result.lengths),
+        }
+
+    def close(self) -> None:
+        """End the workers; harmless when called again."""
+        if self._batcher is not None:
+            self._batcher.close()
+            self._batcher = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def evaluate_path(
+    path: Path | str,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    stochastic: bool = False,
+    trust: bool = False,
+    config_dir: Path | str | None = None,
+    num_workers: int = 2,
+) -> EvaluationResult:
+    """Play episodes with the policy of a run or of one of its checkpoints; the checkpoint carries what that takes.
+
+    Args:
+        path: a run directory (its newest whole checkpoint) or a checkpoint.
+        episodes: how many, exactly.
+        seed: where seeds grow from.
+        stochastic: draw actions instead of taking the policy's mode.
+        trust: import whatever code the checkpoint names.
+        config_dir: a user's configuration directory, whose names are trusted.
+        num_workers: worker processes.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or does not fit the environment; or it names code that is not trusted.
+    """
+    checkpoint_path = find_checkpoint(path)
+    checkpoint = load_checkpoint(checkpoint_path)
+    env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")
+    if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
+        raise CheckpointError(f"'{checkpoint_path}' holds no agent and environment to evaluate")
+    if not trust:
+        check_trust(checkpoint_path, env, agent, None if config_dir is None else Path(config_dir))
+    try:
+        make_env, make_agent = maker("env", env), maker("agent", agent)
+    except ConfigError as error:
+        raise CheckpointError(f"'{checkpoint_path}' cannot be rebuilt: {error}") from error
+    specs = EnvSpecs.from_dict(checkpoint.meta["specs"])
+    trained: nn.Module = make_agent(specs)
+    load_weights(trained, checkpoint.state["agent"], checkpoint_path)
+    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic}
+    with Evaluator(make_agent, make_env, num_workers=num_workers, **options) as evaluator:
+        found = evaluator.start().specs
+        if found != specs:
+            raise CheckpointError(
+                f"'{checkpoint_path}' belongs to another environment: it was trained on {specs}, "
+                f"but {env.get('id', 'the environment')} is {found}"
+            )
+        return evaluator.play(trained, env_steps=checkpoint.meta["env_steps"])
+
+
+def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> None:
+    """Load a checkpoint's weights into an agent.
+
+    Raises:
+        CheckpointError: names or shapes differ; names the first that does, and both shapes.
+    """
+    own = agent.state_dict()
+    for name in [*own, *(name for name in weights if name not in own)]:
+        here = list(own[name].shape) if name in own else "missing"
+        there = list(weights[name].shape) if name in weights else "missing"
+        if here != there:
+            raise CheckpointError(f"'{source}': agent.{name} is {there} in the checkpoint and {here} in the agent")
+    agent.load_state_dict(dict(weights))
+
+
+def check_trust(source: Path, env: Mapping[str, Any], agent: Mapping[str, Any], config_dir: Path | None) -> None:
+    """Refuse a checkpoint that names code which is neither rlx's own, nor Gymnasium's, nor in the user's configuration.
+
+    A checkpoint's configuration is data: it may come from anywhere, and what it names would be imported.
+
+    Raises:
+        CheckpointError: it names such code; says which.
+    """
+    from rlx.env.registry import user_modules
+
+    named = {str(group.get("_target_", "")) for group in (env, agent)}
+    wrappers = [name for entry in env.get("wrappers") or [] for name in ([entry] if isinstance(entry, str) else entry)]
+    modules = set(user_modules(str(env.get("id", "")), [str(name) for name in wrappers]))
+    foreign = {name for name in named if not name.startswith("rlx.")} | modules
+    if foreign and config_dir is not None:
+        text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))
+        foreign = {name for name in foreign if name not in text}
+    if foreign:
+        raise CheckpointError(
+            f"'{source}' names code that is not rlx's: {', '.join(sorted(foreign))}. "
+            "Give --config-dir with the configuration that names it, or --trust to import it."
+        )

@@ -1,0 +1,133 @@
+"""`launch`: from a composed configuration to a run that has ended."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+from omegaconf import OmegaConf
+
+from rlx.batcher.batcher import Batcher
+from rlx.errors import ConfigError, DeviceError, RunDirectoryError
+from rlx.run.build import maker
+from rlx.run.directory import default_run_directory
+from rlx.run.evaluate import Evaluator
+from rlx.run.run import Run, RunOptions
+from rlx.seeding import derive
+from rlx.validate import Range, validate
+
+GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation")
+
+
+def top_level(
+    *,
+    seed: Annotated[int, Range(0)],
+    total_steps: Annotated[int, Range(1)],
+    device: str,
+    run_dir: str | None,
+    num_threads: Annotated[int, Range(1)],
+    stop_at_return: float | None,
+) -> dict[str, Any]:
+    """Return the keys of conf/config.yaml that belong to no group; the signature is their schema.
+
+    Args:
+        seed: root of all seeds.
+        total_steps: environment steps at which training ends.
+        device: the learner's: `cpu`, `cuda`, `cuda:1`.
+        run_dir: where the run writes; None for a new name under `runs/`.
+        num_threads: threads of the learner's tensor operations; more than 1 pays for large networks only.
+        stop_at_return: end early once the mean return of the last 100 training episodes is at least this.
+    """
+    return dict(locals())
+
+
+def logger(*, csv: bool, tensorboard: bool, console: bool) -> dict[str, Any]:
+    """Return the keys of conf/logger/: which of the three take the metrics."""
+    return dict(locals())
+
+
+def checkpoint(*, every: Annotated[int, Range(0)], keep_last: Annotated[int, Range(1)]) -> dict[str, Any]:
+    """Return the keys of `checkpoint`: environment steps between two (0: one at the end), and how many are kept."""
+    return dict(locals())
+
+
+def evaluation(*, every: Annotated[int, Range(0)], episodes: Annotated[int, Range(1)]) -> dict[str, Any]:
+    """Return the keys of `evaluation`: environment steps between two (0: never), and episodes of each."""
+    return dict(locals())
+
+
+def launch(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+    """Check a configuration, build what it describes, and train.
+
+    Args:
+        config: the resolved configuration, plain data.
+        choices: which member of each group was chosen: `{"algo": "ppo", "env": "CartPole", ...}`.
+
+    Raises:
+        RlxError: something in it is wrong (nothing has been written then), or training failed.
+        StopRequested: a signal ended the run.
+    """
+    plain = {key: value for key, value in config.items() if key not in GROUPS}
+    top = validate(top_level, plain)
+    writes = validate(logger, config["logger"], "logger")
+    saves = validate(checkpoint, config["checkpoint"], "checkpoint")
+    evaluates = validate(evaluation, config["evaluation"], "evaluation")
+    train = maker("algo", config["algo"])
+    make_env = maker("env", config["env"])
+    make_agent = maker("agent", config["agent"])
+    make_batcher = cast(
+        "partial[Batcher]",
+        partial(maker("batcher", config["batcher"]), make_agent, make_env, seed=top["seed"]),
+    )
+    device = find_device(top["device"])
+    env_name = str(config["env"].get("id", choices.get("env", "env"))) if isinstance(config["env"], Mapping) else "env"
+    shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
+    algo = choices.get("algo", "algo")
+    directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
+    if os.path.lexists(directory.expanduser()):
+        raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
+    torch.set_num_threads(top["num_threads"])
+    torch.manual_seed(derive(top["seed"], "learner"))
+    options = RunOptions(
+        directory=directory,
+        config=config,
+        config_text=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
+        title=f"{algo} on {shown}",
+        seed=top["seed"],
+        total_steps=top["total_steps"],
+        device=device,
+        stop_at_return=top["stop_at_return"],
+        checkpoint_every=saves["every"],
+        keep_last=saves["keep_last"],
+        evaluate_every=evaluates["every"],
+        **writes,
+    )
+    evaluator = None
+    if evaluates["every"]:
+        workers = "local" if config["batcher"].get("workers") == "local" else "process"
+        evaluator = Evaluator(make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], workers=workers)
+    with Run(options, evaluator) as run:
+        train(run, make_agent, make_batcher)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        DeviceError: it is not here.
+        ConfigError: there is no such kind of device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count or not count:
+        raise DeviceError(f"device: got {name!r}, but this machine has {count} CUDA devices; device=cpu works anywhere")
+    return device

@@ -1,0 +1,1 @@
+"""Floor 7: what works on runs from outside: benchmarks."""
