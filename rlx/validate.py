@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, cast
 
-from rlx.errors import ConfigError, did_you_mean
+from rlx.errors import ConfigError, did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ def validate(
 
 def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> str:
     """Return the message for a key that is not there: the nearest right one, then all of them."""
-    names = [_join(prefix, name) for name in sorted(known)]
-    there_are = f" Keys of {prefix}:" if prefix else " Keys:"
-    listing = f"{there_are} {', '.join(name.removeprefix(prefix + '.') for name in names)}." if names else ""
-    return f"{_join(prefix, key)}: there is no such key.{did_you_mean(_join(prefix, key), names)}{listing}"
+    names = sorted(known)
+    match = nearest(key, names)
+    hint = f" Did you mean '{_join(prefix, match)}'?" if match is not None else ""
+    listing = f" {f'Keys of {prefix}' if prefix else 'Keys'}: {', '.join(names)}." if names else ""
+    return f"{_join(prefix, key)}: there is no such key.{hint}{listing}"
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

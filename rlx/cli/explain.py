@@ -168,7 +168,9 @@ def _explain_key(override: Override, config: DictConfig, composition: Compositio
     key = override.key_or_group
     exists = _exists(config, key)
     if override.is_delete():
-        return None if exists else f"{override.input_line}: there is no such key to take away.{_near_key(key, config)}"
+        return (
+            None if exists else f"{override.input_line}: there is no such key to take away.{_near_key(key, '', config)}"
+        )
     if override.is_add():
         value: Any = override.value()
         if exists and not isinstance(value, (dict, list)):
@@ -176,10 +178,10 @@ def _explain_key(override: Override, config: DictConfig, composition: Compositio
         return None
     if override.is_force_add() or exists:
         return None
-    holder = parent = key.rpartition(".")[0]
+    parent = key.rpartition(".")[0]
     while parent and not _is_mapping(config, parent):
         parent = parent.rpartition(".")[0]
-    hint = _near_key(key, config, besides=holder if holder == parent else "")
+    hint = _near_key(key, parent, config)
     if not parent:
         group = nearest(key, composition.groups)
         if not hint and group is not None:
@@ -187,24 +189,24 @@ def _explain_key(override: Override, config: DictConfig, composition: Compositio
         listing = f" Groups: {_public(composition.groups)}. Keys: {_keys(config)}."
     else:
         listing = f" Keys of {parent}: {_keys(OmegaConf.select(config, parent))}."
-        if not hint:
+        if "." in parent:  # a mapping within a group, such as env.kwargs, may take names of its own
             listing += f" To add one: +{override.input_line}"
     return f"{override.input_line}: there is no key '{key}'.{hint}{listing}"
 
 
-def _near_key(key: str, config: DictConfig, besides: str = "") -> str:
-    """Return the hint at the key most like `key`, `besides` aside: the same last name elsewhere, else a like one."""
-    dotted = [name for name in _flatten(config, hydra=key.startswith("hydra")) if name != besides]
-    last = key.rpartition(".")[2]
-    same = [name for name in dotted if name.rpartition(".")[2] == last]
-    if same:
-        return f" Did you mean '{same[0]}'?"
-    hint = did_you_mean(key, dotted)
-    if hint:
-        return hint
-    by_last = {name.rpartition(".")[2]: name for name in reversed(dotted)}
-    match = nearest(last, by_last)
-    return f" Did you mean '{by_last[match]}'?" if match is not None else ""
+def _near_key(key: str, parent: str, config: DictConfig) -> str:
+    """Return the hint at the key most like `key`: the same last name elsewhere, a like one beside it, a like one."""
+    dotted = [name for name in _flatten(config, hydra=key.startswith("hydra")) if name != parent]
+    holder, _, last = key.rpartition(".")
+    for name in dotted:
+        if name.rpartition(".")[2] == last:
+            return f" Did you mean '{name}'?"
+    if holder == parent:  # the way to it is right, so that only its last name can be
+        by_last = {name.rpartition(".")[2]: name for name in reversed(dotted)}
+        beside = [name.rpartition(".")[2] for name in dotted if name.rpartition(".")[0] == parent]
+        match = nearest(last, beside) or nearest(last, by_last)
+        return f" Did you mean '{by_last[match]}'?" if match is not None else ""
+    return did_you_mean(key, dotted)
 
 
 def _flatten(node: Any, prefix: str = "", *, hydra: bool = False) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Where the configuration is, and which members its groups have."""
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,16 @@ def group_members(group: str, config_dir: Path | None = None) -> list[Member]:
     return [members[name] for name in sorted(members)]
 
 
+def see_own_code() -> None:
+    """Let `_target_: my_package.my_algo.train` name a package in the working directory, as `python -m` would.
+
+    Last in the search path, so that it hides nothing that is installed.
+    """
+    directory = os.getcwd()
+    if directory not in sys.path:
+        sys.path.append(directory)
+
+
 def _read(directory: Path) -> Iterator[Member]:
     from omegaconf import DictConfig, OmegaConf
 
@@ -65,6 +77,7 @@ def _read(directory: Path) -> Iterator[Member]:
         comments = (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
         about = next((comment for comment in comments if comment and not comment.startswith("@")), None)
         if about is None:
-            about = str(OmegaConf.to_container(values).get("id", target or "")) if len(values) else ""  # pyright: ignore
+            identifier = None if OmegaConf.is_missing(values, "id") else values.get("id")
+            about = str(identifier or target or "")
         name = path.relative_to(directory).with_suffix("").as_posix()
         yield Member(name, about, target, path)

@@ -6,8 +6,6 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-import typer
-
 from rlx.errors import RlxError
 
 
@@ -16,16 +14,19 @@ def reported_errors() -> Generator[None]:
     """Turn errors that rlx explains into one message and an exit status; anything else keeps its traceback.
 
     Where the error was caused by the user's own code, that code's traceback comes before the message.
+
+    Raises:
+        SystemExit: with the error's status; 130 after Ctrl-C, as shells have it.
     """
     try:
         yield
     except RlxError as error:
         sys.stdout.flush()
-        typer.echo(describe(error), err=True)
-        raise typer.Exit(error.exit_status) from None
+        sys.stderr.write(f"{describe(error)}\n")
+        raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
+        sys.stderr.write("Interrupted.\n")
+        raise SystemExit(130) from None
 
 
 def describe(error: RlxError) -> str:
@@ -47,13 +48,13 @@ def only_json_on_stdout(active: bool) -> Generator[Callable[[str], None]]:
         A function that prints one line of the result.
     """
     if not active:
-        yield typer.echo
+        yield _write
         return
     sys.stdout.flush()
     try:
         kept = os.dup(1)
     except OSError:  # standard output is closed
-        yield typer.echo
+        yield _write
         return
     lines: list[str] = []
     try:
@@ -66,4 +67,9 @@ def only_json_on_stdout(active: bool) -> Generator[Callable[[str], None]]:
         os.dup2(kept, 1)
         os.close(kept)
         for line in lines:
-            typer.echo(line)
+            _write(line)
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlx.cli.explain import Composition, explain, explain_swept_members
-from rlx.cli.members import config_directory
+from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.errors import ConfigError, RlxError, did_you_mean
 
@@ -165,6 +165,7 @@ def _launch(config: DictConfig, settings: Any) -> None:
     if settings.mode is RunMode.MULTIRUN:
         base = values.get("run_dir") or settings.sweep.dir
         values["run_dir"] = str(Path(base) / str(settings.job.num))
+    see_own_code()
     from rlx.run.launch import launch
 
     launch(values, choices)

@@ -1,0 +1,92 @@
+"""Every check of this repository: `pip install nox && nox -s tests` is all that a bare machine needs."""
+
+import subprocess
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+
+# pip, never uv: torch's CPU build is where pip looks for it.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "types", "floors", "wheel"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, faults included; what follows -- goes to pytest."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    session.run("pytest", "-m", "not learning and not engines", *session.posargs)
+
+
+@nox.session
+def learning(session: nox.Session) -> None:
+    """Train to a score: minutes for each test."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    session.run("pytest", "-m", "learning", "--timeout", "3600", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format and style."""
+    session.install("ruff", *CONSTRAINTS)
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of rlx, strictly."""
+    session.install("-e", ".[test,types]", *CONSTRAINTS)
+    session.run("pyright")
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """Check that each module imports only from its own floor and the floors below."""
+    session.install("import-linter", *CONSTRAINTS)
+    session.run("lint-imports", env={"PYTHONPATH": str(ROOT)})
+
+
+@nox.session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it in a fresh environment, and train two iterations from another directory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        session.run("pip", "wheel", "--no-deps", "--wheel-dir", scratch, str(ROOT), silent=True)
+        built = next(Path(scratch).glob("rlx-*.whl"))
+        _compare_configuration(session, built)
+        session.install(str(built), *CONSTRAINTS)
+        with session.chdir(scratch):
+            session.run("rlx", "--version")
+            session.run("rlx", "list", "algos")
+            session.run(
+                *("rlx", "train", "algo=ppo", "env=CartPole", "algo.num_steps=32", "total_steps=1024", "run_dir=run")
+            )
+            session.run("rlx", "eval", "run", "--episodes", "2", "--json")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure collection beside its ceiling, and the data structures beside other libraries'."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    for size in (
+        ["--num-workers", "2", "--envs-per-worker", "4"],
+        ["--num-workers", "2", "--envs-per-worker", "16"],
+        ["--num-workers", "2", "--envs-per-worker", "64", "--vectorization", "native"],
+    ):
+        session.run("rlx", "bench", "collect", *size, "--json")
+    session.run("python", "scripts/bench_data.py")
+
+
+def _compare_configuration(session: nox.Session, built: Path) -> None:
+    """Fail unless the wheel holds the configuration files that git knows: all of them and no other."""
+    listed = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, check=True, capture_output=True, text=True)
+    expected = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    with zipfile.ZipFile(built) as archive:
+        shipped = {name.removeprefix("rlx/") for name in archive.namelist() if name.startswith("rlx/conf/")}
+    if shipped != expected:
+        session.error(f"the wheel's configuration differs from git's: {sorted(shipped ^ expected)}")

@@ -1,0 +1,173 @@
+"""The commands and their options.
+
+Everything heavy (torch, Hydra, Gymnasium) is imported inside the command that needs it, and help is plain text without
+rich, so that `rlx --help` answers at once.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import rlx
+from rlx.cli.complete import complete_override
+from rlx.cli.report import only_json_on_stdout, reported_errors
+from rlx.cli.start import run_train
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+# Flags, --help included, go to Hydra as they stand.
+_HYDRA_SETTINGS: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+app = typer.Typer(
+    name="rlx",
+    help="Train and evaluate reinforcement-learning agents: rlx train algo=ppo env=CartPole",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=_SETTINGS,
+)
+bench = typer.Typer(
+    help="Measure how fast this machine does what training is made of.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=_SETTINGS,
+)
+app.add_typer(bench, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option("--config-dir", help="A configuration directory of your own, laid over rlx's.", file_okay=False),
+]
+
+
+class Kind(StrEnum):
+    """What `rlx list` can list; the value is also the configuration group's plural."""
+
+    envs = "envs"
+    algos = "algos"
+    agents = "agents"
+    batchers = "batchers"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlx {rlx.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def rlx_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
+
+
+@app.command(context_settings=_HYDRA_SETTINGS, add_help_option=False)
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="GROUP=MEMBER, KEY=VALUE and flags.", autocompletion=complete_override),
+    ] = None,
+) -> None:
+    """Train a policy: rlx train algo=ppo env=CartPole (rlx train --help: all keys)."""
+    run_train(overrides or [])
+
+
+@app.command("eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run directory (its newest checkpoint) or one checkpoint.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Exactly this many whole episodes.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Where the environments' and the agent's seeds grow from.")] = 0,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions; else the best one.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import the code that the checkpoint names, whatever it is.")
+    ] = False,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Play whole episodes with a trained policy: rlx eval runs/CartPole/ppo/..."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        if trust or config_dir is not None:
+            from rlx.cli.members import see_own_code
+
+            see_own_code()
+        from rlx.run.evaluate import evaluate_path
+
+        result = evaluate_path(
+            path, episodes=episodes, seed=seed, stochastic=stochastic, trust=trust, config_dir=config_dir
+        )
+        values: dict[str, Any] = result.to_dict()
+        if as_json:
+            emit(json.dumps(values))
+        else:
+            lengths = values["lengths"]
+            emit(
+                f"return {values['mean']:.2f} ± {values['std']:.2f} over {values['episodes']} episodes "
+                f"(least {min(values['returns']):.2f}, greatest {max(values['returns']):.2f}, "
+                f"mean length {sum(lengths) / len(lengths):.1f})"
+            )
+
+
+@bench.command("collect")
+def bench_collect(
+    env: Annotated[str, typer.Option(help="The environment's id.")] = "CartPole-v1",
+    num_workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    envs_per_worker: Annotated[int, typer.Option(min=1, help="Environments in each.")] = 4,
+    num_steps: Annotated[int, typer.Option(min=1, help="Steps of each environment a call.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each of the two is measured.")] = 5.0,
+    vectorization: Annotated[str, typer.Option(help="per_instance or native.")] = "per_instance",
+    as_json: Json = False,
+) -> None:
+    """Measure collection: rlx's steps per second, and those of a hand-written loop with the same work."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.tools.bench import bench_collect as measure
+
+        values: dict[str, Any] = measure(
+            env=env,
+            num_workers=num_workers,
+            envs_per_worker=envs_per_worker,
+            num_steps=num_steps,
+            seconds=seconds,
+            vectorization=vectorization,
+        )
+        if as_json:
+            emit(json.dumps(values))
+        else:
+            width = max(len(key) for key in values)
+            for key, value in values.items():
+                emit(f"{key:<{width}}  {value:,.3f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+
+
+@app.command("list")
+def list_members(
+    kind: Annotated[Kind, typer.Argument(help="What to list.", case_sensitive=False)],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """List what can be named: rlx list envs."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.cli.members import group_members
+
+        group = kind.value.removesuffix("s")
+        members = group_members(group, config_dir)
+        ids: list[str] = []
+        if kind is Kind.envs:
+            from rlx.env import list_ids
+
+            ids = list(list_ids())
+        if as_json:
+            listing: dict[str, Any] = {kind.value: [member.to_dict() for member in members]}
+            emit(json.dumps(listing | ({"ids": ids} if kind is Kind.envs else {})))
+            return
+        width = max((len(member.name) for member in members), default=0)
+        for member in members:
+            emit(f"{group}={member.name:<{width}}  {member.about}")
+        if ids:
+            emit("\nRegistered with Gymnasium; each by its id: env=gym env.id=ID")
+            for name in ids:
+                emit(f"  {name}")
