@@ -1,16 +1,30 @@
 """Named tensors that share their first dimension."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch._C import TensorBase
+from torch.compiler import is_dynamo_compiling
 
 from rlx.data.fields import Fields, check_devices, check_keys, check_leading
+from rlx.data.interop import Array, from_arrays, from_nested, to_nested
 from rlx.data.lazy import Field, Lazy
-from rlx.data.rows import Rows, arrays_to_tensors, cat_fields, count_rows, take_rows
+from rlx.data.rows import Rows, cat_fields, check_index, take_rows, to_index, write_rows
 from rlx.errors import SpecError
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+# The size of the first dimension, 0 for no dimension. The slot of the C base class is eight times as fast as
+# `Tensor.__len__`, and refuses what is no tensor.
+_first_size: Callable[[object], int] = cast(Any, TensorBase).__len__
+
+_NONE: list[int] = []
+
+# A torch built for the CPU alone has no second device that a tensor could be on.
+_ONE_DEVICE = torch.accelerator.current_accelerator() is None
 
 
 class DictTensor(Fields):
@@ -32,21 +46,22 @@ class DictTensor(Fields):
         Raises:
             SpecError: a key is no string, a value no tensor, a first dimension is not B, or devices differ.
         """
-        own: dict[str, Field] = dict(fields)
-        check_keys(own)
-        if batch_size is None:
-            for value in own.values():
-                if isinstance(value, Tensor) and value.dim():
-                    batch_size = value.shape[0]
-                    break
-            else:
-                raise SpecError(f"DictTensor: give batch_size, for no field tells it (fields: {list(own)})")
-        for key, value in own.items():
-            if not isinstance(value, Lazy):
-                check_leading(key, value, (batch_size,))
-        check_devices(own)
+        own: dict[str, Field] = {**fields}
+        # The checks in three calls of C; at any doubt (and where the compiler cannot follow), one by one.
+        if is_dynamo_compiling():
+            size, others = 0, _NONE
+        else:
+            try:
+                size, *others = map(_first_size, own.values())
+                "".join(own)
+            except (TypeError, ValueError):
+                size, others = 0, _NONE
+        if not size or others.count(size) != len(others) or (batch_size is not None and batch_size != size):
+            size = _checked_batch_size(own, batch_size)
+        if not _ONE_DEVICE:
+            check_devices(own)
         self._fields = own
-        self._batch_size = batch_size
+        self._batch_size = size
 
     @classmethod
     def trusted(cls, fields: dict[str, Any], batch_size: int) -> Self:
@@ -166,8 +181,8 @@ class DictTensor(Fields):
         Raises:
             SpecError: a key is missing, or the numbers of rows, shapes or dtypes differ.
         """
-        given = count_rows(source_rows, source._batch_size)
-        taken = count_rows(rows, self._batch_size)
+        source_index, given = to_index(source_rows, source._batch_size)
+        index, taken = to_index(rows, self._batch_size)
         if given != taken:
             raise SpecError(f"copy_rows_: {given} source rows for {taken} rows")
         for key, value in self.items():
@@ -177,16 +192,18 @@ class DictTensor(Fields):
                     f"copy_rows_: field {key!r}: "
                     f"{other.dtype} {list(other.shape)} into {value.dtype} {list(value.shape)}"
                 )
-        new = source.select(*self.keys())[source_rows]
-        index = torch.as_tensor(rows) if isinstance(rows, Sequence) else rows
+        new = source.select(*self.keys())[source_index]
+        if isinstance(source_index, slice):
+            new = new.clone()  # source may be self
+        check_index(index, self._batch_size)
         for key, value in self.items():
-            value[index] = new[key].to(value.device)
+            write_rows(value, index, new[key])
         return self
 
     @classmethod
     def from_numpy(
         cls,
-        arrays: Mapping[str, np.ndarray[Any, Any]],
+        arrays: Mapping[str, Array],
         batch_size: int | None = None,
         device: torch.device | str | None = None,
     ) -> Self:
@@ -195,7 +212,45 @@ class DictTensor(Fields):
         Raises:
             SpecError: a dtype that torch lacks, or first dimensions differ.
         """
-        return cls(arrays_to_tensors(arrays, device), batch_size)
+        return cls(from_arrays(arrays, device), batch_size)
+
+    def to_tensordict(self) -> "TensorDict":
+        """Return a tensordict `TensorDict` over the same tensors, groups as nested ones.
+
+        Raises:
+            SpecError: a key is a field and a group at once.
+            UserError: tensordict is not installed.
+        """
+        return to_nested(self._built(), self.leading_shape)
+
+    @classmethod
+    def from_tensordict(cls, nested: "TensorDict") -> Self:
+        """Return a DictTensor over the tensors of a `TensorDict`, nested keys joined by `/`.
+
+        Raises:
+            SpecError: it has no batch dimension, or an entry is no tensor.
+        """
+        if not nested.batch_dims:
+            raise SpecError("from_tensordict: expected a batch dimension, got batch_size []")
+        return cls(from_nested(nested), nested.batch_size[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).trusted, (self.to_dict(), self._batch_size)
+
+
+def _checked_batch_size(fields: dict[str, Field], batch_size: int | None) -> int:
+    """Return B, having checked each field by name.
+
+    Raises:
+        SpecError: what is wrong, and where.
+    """
+    check_keys(fields)
+    if batch_size is None:
+        sizes = [value.shape[0] for value in fields.values() if isinstance(value, Tensor) and value.dim()]
+        if not sizes:
+            raise SpecError(f"DictTensor: no field tells the batch size: give batch_size (fields: {list(fields)})")
+        batch_size = sizes[0]
+    for key, value in fields.items():
+        if not isinstance(value, Lazy):
+            check_leading(key, value, (batch_size,))
+    return batch_size

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from typing import Any, NoReturn, Self, cast
+from typing import NoReturn, Self, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from rlx.data.interop import Array, to_arrays
 from rlx.data.lazy import Field, Lazy
 from rlx.data.spec import Spec
 from rlx.errors import DataRevokedError, SpecError, did_you_mean
@@ -92,10 +92,6 @@ class Fields(ABC):
     def to_dict(self) -> dict[str, Tensor]:
         """Return a new plain dict of the tensors themselves; builds the lazy ones."""
         return dict(self._built())
-
-    def raw_fields(self) -> dict[str, Field]:
-        """Return a new plain dict of the fields, the lazy ones as they are."""
-        return dict(self._fields.items())
 
     def __contains__(self, key: object) -> bool:
         return key in self._fields
@@ -193,21 +189,13 @@ class Fields(ABC):
         """Return a copy that shares no memory with this one; builds the lazy fields."""
         return self._with_fields({key: value.clone() for key, value in self.items()})
 
-    def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+    def to_numpy(self) -> dict[str, Array]:
         """Return the fields as numpy arrays: views of the same memory where the device is the CPU.
 
         Raises:
             SpecError: a field's dtype does not exist in numpy (bfloat16).
         """
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for key, value in self.items():
-            try:
-                arrays[key] = value.detach().cpu().numpy()
-            except TypeError as error:
-                raise SpecError(
-                    f"field {key!r}: dtype {value.dtype} does not exist in numpy; convert it first"
-                ) from error
-        return arrays
+        return to_arrays(self._built())
 
     def revoke(self, message: str) -> None:
         """Take the fields away: every later use of them through this object raises.

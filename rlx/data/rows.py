@@ -1,7 +1,7 @@
-"""Work on the rows of a dict of fields: choosing, counting, joining, reading numpy arrays."""
+"""Rows of a dict of fields: choosing, counting, joining."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,10 @@ Index = slice | Tensor
 """Rows in the form that tensors understand: a slice of step 1 or more, or an integer tensor `[N]`."""
 
 
+# torch writes no rows of the wide unsigned integers; their bits can be written as signed ones.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
 def take_rows(fields: dict[str, Field], rows: Rows, batch_size: int) -> tuple[dict[str, Field], int]:
     """Return these rows of all fields, and how many they are.
 
@@ -26,7 +30,7 @@ def take_rows(fields: dict[str, Field], rows: Rows, batch_size: int) -> tuple[di
     """
     index, count = to_index(rows, batch_size)
     if isinstance(index, slice):
-        return {k: _lazy_rows(v, index) if type(v) is Lazy else v[index] for k, v in fields.items()}, count  # type: ignore[index]
+        return {k: _lazy_rows(v, index) if isinstance(v, Lazy) else v[index] for k, v in fields.items()}, count
     if index.is_cpu:
         # index_select is a third faster than indexing. It knows no negative index: then the slow way sorts it out.
         checked = False
@@ -45,13 +49,8 @@ def take_rows(fields: dict[str, Field], rows: Rows, batch_size: int) -> tuple[di
                 if isinstance(value, Lazy):
                     taken[key] = _lazy_rows(value, index)
             return taken, count
-        index = _nonnegative(index, batch_size)
+        check_index(index, batch_size)
     return {k: _lazy_rows(v, index) if isinstance(v, Lazy) else v[index] for k, v in fields.items()}, count
-
-
-def count_rows(rows: Rows, batch_size: int) -> int:
-    """Return how many rows these are."""
-    return to_index(rows, batch_size)[1]
 
 
 def to_index(rows: Rows, batch_size: int) -> tuple[Index, int]:
@@ -97,11 +96,24 @@ def _one_row(row: Any, batch_size: int) -> tuple[slice, int]:
     return slice(place, place + 1), 1
 
 
-def _nonnegative(index: Tensor, batch_size: int) -> Tensor:
-    wrong = (index < -batch_size) | (index >= batch_size)
-    if wrong.any():
-        raise SpecError(f"row {int(index[wrong][0])} is not among {batch_size} rows")
-    return torch.where(index < 0, index + batch_size, index)
+def check_index(index: Index, batch_size: int) -> None:
+    """Check that each index counts a row that is there, from the start or from the end.
+
+    Raises:
+        SpecError: one does not.
+    """
+    if isinstance(index, Tensor):
+        wrong = (index < -batch_size) | (index >= batch_size)
+        if wrong.any():
+            raise SpecError(f"row {int(index[wrong][0])} is not among {batch_size} rows")
+
+
+def write_rows(tensor: Tensor, index: Index, values: Tensor) -> None:
+    """Write `values` over these rows, in place."""
+    signed = _SIGNED.get(tensor.dtype)
+    if signed is not None:
+        tensor, values = tensor.view(signed), values.view(signed)
+    tensor[index] = values.to(tensor.device)
 
 
 def _lazy_rows(value: Lazy, index: Index) -> Lazy:
@@ -139,22 +151,6 @@ def _in_order(part: dict[str, Field], keys: list[str]) -> dict[str, Field]:
     return {key: part[key] for key in keys}
 
 
-def arrays_to_tensors(
-    arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device | str | None
-) -> dict[str, Tensor]:
-    """Return tensors over the memory of these arrays; copies of those that are read-only or run backwards.
-
-    Raises:
-        SpecError: a dtype that torch lacks.
-    """
-    tensors: dict[str, Tensor] = {}
-    for key, array in arrays.items():
-        shared = np.asarray(array)
-        if not shared.flags.writeable or any(stride < 0 for stride in shared.strides):
-            shared = shared.copy()
-        try:
-            tensor = torch.from_numpy(shared)
-        except TypeError as error:
-            raise SpecError(f"field {key!r}: numpy dtype {shared.dtype} does not exist in torch") from error
-        tensors[key] = tensor if device is None else tensor.to(device)
-    return tensors
+def integers(values: Tensor) -> list[int]:
+    """Return an integer tensor `[N]` as a list."""
+    return cast(list[int], values.tolist())  # pyright: ignore[reportUnknownMemberType]

@@ -1,17 +1,22 @@
 """Named tensors over sequences of different lengths."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.fields import Fields, check_devices, check_keys, check_leading, map_fields
+from rlx.data.interop import Array, from_arrays, from_nested, to_nested
 from rlx.data.lazy import Field, Lazy
-from rlx.data.rows import Rows, arrays_to_tensors, cat_fields, take_rows
+from rlx.data.rows import Rows, cat_fields, integers, take_rows
 from rlx.errors import SpecError
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+_LENGTHS_KEY = "\0lengths"
 
 
 class TemporalDictTensor(Fields):
@@ -57,7 +62,7 @@ class TemporalDictTensor(Fields):
                 check_leading(key, value, (size, max_length))
         check_devices(own, lengths.device)
         if size and (longest > max_length or int(lengths.min()) < 0):
-            raise SpecError(f"lengths: expected 0 to {max_length}, got {lengths.tolist()}")
+            raise SpecError(f"lengths: expected 0 to {max_length}, got {integers(lengths)}")
         self._fields = own
         self._lengths = lengths
         self._max_length = max_length
@@ -143,7 +148,7 @@ class TemporalDictTensor(Fields):
         """
         fields = self._merged(other)
         if self._lengths is not other._lengths and not torch.equal(self._lengths, other._lengths):
-            raise SpecError(f"a | b: the lengths differ: {self._lengths.tolist()} and {other._lengths.tolist()}")
+            raise SpecError(f"a | b: the lengths differ: {integers(self._lengths)} and {integers(other._lengths)}")
         return self._with_fields(fields)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
@@ -203,7 +208,7 @@ class TemporalDictTensor(Fields):
             if tuple(t.shape) != (size,) or t.dtype.is_floating_point or t.dtype is torch.bool:
                 raise SpecError(f"at: expected integer steps [{size}], got {t.dtype} {list(t.shape)}")
             if t.device.type == "cpu" and size and (int(t.min()) < 0 or int(t.max()) >= steps):
-                raise SpecError(f"at: expected steps from 0 to {steps - 1}, got {t.tolist()}")
+                raise SpecError(f"at: expected steps from 0 to {steps - 1}, got {integers(t)}")
             rows, place = torch.arange(size, device=t.device), t.long()
             return DictTensor.trusted(map_fields(self._fields, lambda value: value[rows, place]), size)
         if not 0 <= t < steps:
@@ -249,14 +254,15 @@ class TemporalDictTensor(Fields):
         """
         rows, starts, lengths = self.episode_places(ends)
         longest = int(lengths.max()) if lengths.numel() else 0
-        kept = torch.arange(longest, device=self.device) < lengths.unsqueeze(1)
-        episode, time = kept.nonzero(as_tuple=True)
-        source_row, source_time = rows[episode], starts[episode] + time
+        offset = torch.arange(longest, device=self.device)
+        kept = offset < lengths.unsqueeze(1)
+        row = rows.unsqueeze(1)
+        time = starts.unsqueeze(1) + torch.minimum(offset, lengths.unsqueeze(1) - 1)
 
         def cut(value: Tensor) -> Tensor:
-            out = value.new_zeros(lengths.shape[0], longest, *value.shape[2:])
-            out[episode, time] = value[source_row, source_time]
-            return out
+            taken = value[row, time]
+            inner = [1] * (value.dim() - 2)
+            return torch.where(kept.reshape(*kept.shape, *inner), taken, taken.new_zeros(()))
 
         return self.trusted(map_fields(self._fields, cut), lengths, longest)
 
@@ -306,8 +312,8 @@ class TemporalDictTensor(Fields):
     @classmethod
     def from_numpy(
         cls,
-        arrays: Mapping[str, np.ndarray[Any, Any]],
-        lengths: Tensor | Sequence[int] | np.ndarray[Any, Any],
+        arrays: Mapping[str, Array],
+        lengths: Tensor | Sequence[int] | Array,
         device: torch.device | str | None = None,
     ) -> Self:
         """Return tensors of these arrays `[B, T, ...]`; they share the memory where numpy and the device allow it.
@@ -315,10 +321,38 @@ class TemporalDictTensor(Fields):
         Raises:
             SpecError: a dtype that torch lacks, or shapes that do not fit.
         """
-        return cls(arrays_to_tensors(arrays, device), torch.as_tensor(lengths, dtype=torch.int64, device=device))
+        return cls(from_arrays(arrays, device), torch.as_tensor(lengths, dtype=torch.int64, device=device))
+
+    def to_tensordict(self) -> "TensorDict":
+        """Return a tensordict `TensorDict` `[B, T]` over the same tensors, and `mask` `[B, T]` for the lengths.
+
+        Raises:
+            SpecError: a key is a field and a group at once, or there is a field `mask`.
+            UserError: tensordict is not installed.
+        """
+        if "mask" in self._fields:
+            raise SpecError("to_tensordict: a field is called 'mask', which is where the lengths go; rename it")
+        return to_nested({**self._built(), "mask": self.mask()}, self.leading_shape)
+
+    @classmethod
+    def from_tensordict(cls, nested: "TensorDict") -> Self:
+        """Return a TemporalDictTensor over the tensors of a `TensorDict` `[B, T]`, nested keys joined by `/`.
+
+        Its entry `mask` (`[B, T]` bool, each row first true, then false) gives the lengths; without it all steps count.
+
+        Raises:
+            SpecError: it lacks two batch dimensions, the mask has a hole, or an entry is no tensor.
+        """
+        if nested.batch_dims != 2:
+            raise SpecError(f"from_tensordict: expected batch_size [B, T], got {list(nested.batch_size)}")
+        size, steps = nested.batch_size
+        fields = from_nested(nested)
+        mask = fields.pop("mask", torch.ones(size, steps, dtype=torch.bool, device=nested.device))
+        lengths = mask.sum(1)
+        steps_taken = cls(fields, lengths, steps)
+        if not torch.equal(steps_taken.mask(), mask):
+            raise SpecError("from_tensordict: 'mask' has a hole: each row must be first true, then false")
+        return steps_taken
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).trusted, (self.to_dict(), self._lengths, self._max_length)
-
-
-_LENGTHS_KEY = "\0lengths"
