@@ -192,20 +192,22 @@ def verify_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not set(_FILES) <= set(cast(dict[str, Any], files)):
-        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' does not list the files {', '.join(_FILES)}")
-    for name in _FILES:
-        expected = cast(dict[str, dict[str, Any]], files)[name]
+    try:
+        noted = {name: (int(manifest["files"][name]["size"]), manifest["files"][name]["sha256"]) for name in _FILES}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"checkpoint '{path}': '{_MANIFEST}' does not note size and SHA-256 of each of {', '.join(_FILES)}"
+        ) from None
+    for name, (expected_size, expected_hash) in noted.items():
         file = path / name
         try:
             size = file.stat().st_size
-            if size != expected["size"]:
+            if size != expected_size:
                 raise CheckpointError(
                     f"checkpoint '{path}': '{name}' is truncated or damaged: "
-                    f"it has {size:,} bytes, expected {expected['size']:,}"
+                    f"it has {size:,} bytes, expected {expected_size:,}"
                 )
-            if sha256_of(file) != expected["sha256"]:
+            if sha256_of(file) != expected_hash:
                 raise CheckpointError(f"checkpoint '{path}': '{name}' is damaged: its SHA-256 is not the one noted")
         except FileNotFoundError:
             raise CheckpointError(f"checkpoint '{path}': '{name}' is missing") from None
@@ -318,9 +320,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"expected '{_FORMAT}'"
         )
     schema = manifest.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if not isinstance(schema, int) or schema < 1:
+        raise CheckpointError(f"checkpoint '{path}': got format version {schema!r}, expected 1 to {SCHEMA}")
+    if schema > SCHEMA:
         raise CheckpointError(
-            f"checkpoint '{path}' has format version {schema!r}, written by rlx {manifest.get('rlx')}; "
+            f"checkpoint '{path}' has format version {schema}, written by rlx {manifest.get('rlx')}; "
             f"rlx {__version__} reads up to {SCHEMA}: upgrade rlx"
         )
     noted = manifest.pop("sha256", None)

@@ -184,13 +184,17 @@ def format_duration(seconds: float) -> str:
 
 
 def sections(row: Row) -> dict[str, list[tuple[str, str]]]:
-    """Return a row's metrics as (name, value) by the part of their key before `/`, counters and blanks left out."""
+    """Return a row's metrics as (name, value) by the part of their key before `/`, counters and blanks left out.
+
+    What people look at first comes first: episodes, then evaluations; what has no section comes last.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for key, value in row.items():
         if key not in FIRST_COLUMNS and value is not None:
             section, _, name = key.rpartition("/")
             found.setdefault(section, []).append((name, format_value(value)))
-    return found
+    rank = {"episode": 0, "eval": 1, "": 3}
+    return dict(sorted(found.items(), key=lambda item: rank.get(item[0], 2)))
 
 
 def _start_live(progress: Progress, title: str, stream: TextIO) -> "LiveView":

@@ -110,7 +110,9 @@ def add_band(text: Text, band: Sequence[Section]) -> None:
     widths = [_widths(section) for section in band]
     for line in range(-1, max(len(metrics) for _, metrics in band)):
         text.append("\n")
-        for (name, metrics), (left, right) in zip(band, widths, strict=True):
+        for index, ((name, metrics), (left, right)) in enumerate(zip(band, widths, strict=True)):
+            if index:
+                text.append(_SECTION_GAP)
             if line < 0:
                 text.append(name.ljust(left + len(_GAP) + right), "bold")
             elif line < len(metrics):
@@ -119,7 +121,6 @@ def add_band(text: Text, band: Sequence[Section]) -> None:
                 text.append(_GAP + value.rjust(right))
             else:
                 text.append(" " * (left + len(_GAP) + right))
-            text.append(_SECTION_GAP)
 
 
 def _widths(section: Section) -> tuple[int, int]:

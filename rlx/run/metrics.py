@@ -147,8 +147,9 @@ def read_metrics(path: Path | str) -> list[dict[str, Value]]:
     if not lines:
         return []
     columns = _columns(path, lines[0])
-    cells = csv.reader(line.decode() for line in lines[1:])
-    return [dict(zip(columns, map(_value, row), strict=False)) for row in cells]
+    blank: dict[str, Value] = dict.fromkeys(columns)
+    cells = csv.reader(line.decode(errors="replace") for line in lines[1:])
+    return [blank | dict(zip(columns, map(_value, row), strict=False)) for row in cells]
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from rlx.errors import CheckpointError
 
-_COMPLEX_PARTS = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
-
 
 def encode(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -> Any:
     """Return `value` as data for strict JSON; its tensors go to `tensors`.
