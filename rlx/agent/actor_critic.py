@@ -109,15 +109,17 @@ class ActorCritic(ActorCriticAgent):
 
 
 class _Actor(Agent):
-    """The policy of an `ActorCritic`, on the same parameters."""
+    """The policy of an `ActorCritic`, on the same parameters; for a single discrete action, with nothing in between."""
 
     def __init__(self, agent: ActorCritic) -> None:
         super().__init__()
         self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
         self._policy = agent.network.single(0)
         self._encoder = agent.encoder.forward
-        self._fields = agent.policy_fields
-        self.act = agent.act
+        only = agent.distributions[0]
+        self._simple = len(agent.distributions) == 1 and not isinstance(only, DiagonalGaussian)
+        self._fields = only.outputs if self._simple else agent.policy_fields
+        self._sample = only.sample
 
     def forward(
         self,
@@ -126,6 +128,11 @@ class _Actor(Agent):
         agent_info: DictTensor,
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
-        return DictTensor.trusted(
-            self._fields(self._policy(self._encoder(observation))), observation.batch_size
-        ), state
+        fields = self._fields(self._policy(self._encoder(observation)))
+        return DictTensor.trusted(fields, observation.batch_size), state
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        if not self._simple:
+            return self._agent[0].act(outputs, agent_info, generator)
+        deterministic = agent_info["deterministic"] if "deterministic" in agent_info else None
+        return DictTensor.trusted(self._sample(outputs, deterministic, generator), outputs.batch_size)

@@ -46,6 +46,12 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
     return _in_time(outputs, padded, steps)
 
 
+def replay_inputs(agent: Agent) -> tuple[str, ...]:
+    """Return the step fields and groups under `env/` that `replay` reads: select them before cutting minibatches."""
+    stateful = is_stateful(agent) and "is_first" not in agent.inputs
+    return tuple(f"env/{name}" for name in (*agent.inputs, *(["is_first"] if stateful else [])))
+
+
 @torch.no_grad()
 def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     """Return the value of every step's observation and of the observation that followed it, `[B, T]` float32 each.

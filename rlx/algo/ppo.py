@@ -13,9 +13,19 @@
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlx.agent import ActorCriticAgent, AgentMaker, flatten_parameters, is_stateful, replay, values
+from rlx.agent import (
+    ActorCriticAgent,
+    AgentMaker,
+    clip_gradient,
+    flatten_parameters,
+    is_stateful,
+    replay,
+    replay_inputs,
+    values,
+    zero_gradient,
+)
 from rlx.algo.means import mean_terms
 from rlx.algo.returns import explained_variance, gae, normalize
 from rlx.batcher import BatcherMaker
@@ -59,7 +69,9 @@ def loss(
     steps = batch.steps
     outputs, taken = replay(agent, batch), steps.group("agent")
     valid = (lambda x: x) if steps.is_full() else (lambda x: x[steps.mask()])
-    log_prob, entropy = agent.log_prob(outputs, taken), agent.entropy(outputs)
+    log_prob = agent.log_prob(outputs, taken)
+    with torch.set_grad_enabled(ent_coef > 0):
+        entropy = valid(agent.entropy(outputs)).mean()
     advantage = valid(steps["advantage"])
     if normalize_advantage:
         advantage = normalize(advantage)
@@ -75,13 +87,13 @@ def loss(
         moved = steps["value"] + (value - steps["value"]).clamp(-clip_coef, clip_coef)
         error = torch.max(error, (moved - target).square())
     value_loss = 0.5 * valid(error).mean()
-    entropy = valid(entropy).mean()
 
     with torch.no_grad():
         approx_kl = (ratio - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html
         clip_fraction = ((ratio - 1).abs() > clip_coef).float().mean()
+    total = policy_loss + vf_coef * value_loss
     return {
-        "loss/total": policy_loss + vf_coef * value_loss - ent_coef * entropy,
+        "loss/total": total - ent_coef * entropy if ent_coef > 0 else total,
         "loss/policy": policy_loss,
         "loss/value": value_loss,
         "loss/entropy": entropy,
@@ -165,10 +177,10 @@ def train(
                         vf_coef=vf_coef,
                         normalize_advantage=normalize_advantage,
                     )
-                    optimizer.zero_grad(set_to_none=False)
+                    zero_gradient(parameters)
                     terms["loss/total"].backward()
                     run.average_gradients(agent)
-                    terms["grad_norm"] = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+                    terms["grad_norm"] = clip_gradient(parameters, max_grad_norm)
                     optimizer.step()
                     updates.append({name: term.detach() for name, term in terms.items()})
                 if target_kl is not None and mean_terms(updates[epoch_start:])["ppo/approx_kl"] > target_kl:
@@ -207,4 +219,5 @@ def with_advantages(agent: ActorCriticAgent, trajectories: Trajectories, *, gamm
     )
     taken = steps.group("agent")
     added = {"advantage": advantage, "value": value, "log_prob": agent.log_prob(taken, taken)}
-    return trajectories.with_steps(**added, **{"return": advantage + value})
+    chosen = trajectories.select(*replay_inputs(agent), "agent")
+    return chosen.with_steps(**added, **{"return": advantage + value})

@@ -63,23 +63,33 @@ class Piece:
             )
             for t in steps
         ]
+        self._final_row, self._final_time = slot.final_row.numpy(), slot.final_time.numpy()
+        self._final_obs = {key: value.numpy() for key, value in slot.final_obs.items()}
         self.raw_rewards: NDArray[np.floating] = slot.reward.numpy() if raw is None else raw
 
-    def keep_finals(self, t: int, rows: NDArray[np.int64], first_row: int) -> None:
+    def keep_finals(self, t: int, rows: list[int], first_row: int) -> None:
         """Copy the final observations of the episodes that ended at step t, before a reset overwrites them."""
         buffer = self.buffers[t]
         source = buffer.obs_np if buffer.final_obs is None else buffer.final_obs_np
-        self.add_finals(np.full(len(rows), t), rows + first_row, {key: value[rows] for key, value in source.items()})
+        place = self.num_finals
+        self.slot.reserve_finals(place + len(rows))
+        final_rows, final_times = self._final_row, self._final_time
+        for row in rows:
+            final_rows[place] = first_row + row
+            final_times[place] = t
+            for key, value in source.items():
+                self._final_obs[key][place] = value[row]
+            place += 1
+        self.num_finals = place
 
-    def add_finals(self, times: NDArray[np.int64], rows: NDArray[np.int64], obs: Mapping[str, Array]) -> None:
-        """Write final observations, and which step of which row they follow."""
-        slot = self.slot
+    def add_finals(self, times: NDArray[np.int64], rows: NDArray[np.int64], obs: Mapping[str, Tensor]) -> None:
+        """Write final observations `[N, ...]`, and which step of which row they follow."""
         place = slice(self.num_finals, self.num_finals + len(rows))
-        slot.reserve_finals(place.stop)
-        slot.final_row[place] = torch.from_numpy(rows)
-        slot.final_time[place] = torch.from_numpy(times)
+        self.slot.reserve_finals(place.stop)
+        self._final_row[place] = rows
+        self._final_time[place] = times
         for key, value in obs.items():
-            slot.final_obs[key][place] = torch.from_numpy(value)
+            self.slot.final_obs[key][place] = value
         self.num_finals = place.stop
 
 
@@ -140,7 +150,8 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     position = np.cumsum(valid, axis=0) - 1
     if piece.finals_by_call:
         times, rows = np.nonzero(ended & valid)
-        finals = {key: value.numpy()[times + 1, rows] for key, value in slot.obs.items()}
+        after, row = torch.from_numpy(times + 1), torch.from_numpy(rows)
+        finals = {key: value[after, row] for key, value in slot.obs.items()}
         piece.num_finals = 0
         piece.add_finals(position[times, rows], rows + first_row, finals)
     gaps = np.flatnonzero((valid[1:] & ~valid[:-1]).any(axis=0))

@@ -166,7 +166,7 @@ class Rollout:
                 logical_or(buffer.terminated_np, buffer.truncated_np, out=done)
                 if stop:
                     done &= running
-                ended = np.flatnonzero(done) if count_nonzero(done) else None
+                ended = np.flatnonzero(done).tolist() if count_nonzero(done) else None
                 if ended is not None and keeps_finals:
                     piece.keep_finals(t, ended, self.first_row)
                     if stop:
@@ -186,9 +186,9 @@ class Rollout:
             return None
         return np.flatnonzero(self._running).tolist()
 
-    def _reset_rows(self, piece: Piece, t: int, rows: NDArray[np.int64]) -> None:
-        env_info = self.env_info[torch.from_numpy(rows)] if not self.env_info.is_empty else None
-        self.env.reset(piece.buffers[t], rows=rows.tolist(), env_info=env_info)
+    def _reset_rows(self, piece: Piece, t: int, rows: list[int]) -> None:
+        env_info = None if self.env_info.is_empty else self.env_info[rows]
+        self.env.reset(piece.buffers[t], rows=rows, env_info=env_info)
 
     def _look_back(self, action: Mapping[str, Tensor], reward: Tensor, done: Mask, state: DictTensor) -> DictTensor:
         """Update what the agent remembers of this step: its state, and the previous action and reward."""
