@@ -250,6 +250,8 @@ def _checked_batch_size(fields: dict[str, Field], batch_size: int | None) -> int
         if not sizes:
             raise SpecError(f"DictTensor: no field tells the batch size: give batch_size (fields: {list(fields)})")
         batch_size = sizes[0]
+    if batch_size < 0:
+        raise SpecError(f"DictTensor: expected a batch_size of 0 or more, got {batch_size}")
     for key, value in fields.items():
         if not isinstance(value, Lazy):
             check_leading(key, value, (batch_size,))

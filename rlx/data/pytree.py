@@ -57,7 +57,8 @@ def _paths_of_dict_tensor(tree: DictTensor) -> tuple[list[tuple[Any, Any]], Layo
 
 def _paths_of_temporal(tree: TemporalDictTensor) -> tuple[list[tuple[Any, Any]], Layout]:
     leaves, layout = _flatten_temporal(tree)
-    names: list[Any] = [*map(pytree.MappingKey[str, Tensor], layout.keys), pytree.GetAttrKey("lengths")]
+    names: list[Any] = [pytree.MappingKey(key) for key in layout.keys]
+    names.append(pytree.GetAttrKey("lengths"))
     return list(zip(names, leaves, strict=True)), layout
 
 

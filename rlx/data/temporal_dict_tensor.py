@@ -57,6 +57,8 @@ class TemporalDictTensor(Fields):
         longest = int(lengths.max()) if size else 0
         if max_length is None:
             max_length = next((value.shape[1] for value in tensors if value.dim() > 1), longest)
+        if max_length < 0:
+            raise SpecError(f"TemporalDictTensor: expected a max_length of 0 or more, got {max_length}")
         for key, value in own.items():
             if not isinstance(value, Lazy):
                 check_leading(key, value, (size, max_length))
