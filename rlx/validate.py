@@ -73,6 +73,8 @@ def validate(
     Raises:
         ConfigError: an unknown key, a missing one, a wrong type or a number out of range.
     """
+    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] (it is what a user typed)
+        raise ConfigError(f"{prefix}: expected {_describe(dict)}, got {_show(values)}.")
     parameters = {
         name: parameter for name, parameter in inspect.signature(function).parameters.items() if name not in given
     }

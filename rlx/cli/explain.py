@@ -93,30 +93,21 @@ def explain(error: Exception, composition: Composition) -> str | None:
         message = _explain_sweep(override, composition) or _explain_member(override, composition)
         if message:
             return message
-    named = [override for override in overrides if override.key_or_group in composition.groups]
-    choices = [cast(str, override.input_line) for override in named if not override.is_sweep_override()]
-    config = composition.compose(choices)
-    if config is not None:
-        for override in overrides:
-            message = _explain_key(override, config, composition) if override not in named else None
-            if message:
-                return message
-    return _first_lines(error, composition)
+    return _explain_keys(overrides, overrides, composition) or _first_lines(error, composition)
 
 
-def explain_swept_members(composition: Composition) -> str | None:
-    """Return one line for a sweep over group members that are not all there; Hydra would find out after starting."""
-    parser = OverridesParser.create()
-    for text in composition.overrides:
-        try:
-            override = parser.parse_override(text)
-        except OverrideParseException:
-            return None  # composing the configuration says so, in its turn
-        if override.is_sweep_override():
-            message = _explain_member(override, composition)
-            if message:
-                return message
-    return None
+def explain_sweep(composition: Composition) -> str | None:
+    """Return one line for a sweep over a key or a member that is not there; Hydra would find out after starting."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(composition.overrides))
+    except OverrideParseException:
+        return None  # composing the configuration says so, in its turn
+    swept = [override for override in overrides if override.is_sweep_override()]
+    for override in swept:
+        message = _explain_member(override, composition)
+        if message:
+            return message
+    return _explain_keys(overrides, swept, composition)
 
 
 def _explain_syntax(text: str, problem: OverrideParseException, composition: Composition) -> str:
@@ -161,6 +152,16 @@ def _explain_member(override: Override, composition: Composition) -> str | None:
             hint, known = did_you_mean(name, members), ", ".join(members)
             return f"{typed}: there is no '{name}' in the group '{group}'.{hint} Members of {group}: {known}."
     return None
+
+
+def _explain_keys(overrides: list[Override], suspects: list[Override], composition: Composition) -> str | None:
+    """Return what is wrong with the first of `suspects` whose key is, in the configuration of the chosen members."""
+    named = [override for override in overrides if override.key_or_group in composition.groups]
+    config = composition.compose([cast(str, one.input_line) for one in named if not one.is_sweep_override()])
+    if config is None:
+        return None
+    messages = (_explain_key(override, config, composition) for override in suspects if override not in named)
+    return next((message for message in messages if message), None)
 
 
 def _explain_key(override: Override, config: DictConfig, composition: Composition) -> str | None:

@@ -16,7 +16,7 @@ def reported_errors() -> Generator[None]:
     Where the error was caused by the user's own code, that code's traceback comes before the message.
 
     Raises:
-        SystemExit: with the error's status; 130 after Ctrl-C, as shells have it.
+        SystemExit: with the error's status; after Ctrl-C 130, as shells have it.
     """
     try:
         yield
@@ -24,9 +24,9 @@ def reported_errors() -> Generator[None]:
         sys.stdout.flush()
         sys.stderr.write(f"{describe(error)}\n")
         raise SystemExit(error.exit_status) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
+        sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
+        raise SystemExit(getattr(interrupt, "exit_status", 130)) from None
 
 
 def describe(error: RlxError) -> str:

@@ -1,8 +1,13 @@
 """The start of `rlx train`: worker processes import torch while the command itself does."""
 
+import os
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from rlx.cli.report import reported_errors
+from rlx.errors import UserError
 
 # What ends without a worker, and what starts its workers elsewhere.
 _NO_WORKERS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version")
@@ -20,11 +25,26 @@ def run_train(arguments: Sequence[str]) -> None:
             from rlx.batcher.start import prestart
 
             prestart()
-        from rlx.cli.train import run_hydra
+        try:
+            from rlx.cli.train import run_hydra
 
-        run_hydra(arguments)
+            run_hydra(arguments)
+        except UserError:
+            _end_server()
+            raise
 
 
 def _needs_workers(arguments: Sequence[str]) -> bool:
     """Return whether, as far as the bare arguments tell, workers will be started by this process."""
     return not any(word.split("=")[0] in _NO_WORKERS or word.startswith(_ELSEWHERE) for word in arguments)
+
+
+def _end_server() -> None:
+    """End the workers' server, which may still be importing torch when a mistyped key has long been told."""
+    from multiprocessing import forkserver
+
+    server: Any = getattr(forkserver, "_forkserver", None)
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

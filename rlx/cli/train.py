@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlx.cli.explain import Composition, explain, explain_swept_members
+from rlx.cli.explain import Composition, explain, explain_sweep
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.errors import ConfigError, RlxError, did_you_mean
@@ -117,7 +117,7 @@ def run_hydra(arguments: Sequence[str]) -> None:
         directories=[path for path in (parsed.config_dir, parsed.config_path or conf) if path is not None],
         multirun=parsed.multirun,
     )
-    if parsed.multirun and (message := explain_swept_members(composition)):
+    if parsed.multirun and (message := explain_sweep(composition)):
         raise ConfigError(message)
     try:
         with _hydra_process(["rlx", *overrides, *parsed.flags]):

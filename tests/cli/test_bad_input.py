@@ -1,0 +1,79 @@
+"""Whatever is typed wrong gets one line that names it, and nothing is started or written."""
+
+from pathlib import Path
+
+import pytest
+
+from rlx.cli.start import run_train
+
+from .conftest import Launches
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
+    with pytest.raises(SystemExit) as end:
+        run_train(arguments)
+    assert end.value.code == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("Error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beginning", "nearest"),
+    [
+        (["algo.gama=0.9"], "algo.gama=0.9: there is no key 'algo.gama'.", "algo.gamma"),
+        (["alog.gamma=0.9"], "alog.gamma=0.9: there is no key 'alog.gamma'.", "algo.gamma"),
+        (["gamma=0.9"], "gamma=0.9: there is no key 'gamma'.", "algo.gamma"),
+        (["totalsteps=1"], "totalsteps=1: there is no key 'totalsteps'.", "total_steps"),
+        (["algoo=ppo"], "algoo=ppo: there is no key 'algoo'.", "algo"),
+        (["algo=ppoo"], "algo=ppoo: there is no 'ppoo' in the group 'algo'.", "ppo"),
+        (["env=cartpole"], "env=cartpole: there is no 'cartpole' in the group 'env'.", "CartPole"),
+        (["env/CartPole=x"], "env/CartPole=x: there is no group 'env/CartPole'.", None),
+        (["algo.gamma.x=1"], "algo.gamma.x=1: there is no key 'algo.gamma.x'.", "algo.gamma"),
+        (["~algo.gama"], "~algo.gama: there is no such key to take away.", "algo.gamma"),
+        (["+seed=1"], "+seed=1: the key exists already; write it without the +", None),
+        (["hydra.run.dirr=x"], "hydra.run.dirr=x: there is no key 'hydra.run.dirr'.", "hydra.run.dir"),
+        (["ppo"], "ppo: expected KEY=VALUE or GROUP=MEMBER", "algo=ppo"),
+        (["algo.gamma=[1"], "algo.gamma=[1: this is no override", None),
+        (["run_dir=a=b"], "run_dir=a=b: this is no override", None),
+        (["seed=1,2"], "seed: got several values, 1,2; add -m for one run each", None),
+        (["-m", "seed=1,2", "algo=ppo,dqq"], "algo=ppo,dqq: there is no 'dqq' in the group 'algo'.", None),
+        (["-m", "sed=1,2"], "sed=1,2: there is no key 'sed'.", "seed"),
+        (["env=gym"], "env.id: a value is needed, give it as env.id=VALUE", None),
+        (["seed=${nowhere}"], "seed: Interpolation key 'nowhere' not found", None),
+        (["--multirn"], "--multirn: there is no such flag.", "--multirun"),
+        (["--cfg", "jobb"], "argument --cfg/-c: invalid choice: 'jobb'", None),
+        (["--config-dir", "nowhere"], "--config-dir: there is no directory 'nowhere'", None),
+        (["-cn", "confg"], "--config-name: there is no configuration 'confg'.", "config"),
+    ],
+)
+def test_message_names_what_was_typed_and_the_nearest_right_name(
+    launches: Launches, capsys: pytest.CaptureFixture[str], arguments: list[str], beginning: str, nearest: str | None
+) -> None:
+    text = fails(capsys, *arguments)
+    assert text.startswith(beginning)
+    assert nearest is None or f"Did you mean '{nearest}'?" in text
+    assert launches == []
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_unknown_key_of_a_mapping_says_how_to_add_one(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, "env.kwargs.foo=1").endswith("To add one: +env.kwargs.foo=1")
+
+
+def test_wrong_default_in_a_users_recipe_is_named(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path("own/experiment/mine.yaml")
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# @package _global_\ndefaults:\n  - override /env: CartPol\n")
+    text = fails(capsys, "experiment=mine", "--config-dir", "own")
+    assert "there is no 'env/CartPol'. Did you mean 'CartPole'?" in text
+
+
+def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Path("own/algo/mine.yaml")
+    broken.parent.mkdir(parents=True)
+    broken.write_text("gamma: [1\nlearning_rate: }\n")
+    text = fails(capsys, "algo=mine", "--config-dir", "own")
+    assert "mine.yaml, line 2: this is not valid YAML" in text

@@ -1,0 +1,151 @@
+"""The other commands, called in this process."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlx.cli.app import app
+from rlx.cli.complete import complete_override
+from rlx.cli.report import only_json_on_stdout
+from rlx.errors import CheckpointError
+
+RESULT = {"episodes": 2, "mean": 1.5, "std": 0.5, "returns": [1.0, 2.0], "lengths": [3, 4]}
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        app(list(arguments), prog_name="rlx")
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Stand where evaluation does, and keep what it was asked for; it writes to standard output as libraries may."""
+    kept: dict[str, Any] = {}
+
+    def evaluate_path(path: Path, **options: Any) -> Any:
+        kept.update(options, path=path)
+        os.write(1, b"a library's greeting\n")
+        if path.name == "missing":
+            raise CheckpointError("missing: there is no checkpoint here")
+        return SimpleNamespace(to_dict=lambda: dict(RESULT))
+
+    module = ModuleType("rlx.run.evaluate")
+    module.evaluate_path = evaluate_path  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "rlx.run.evaluate", module)
+    return kept
+
+
+def test_json_alone_stands_on_standard_output(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", "run", "--episodes", "2", "--seed", "7", "--stochastic", "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == RESULT
+    assert out.count("\n") == 1
+    assert "a library's greeting" in err
+    assert asked == {
+        "path": Path("run"),
+        "episodes": 2,
+        "seed": 7,
+        "stochastic": True,
+        "trust": False,
+        "config_dir": None,
+    }
+
+
+def test_eval_reads_as_one_line(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", "run") == 0
+    assert "return 1.50 ± 0.50 over 2 episodes" in capfd.readouterr().out
+
+
+def test_eval_of_nothing_is_one_message(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("eval", "missing", "--json") == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.endswith("Error: missing: there is no checkpoint here\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["eval", "run", "--episodes", "0"], "episodes"),
+        (["eval", "run", "--episode", "3"], "--episodes"),
+        (["eval"], "path"),
+        (["list", "env"], "'envs'"),
+        (["bench", "colect"], "collect"),
+    ],
+)
+def test_mistyped_command_or_option_exits_with_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], fragment: str
+) -> None:
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert fragment in err
+    assert "Traceback" not in err
+
+
+def test_list_shows_members_and_what_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "mine.yaml").write_text("# My own.\n_target_: my.train\n")
+    assert call("list", "algos", "--config-dir", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "algo=mine  My own." in lines
+    assert any(line.startswith("algo=ppo ") for line in lines)
+
+
+def test_list_envs_holds_members_and_registered_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "envs", "--json") == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert "CartPole" in [member["name"] for member in listing["envs"]]
+    assert "CartPole-v1" in listing["ids"]
+
+
+@pytest.mark.parametrize("kind", ["agents", "batchers"])
+def test_list_has_each_group(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    assert call("list", kind, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[kind]
+
+
+def test_standard_output_comes_back_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with only_json_on_stdout(True):
+            os.write(1, b"noise\n")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    os.write(1, b"result\n")
+    out, err = capfd.readouterr()
+    assert out == "result\n"
+    assert err == "noise\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("alg", "algo="),
+        ("algo=", "algo=ppo"),
+        ("env=Cart", "env=CartPole"),
+        ("algo.gam", "algo.gamma="),
+        ("total", "total_steps="),
+        ("env=CartPol,", None),
+        ("algo=nothing.", None),
+    ],
+)
+def test_completion_knows_groups_members_and_keys(typed: str, expected: str | None) -> None:
+    found = complete_override([], typed)
+    assert found == [] if expected is None else expected in found
+
+
+def test_completion_mends_words_that_bash_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_RLX_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "rlx\ntrain\nseed\n=\n1\nenv\n=\nCart")
+    monkeypatch.setenv("COMP_CWORD", "7")
+    assert "CartPole" in complete_override(["seed", "=", "1", "env", "="], "Cart")

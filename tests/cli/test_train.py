@@ -1,0 +1,145 @@
+"""What `rlx train` hands to training, and how it ends."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlx.cli.start import run_train
+from rlx.cli.train import parse
+from rlx.errors import ConfigError, EnvironmentFault
+
+from .conftest import Launches
+
+
+def test_defaults_are_plain_and_complete(launches: Launches) -> None:
+    run_train(["algo=ppo", "env=CartPole"])
+    (job,) = launches
+    assert (job["seed"], job["total_steps"], job["device"], job["run_dir"]) == (0, 100_000, "cpu", None)
+    assert job["env"]["id"] == "CartPole-v1"
+    assert job["choices"] == {
+        "algo": "ppo",
+        "env": "CartPole",
+        "agent": "actor_critic",
+        "batcher": "process",
+        "logger": "default",
+    }
+    assert type(job["algo"]) is dict
+    assert "hydra" not in job
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(launches: Launches) -> None:
+    run_train(["seed=1", "-m", "env=CartPole,Acrobot"])
+    assert [(job["seed"], job["env"]["id"]) for job in launches] == [(1, "CartPole-v1"), (1, "Acrobot-v1")]
+
+
+def test_nothing_of_the_process_is_changed_and_hydra_writes_nothing(launches: Launches) -> None:
+    before = (list(sys.argv), dict(os.environ), Path.cwd())
+    run_train(["seed=3"])
+    run_train(["seed=4"])
+    assert (list(sys.argv), dict(os.environ), Path.cwd()) == before
+    assert list(Path.cwd().iterdir()) == []
+    assert [job["seed"] for job in launches] == [3, 4]
+
+
+def test_each_job_of_a_multirun_has_its_own_run_directory(launches: Launches) -> None:
+    run_train(["-m", "seed=0,1"])
+    run_train(["-m", "seed=0,1"])
+    directories = [Path(job["run_dir"]) for job in launches]
+    assert [directory.name for directory in directories] == ["0", "1", "0", "1"]
+    assert len(set(directories)) == 4
+    assert all(directory.is_relative_to("runs/multirun") and not directory.exists() for directory in directories)
+
+
+def test_run_directory_of_a_multirun_holds_its_jobs(launches: Launches) -> None:
+    run_train(["-m", "seed=0,1", "run_dir=here"])
+    assert [job["run_dir"] for job in launches] == ["here/0", "here/1"]
+
+
+def test_failed_job_of_a_multirun_is_told_and_the_others_run(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launches.errors[1] = ConfigError("algo.gamma: expected a number in [0, 1], got 2.")
+    with pytest.raises(SystemExit) as end:
+        run_train(["-m", "seed=0,1,2"])
+    assert end.value.code == 2
+    assert [job["seed"] for job in launches] == [0, 1, 2]
+    err = capsys.readouterr().err
+    assert "Error: algo.gamma: expected a number in [0, 1], got 2.\nJob 1 failed: seed=1" in err
+    assert "Traceback" not in err
+
+
+def test_users_own_directory_adds_members(launches: Launches) -> None:
+    own = Path("own/algo/mine.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("_target_: my_package.my_algo.train\nalpha: 3\n")
+    run_train(["--config-dir", "own", "algo=mine", "algo.alpha=4"])
+    assert launches[0]["algo"] == {"_target_": "my_package.my_algo.train", "alpha": 4}
+    assert launches[0]["choices"]["algo"] == "mine"
+    assert os.getcwd() in sys.path
+
+
+def test_fault_of_the_users_environment_shows_their_traceback(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = EnvironmentFault("environment Mine-v0 (row 3, seed 8) raised in step")
+    fault.__cause__ = ZeroDivisionError("in user code")
+    launches.errors[0] = fault
+    with pytest.raises(SystemExit) as end:
+        run_train([])
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: in user code" in err
+    assert err.endswith("Error: environment Mine-v0 (row 3, seed 8) raised in step\n")
+    assert "Error executing job" not in err
+
+
+def test_bug_keeps_its_traceback(launches: Launches) -> None:
+    launches.errors[0] = KeyError("bug")
+    with pytest.raises(KeyError, match="bug"):
+        run_train([])
+
+
+def test_interrupt_ends_with_its_own_status(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    launches.errors[0] = KeyboardInterrupt()
+    with pytest.raises(SystemExit) as end:
+        run_train([])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_configuration_is_shown_without_running(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(["env=Pendulum", "--cfg", "job", "-p", "env"])
+    assert "id: Pendulum-v1" in capsys.readouterr().out
+    assert launches == []
+
+
+def test_help_names_groups_and_keys(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_train(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "algo: ppo" in out
+    assert "total_steps: 100000" in out
+    assert "--multirun" in out
+
+
+def test_path_with_anything_in_it_passes_when_quoted(launches: Launches) -> None:
+    run_train(["run_dir='a b,c=d'"])
+    assert launches[0]["run_dir"] == "a b,c=d"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "flags"),
+    [
+        (["a=1", "-m", "b=2"], ["a=1", "b=2"], ["-m"]),
+        (["-cd", "own", "a=1", "--cfg", "job"], ["a=1"], ["-cd", "own", "--cfg", "job"]),
+        (["--config-dir=own", "~a", "+b=1"], ["~a", "+b=1"], ["--config-dir=own"]),
+        (["a=1", "a=1", "-p", "algo"], ["a=1", "a=1"], ["-p", "algo"]),
+    ],
+)
+def test_overrides_are_told_from_flags(arguments: list[str], overrides: list[str], flags: list[str]) -> None:
+    parsed = parse(arguments)
+    assert parsed.overrides == overrides
+    assert parsed.flags == flags
