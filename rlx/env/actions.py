@@ -43,11 +43,12 @@ class ActionReader:
             AgentError: a key is missing, or a tensor does not have B rows of the declared shape.
         """
         if self._discrete:
-            tensor = action.get("action")
+            tensor: Any = action.get("action")
             if tensor is None:
                 raise _missing(self.leaves[0], action)
-            numbers = cast("list[Any]", cast(Any, tensor).tolist())
-            if tensor.ndim != 1 or len(numbers) != self._num_envs:
+            # The hot path: a tensor's own attributes (`ndim`, `shape`) cost more than all the rest of this.
+            numbers: Any = tensor.tolist()
+            if isinstance(numbers, int) or len(numbers) != self._num_envs or isinstance(numbers[0], list):
                 raise self._mismatch(self.leaves[0], tensor)
             return [number + self._start for number in numbers] if self._start else numbers
         columns = {leaf.key: self._column(leaf, action) for leaf in self.leaves}

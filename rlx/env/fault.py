@@ -20,7 +20,7 @@ def environment_fault(
         row: which of the environments that are stepped together.
         seed: the last seed that it was reset with.
         episode: how many episodes it has begun since that seed, from 1.
-        step: how many steps it has finished in this episode.
+        step: which step of this episode, from 1; 0 for its reset.
     """
     places = {"row": row, "seed": seed, "episode": episode, "step": step}
     where = ", ".join(f"{key} {value}" for key, value in places.items() if value is not None)

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 GymEnv = gymnasium.Env[Any, Any]
 
-# The first calls of `step` check every answer in full. Later ones rely on what writing it refuses by itself.
+# The first calls of `step`, and a few of the later ones, check every answer in full. The others check shapes only, and
+# rely on what NumPy refuses by itself.
 _CHECKED_CALLS = 16
+_CHECKED_EVERY = 256
+
+_NOTHING: Any = object()
 
 
 class GymVecEnv(VecEnv):
@@ -71,6 +75,8 @@ class GymVecEnv(VecEnv):
             raise
         self._writer = ObservationWriter(first.observation_space)
         self._reader = ActionReader(first.action_space, num_envs)
+        self._plain_shape = self._writer.plain_shape
+        self._raw_rewards = np.zeros(num_envs)
         self._steps = [env.step for env in self.envs]
         self._recorders = [recorder for recorder in map(_recorder, self.envs) if recorder is not None]
         self._reward_scale = reward_scale
@@ -119,33 +125,37 @@ class GymVecEnv(VecEnv):
         if rows is not None:
             self._step_rows(actions, out, rows)
             return
-        answers: list[Any] = []
-        append = answers.append
-        try:
-            for step, row_action in zip(self._steps, actions, strict=False):
-                append(step(row_action))
-        except Exception as error:
-            raise self._fault(len(answers), raised("step", error)) from error
         self._calls = calls = self._calls + 1
-        if calls <= _CHECKED_CALLS:
-            self._check(answers)
+        checking = calls <= _CHECKED_CALLS or not calls % _CHECKED_EVERY
+        plain = self._plain_shape
+        target = out.obs_np["obs"] if plain is not None else None
+        reward = self._raw_rewards if self.raw_reward else out.reward_np
+        terminated, truncated = out.terminated_np, out.truncated_np
+        observations: list[Any] = []
+        row, answer = 0, _NOTHING
         try:
-            observations, rewards, terminated, truncated, _ = zip(*answers, strict=False)
-            self._writer.write_all(observations, out)
-            out.reward_np[:] = rewards
-            if any(terminated):
-                out.terminated_np[:] = terminated
-            else:
-                out.terminated_np.fill(False)
-            if any(truncated):
-                out.truncated_np[:] = truncated
-            else:
-                out.truncated_np.fill(False)
+            for row, step in enumerate(self._steps):
+                answer = _NOTHING
+                answer = step(actions[row])
+                observation, reward[row], terminated[row], truncated[row], _ = answer
+                if checking:
+                    self._check(row, answer)
+                if target is None:
+                    observations.append(observation)
+                elif observation.shape == plain:
+                    target[row] = observation
+                else:
+                    self._check(row, answer)
+            if target is None:
+                self._write(observations, out)
+        except RlxError:
+            raise
         except Exception as error:
-            self._check(answers)
-            raise self._fault(0, f"what step returned cannot be stored: {error}") from error
+            if answer is not _NOTHING:
+                self._check(row, answer)
+            raise self._fault(row, raised("step", error)) from error
         if self.raw_reward:
-            self._write_raw_rewards(out, rewards)
+            self._write_raw_rewards(out)
 
     def render(self, row: int = 0) -> Any:
         """Return a picture of a row as the environment draws it, or None where it draws none."""
@@ -201,9 +211,7 @@ class GymVecEnv(VecEnv):
                 answer: Any = self._steps[row](actions[row])
             except Exception as error:
                 raise self._fault(row, raised("step", error)) from error
-            wrong = self._problem(answer)
-            if wrong is not None:
-                raise self._fault(row, wrong)
+            self._check(row, answer)
             observation, reward, terminated, truncated, _ = answer
             self._writer.write_row(observation, out.obs_np, row)
             out.terminated_np[row] = terminated
@@ -212,18 +220,28 @@ class GymVecEnv(VecEnv):
             if out.raw_reward_np is not None:
                 out.raw_reward_np[row] = self._recorders[row].take() if self._recorders else reward
 
-    def _write_raw_rewards(self, out: StepBuffer, rewards: Sequence[Any]) -> None:
-        raw = [recorder.take() for recorder in self._recorders] if self._recorders else rewards
-        if out.raw_reward_np is not None:
-            out.raw_reward_np[:] = raw
-        if self._reward_scale != 1.0:
-            out.reward_np *= self._reward_scale
+    def _write(self, observations: list[Any], out: StepBuffer) -> None:
+        try:
+            self._writer.write_all(observations, out)
+        except Exception as error:
+            for row, observation in enumerate(observations):
+                wrong = self._writer.problem(observation)
+                if wrong is not None:
+                    raise self._fault(row, f"step returned an observation that breaks its space: {wrong}") from None
+            raise self._fault(0, f"its observations cannot be stored: {error}") from error
 
-    def _check(self, answers: list[Any]) -> None:
-        for row, answer in enumerate(answers):
-            wrong = self._problem(answer)
-            if wrong is not None:
-                raise self._fault(row, wrong)
+    def _write_raw_rewards(self, out: StepBuffer) -> None:
+        """Scale the rewards that `step` left in `_raw_rewards`, and tell what the bare environment paid."""
+        np.multiply(self._raw_rewards, self._reward_scale, out=out.reward_np, casting="same_kind")
+        if self._recorders:
+            self._raw_rewards[:] = [recorder.take() for recorder in self._recorders]
+        if out.raw_reward_np is not None:
+            out.raw_reward_np[:] = self._raw_rewards
+
+    def _check(self, row: int, answer: Any) -> None:
+        wrong = self._problem(answer)
+        if wrong is not None:
+            raise self._fault(row, wrong)
 
     def _problem(self, answer: Any) -> str | None:
         """Return what is wrong with what one environment's `step` returned, or None."""

@@ -108,11 +108,11 @@ class NativeGymVecEnv(VecEnv):
                 f"got step(rows={list(rows)}), expected rows=None"
             )
         actions = self._reader.batch(action)
+        self._steps += 1
         try:
             answer: Any = self.env.step(actions)
         except Exception as error:
             raise self._fault(raised("step", error)) from error
-        self._steps += 1
         names = ("observations", "rewards", "terminated", "truncated", "info")
         observations, rewards, terminated, truncated, info = self._unpack("step", answer, names)
         self._write("step", observations, out.obs_np, None)

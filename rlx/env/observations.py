@@ -17,16 +17,22 @@ Array = NDArray[Any]
 class ObservationWriter:
     """Writes observations of one space into the rows of a StepBuffer.
 
-    Writing all rows at once is the hot path. It refuses a wrong shape or a wrong kind of number at no extra cost,
-    since one `np.concatenate` into the buffer broadcasts nothing and casts within a kind only; what exactly is wrong,
-    `problem` finds out afterwards.
+    Writing all rows at once refuses a wrong shape or a wrong kind of number at no extra cost, since one
+    `np.concatenate` into the buffer broadcasts nothing and casts within a kind only; what exactly is wrong, `problem`
+    finds out afterwards.
 
     Args:
         space: the observation space of one environment.
+
+    Attributes:
+        leaves: the parts of the space.
+        plain_shape: the shape of a space that is one array which is stored as it is; None for all other spaces.
     """
 
     def __init__(self, space: Space[Any]) -> None:
         self.leaves = leaves(space, "obs")
+        only = self.leaves[0]
+        self.plain_shape = only.spec.shape if not only.path and _row_writer(only) is _write_arrays else None
         self._parts = [(leaf, _picker(leaf), _row_writer(leaf)) for leaf in self.leaves]
 
     def write_all(self, observations: Sequence[Any], out: StepBuffer) -> None:

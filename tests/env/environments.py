@@ -92,3 +92,13 @@ class Repeat(gymnasium.Wrapper):
         for _ in range(self.times):
             answer = self.env.step(action)
         return answer
+
+
+class StepsInReset(gymnasium.Wrapper):
+    """Does some steps before an episode begins, as Atari's no-op starts do."""
+
+    def reset(self, **keywords: Any) -> Any:
+        self.env.reset(**keywords)
+        self.env.step(0)
+        observation, _, _, _, info = self.env.step(1)
+        return observation, info

@@ -66,7 +66,7 @@ def test_a_step_that_breaks_the_contract_names_row_seed_and_step(
     env = _with_fault_in_row_1(answer, from_step)
     out = env.allocate()
     env.reset(out, seeds=[10, 11, 12])
-    place = rf"environment 'Odd-v0' \(row 1, seed 11, episode 1, step ({from_step - 1}|{from_step})\): "
+    place = rf"environment 'Odd-v0' \(row 1, seed 11, episode 1, step {from_step}\): "
     rows = [0, 1, 2] if by_row else None
     for _ in range(from_step - 1):
         env.step(ACTION, out, rows=rows)
@@ -75,6 +75,32 @@ def test_a_step_that_breaks_the_contract_names_row_seed_and_step(
     if isinstance(answer, Exception):
         assert caught.value.__cause__ is answer
     assert caught.value.exit_status == 1
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), ()])
+def test_a_shape_that_would_broadcast_is_refused_even_where_all_rows_have_it(shape: tuple[int, ...]) -> None:
+    env = GymVecEnv(lambda: _Answer((np.zeros(shape, np.float32), 0.0, False, False, {}), 60), 3)
+    out = env.allocate()
+    env.reset(out)
+    for _ in range(59):
+        env.step(ACTION, out)
+    with pytest.raises(EnvironmentFault, match=r"row 0, .*('obs' has shape|expected a NumPy array)"):
+        env.step(ACTION, out)
+
+
+def test_a_part_of_a_nested_observation_does_not_broadcast_either() -> None:
+    space = spaces.Dict({"a": spaces.Box(-1.0, 1.0, (3,)), "b": spaces.Discrete(2)})
+
+    def show(step: int) -> Any:
+        return {"a": np.zeros(1 if step == 60 else 3, np.float32), "b": 0}
+
+    env = GymVecEnv(lambda: Answers(show, space), 3)
+    out = env.allocate()
+    env.reset(out)
+    for _ in range(59):
+        env.step(ACTION, out)
+    with pytest.raises(EnvironmentFault, match=r"row 0, .*step 60.*'obs/a' has shape \(1,\); expected \(3,\)"):
+        env.step(ACTION, out)
 
 
 def test_a_reward_of_none_is_a_fault_at_first_and_not_a_number_later() -> None:
@@ -89,6 +115,19 @@ def test_a_reward_of_none_is_a_fault_at_first_and_not_a_number_later() -> None:
     for _ in range(60):
         env.step(ACTION, out)
     assert out.reward.isnan().tolist() == [False, True, False]
+
+
+def test_a_dtype_that_changes_later_is_found_by_the_checks_that_go_on() -> None:
+    env = _with_fault_in_row_1((np.zeros(3), 0.0, False, False, {}), 60)
+    out = env.allocate()
+    env.reset(out)
+
+    def go_on() -> None:
+        for _ in range(300):
+            env.step(ACTION, out)
+
+    with pytest.raises(EnvironmentFault, match=r"step 256.*dtype float64; expected float32"):
+        go_on()
 
 
 @pytest.mark.parametrize("value", [np.zeros(3), np.zeros(3, np.int64)])
@@ -163,7 +202,7 @@ def test_the_step_count_is_the_rows_own() -> None:
     env.reset(out, seeds=[1, 2, 3])
     for rows in (None, [0, 2], [1], None, [0], None):
         env.step(ACTION, out, rows=rows)
-    with pytest.raises(EnvironmentFault, match=r"row 1, seed 2, episode 1, step 4\)"):
+    with pytest.raises(EnvironmentFault, match=r"row 1, seed 2, episode 1, step 5\)"):
         env.step(ACTION, out)
 
 

@@ -190,12 +190,12 @@ def test_env_info_reaches_reset_as_options() -> None:
 def test_answers_go_straight_into_memory_that_the_caller_owns() -> None:
     """Rows of a larger block, some of them with a stride, as the shared buffer of the workers has them."""
     env = make("CartPole-v1", 2)
-    block, twin = torch.zeros(6, 4), torch.zeros(2, 8)
+    block, twin = torch.zeros(6, 4), torch.zeros(2, 7)
     flags = torch.zeros(2, 6, dtype=torch.bool)
     rewards = torch.zeros(6)
     rows = slice(2, 4)
     inside = StepBuffer({"obs": block[rows]}, rewards[rows], flags[0, rows], flags[1, rows])
-    strided = StepBuffer({"obs": twin[:, ::2]}, torch.zeros(2), torch.zeros(2).bool(), torch.zeros(2).bool())
+    strided = StepBuffer({"obs": twin[:, :4]}, torch.zeros(2), torch.zeros(2).bool(), torch.zeros(2).bool())
     env.reset(strided, seeds=[1, 2])
     env.reset(inside, seeds=[1, 2])
     action = {"action": torch.zeros(2, dtype=torch.int64)}
@@ -205,8 +205,8 @@ def test_answers_go_straight_into_memory_that_the_caller_owns() -> None:
     assert block[rows].any()
     assert not block[:2].any()
     assert not block[4:].any()
-    assert twin[:, ::2].equal(block[rows])
-    assert not twin[:, 1::2].any()
+    assert twin[:, :4].equal(block[rows])
+    assert not twin[:, 4:].any()
     assert rewards.tolist() == [0, 0, 1, 1, 0, 0]
 
 
@@ -224,6 +224,16 @@ def test_wrappers_and_scale_change_rewards_and_leave_raw_rewards_as_the_environm
     plain = make("CartPole-v1", 1)
     assert not plain.raw_reward
     assert plain.allocate().raw_reward_np is None
+
+
+def test_what_a_wrapper_does_during_a_reset_is_paid_to_nobody() -> None:
+    env = make("CartPole-v1", 2, wrappers=["tests.env.environments.StepsInReset"])
+    out = env.allocate()
+    for rows in (None, [1]):
+        env.reset(out, rows=rows)
+        env.step({"action": torch.zeros(2, dtype=torch.int64)}, out)
+        assert out.raw_reward_np is not None
+        assert out.raw_reward_np.tolist() == [1.0, 1.0]
 
 
 def test_scale_alone_keeps_raw_rewards_too() -> None:
