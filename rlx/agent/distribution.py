@@ -79,7 +79,7 @@ class Categorical(Distribution):
         noise = torch.empty_like(logits).exponential_(generator=generator).log_()
         if deterministic is not None:
             noise.masked_fill_(deterministic.unsqueeze(-1), 0.0)
-        return {self._action: torch.sub(logits, noise, out=noise).argmax(-1), self._logits: logits}
+        return {self._action: (logits - noise).argmax(-1), self._logits: logits}
 
     def log_prob(self, outputs: Fields, taken: Fields) -> Tensor:
         """Return log softmax(logits)[action]."""

@@ -200,7 +200,9 @@ def train(
 
 
 @torch.no_grad()
-def with_advantages(agent: ActorCriticAgent, trajectories: Trajectories, *, gamma: float, gae_lambda: float) -> Trajectories:
+def with_advantages(
+    agent: ActorCriticAgent, trajectories: Trajectories, *, gamma: float, gae_lambda: float
+) -> Trajectories:
     """Return what the loss needs of the trajectories, with `advantage`, `return`, `value` and `log_prob` added.
 
     Each observation's value is computed once. The log-probabilities come from what was stored while acting.

@@ -125,7 +125,9 @@ def tally(
     episodes: list[Episode] = []
     paid_before, counted_before = np.zeros_like(returns), np.zeros_like(lengths)
     for time, row in zip(times.tolist(), rows.tolist(), strict=True):
-        episodes.append((first_row + row, float(total[time, row] - paid_before[row]), int(count[time, row] - counted_before[row])))
+        episodes.append(
+            (first_row + row, float(total[time, row] - paid_before[row]), int(count[time, row] - counted_before[row]))
+        )
         paid_before[row], counted_before[row] = total[time, row], count[time, row]
     returns[:] = total[-1] - paid_before
     lengths[:] = count[-1] - counted_before

@@ -146,7 +146,9 @@ class Rollout:
         forward, act, generator, info = self.agent.forward, self.agent.act, self.generator, self.agent_info
         env_step, state = self.env.step, self._state
         observations, outputs, actions, buffers = piece.observations, piece.outputs, piece.actions, piece.buffers
-        caller_resets, looks_back, stop = self.env.autoreset is Autoreset.NONE, self._looks_back, self.stop
+        looks_back, stop = self._looks_back, self.stop
+        # A row that has done its one episode is left alone, unless the environment can only step all its rows.
+        caller_resets = self.env.autoreset is Autoreset.NONE and not (stop and self.env.row_step)
         keeps_finals = self.env.autoreset is not Autoreset.NEXT_STEP
         watches = keeps_finals or looks_back or stop
         running, rows = self._running, self._rows_to_step()
@@ -164,18 +166,16 @@ class Rollout:
             env_step(actions[t], buffer, rows)
             if watches:
                 logical_or(buffer.terminated_np, buffer.truncated_np, out=done)
-                if stop:
-                    done &= running
-                ended = np.flatnonzero(done).tolist() if count_nonzero(done) else None
-                if ended is not None and keeps_finals:
-                    piece.keep_finals(t, ended, self.first_row)
-                    if stop:
-                        running[ended] = False
-                        rows = self._rows_to_step()
-                    elif caller_resets:
+                if count_nonzero(done):
+                    ended = np.flatnonzero(done).tolist()
+                    counted = [row for row in ended if running[row]] if stop else ended
+                    if keeps_finals:
+                        piece.keep_finals(t, counted, self.first_row)
+                    if caller_resets:
                         self._reset_rows(piece, t, ended)
-                elif stop and ended is not None:
-                    running[ended] = False
+                    if stop:
+                        running[counted] = False
+                        rows = self._rows_to_step()
                 if looks_back:
                     state = self._look_back(actions[t], buffer.reward, done, state)
         self._state = state

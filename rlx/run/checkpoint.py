@@ -120,7 +120,7 @@ def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
     temporary = folder / f".{name}.writing-{token}"
     try:
         folder.mkdir(exist_ok=True)
-        _remove_unfinished(folder)
+        _tidy(folder)
         temporary.mkdir()
         try:
             _write_files(temporary, snapshot)
@@ -131,9 +131,7 @@ def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         fsync_directory(folder)
-        for entry in list(folder.iterdir()):
-            if _REPLACED.fullmatch(entry.name) and entry.name.startswith(f".{name}."):
-                shutil.rmtree(entry, ignore_errors=True)
+        _tidy(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write checkpoint '{target}': {_reason(error)}") from error
     return target
@@ -333,10 +331,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half-written or half-removed."""
+def _tidy(folder: Path) -> None:
+    """Remove what was never finished; a replaced checkpoint goes too, or takes its place back where no new one is."""
     for entry in list(folder.iterdir()):
-        if _UNFINISHED.fullmatch(entry.name):
+        replaced = _REPLACED.fullmatch(entry.name)
+        plain = folder / f"step-{replaced[1]}" if replaced else None
+        if plain is not None and not plain.exists():
+            entry.rename(plain)
+        elif plain is not None or _UNFINISHED.fullmatch(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
 
 

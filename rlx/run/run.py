@@ -286,4 +286,3 @@ def _result(summary: Mapping[str, Any], directory: Path) -> str:
     except ValueError:
         pass
     return f"{summary['status']}: {shown}, {steps:,} steps in {seconds:.1f} s\n{directory}"
-

@@ -1,0 +1,186 @@
+"""The ready-made actor-critic: its distributions against torch's, its networks against plain ones."""
+
+import math
+
+import pytest
+import torch
+from torch import distributions as reference
+
+from rlx.agent import clip_gradient, flatten_parameters, zero_gradient
+from rlx.agent.distribution import make_distributions
+from rlx.agent.networks import TwinMLP
+from rlx.data import DictTensor, EnvSpecs, Spec
+from tests.agent.agents import SPECS, actor_critic
+
+OBS = {"obs": Spec((3,), torch.float32)}
+ACTIONS = {
+    "discrete": Spec((), torch.int64, "discrete", nvec=(4,)),
+    "multi_discrete": Spec((3,), torch.int64, "multi_discrete", nvec=(2, 5, 3)),
+    "multi_discrete grid": Spec((2, 2), torch.int64, "multi_discrete", nvec=(2, 3, 4, 5)),
+    "multi_binary": Spec((5,), torch.int8, "multi_binary"),
+    "bounded": Spec((2,), torch.float32, low=(-2.0, 0.0), high=(2.0, 1.0)),
+    "unbounded": Spec((2,), torch.float32, low=(-math.inf, -1.0), high=(math.inf, 1.0)),
+}
+
+
+def torch_distribution(kind: str, outputs: DictTensor) -> list[reference.Distribution]:
+    """Return torch's own distributions, one an independent part."""
+    if kind == "discrete":
+        return [reference.Categorical(logits=outputs["logits"])]
+    if kind.startswith("multi_discrete"):
+        pieces = outputs["logits"].split(ACTIONS[kind].nvec, dim=-1)
+        return [reference.Categorical(logits=piece) for piece in pieces]
+    if kind == "multi_binary":
+        return [reference.Bernoulli(logits=logit) for logit in outputs["logits"].unbind(-1)]
+    normal = reference.Normal(outputs["mean"], outputs["log_std"].exp())
+    return [reference.Independent(normal, 1)]
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_log_prob_and_entropy_are_those_of_torchs_distributions(kind: str) -> None:
+    torch.manual_seed(0)
+    agent = actor_critic(EnvSpecs(OBS, {"action": ACTIONS[kind]}))
+    for parameter in agent.parameters():
+        parameter.data.normal_()
+    observation = DictTensor({"obs": torch.randn(50, 3)})
+    outputs, state = agent.forward(observation, DictTensor.empty(50), DictTensor.empty(50))
+    assert state.is_empty
+    assert outputs["value"].shape == (50,)
+    taken = agent.act(outputs, DictTensor.empty(50), torch.Generator().manual_seed(0))
+    spec = ACTIONS[kind]
+    assert taken["action"].shape == (50, *spec.shape)
+    assert taken["action"].dtype == spec.dtype
+    parts = torch_distribution(kind, outputs)
+    kept = taken["raw_action"] if "raw_action" in taken else taken["action"].flatten(1).float()
+    pieces = [kept] if kind in ("bounded", "unbounded") else list(kept.reshape(50, -1).unbind(-1))
+    expected = sum(part.log_prob(piece) for part, piece in zip(parts, pieces, strict=True))
+    torch.testing.assert_close(agent.log_prob(outputs, taken), expected)
+    torch.testing.assert_close(agent.log_prob(taken, taken), expected)  # what was stored is enough
+    torch.testing.assert_close(agent.entropy(outputs), sum(part.entropy() for part in parts))
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_draws_follow_the_distribution_and_deterministic_rows_take_its_mode(kind: str) -> None:
+    torch.manual_seed(0)
+    agent = actor_critic(EnvSpecs(OBS, {"action": ACTIONS[kind]}))
+    for parameter in agent.parameters():
+        parameter.data.normal_(std=0.5)
+    size = 20_000
+    observation = DictTensor({"obs": torch.randn(1, 3).expand(size, 3)})
+    outputs, _ = agent.forward(observation, DictTensor.empty(size), DictTensor.empty(size))
+    deterministic = torch.arange(size) % 2 == 0
+    taken = agent.act(outputs, DictTensor({"deterministic": deterministic}), torch.Generator().manual_seed(0))
+    modes, draws = taken["action"][deterministic], taken["action"][~deterministic]
+    assert (modes == modes[0]).all()
+    parts = torch_distribution(kind, outputs[:1])
+    if kind in ("bounded", "unbounded"):
+        raw = taken["raw_action"][~deterministic]
+        torch.testing.assert_close(raw.mean(0), outputs["mean"][0], atol=0.03, rtol=0)
+        torch.testing.assert_close(raw.std(0), outputs["log_std"][0].exp(), atol=0.03, rtol=0)
+    else:
+        for part, column in zip(parts, draws.reshape(len(draws), -1).unbind(-1), strict=True):
+            for value in part.enumerate_support().flatten().tolist():
+                probability = part.log_prob(torch.tensor([value])).exp().item()
+                assert (column == value).float().mean().item() == pytest.approx(probability, abs=0.02)
+
+
+def test_continuous_actions_cover_the_box_and_never_leave_it() -> None:
+    agent = actor_critic(EnvSpecs(OBS, {"action": ACTIONS["bounded"]}))
+    outputs = DictTensor(
+        {"mean": torch.tensor([[0.0, 0.0], [9.0, -9.0], [0.5, 1.0]]), "log_std": torch.full((3, 2), -9.0)}
+    )
+    taken = agent.act(outputs, DictTensor({"deterministic": torch.ones(3, dtype=torch.bool)}), torch.Generator())
+    torch.testing.assert_close(taken["action"], torch.tensor([[0.0, 0.5], [2.0, 0.0], [1.0, 1.0]]))
+
+
+def test_the_actor_acts_as_the_whole_agent_does_and_follows_its_weights() -> None:
+    for spec in ACTIONS.values():
+        agent = actor_critic(EnvSpecs(OBS, {"action": spec}))
+        actor = agent.actor()
+        for parameter in agent.parameters():
+            parameter.data.normal_()
+        observation, empty = DictTensor({"obs": torch.randn(7, 3)}), DictTensor.empty(7)
+        whole, _ = agent.forward(observation, empty, empty)
+        alone, _ = actor.forward(observation, empty, empty)
+        assert "value" not in alone
+        for key in alone.keys():  # noqa: SIM118
+            torch.testing.assert_close(alone[key], whole[key])
+        drawn = [a.act(o, empty, torch.Generator().manual_seed(3)) for a, o in ((agent, whole), (actor, alone))]
+        torch.testing.assert_close(drawn[0]["action"], drawn[1]["action"])
+
+
+def test_mixed_action_spaces_sum_their_parts() -> None:
+    specs = EnvSpecs(OBS, {"action/gear": ACTIONS["discrete"], "action/steer/angle": ACTIONS["bounded"]})
+    agent = actor_critic(specs)
+    empty = DictTensor.empty(5)
+    outputs, _ = agent.forward(DictTensor({"obs": torch.randn(5, 3)}), empty, empty)
+    taken = agent.act(outputs, empty, torch.Generator().manual_seed(0))
+    assert set(specs.action) <= set(taken.keys())
+    parts = make_distributions(specs.action)
+    torch.testing.assert_close(agent.log_prob(outputs, taken), sum(p.log_prob(outputs, taken) for p in parts))
+
+
+def test_observations_of_every_kind_become_one_vector() -> None:
+    specs = {
+        "obs/image": Spec((2, 2), torch.uint8),
+        "obs/one": Spec((), torch.int64, "discrete", nvec=(3,)),
+        "obs/two": Spec((2,), torch.int64, "multi_discrete", nvec=(2, 3)),
+        "obs/bits": Spec((2,), torch.int8, "multi_binary"),
+        "obs/number": Spec((), torch.float32),
+    }
+    agent = actor_critic(EnvSpecs(specs, SPECS.action))
+    observation = DictTensor(
+        {
+            "obs/image": torch.full((1, 2, 2), 255, dtype=torch.uint8),
+            "obs/one": torch.tensor([2]),
+            "obs/two": torch.tensor([[1, 0]]),
+            "obs/bits": torch.tensor([[1, 0]], dtype=torch.int8),
+            "obs/number": torch.tensor([0.5]),
+        }
+    )
+    expected = [1.0] * 4 + [0, 0, 1] + [0, 1] + [1, 0, 0] + [1, 0] + [0.5]
+    assert agent.encoder(observation)[0].tolist() == expected
+    agent.forward(observation, DictTensor.empty(1), DictTensor.empty(1))
+
+
+def test_twin_networks_are_separate_orthogonal_networks() -> None:
+    torch.manual_seed(0)
+    twin = TwinMLP(16, (4, 1), hidden_sizes=[8, 8], activation="tanh", output_gains=(0.01, 1.0))
+    x = torch.randn(5, 16)
+    for k, width in enumerate((4, 1)):
+        hidden = x
+        for weight, bias in list(zip(twin.weights, twin.biases, strict=True))[:-1]:
+            hidden = torch.tanh(hidden @ weight[k] + bias[k])
+        expected = (hidden @ twin.weights[-1][k] + twin.biases[-1][k])[:, :width]
+        torch.testing.assert_close(twin(x)[k], expected)
+        torch.testing.assert_close(twin.single(k)(x), expected)
+    inner = twin.weights[1][0]
+    torch.testing.assert_close(inner.T @ inner, 2 * torch.eye(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(twin.weights[2][0].T @ twin.weights[2][0], 1e-4 * torch.eye(4), atol=1e-7, rtol=0)
+    assert (twin.weights[2][1, :, 1:] == 0).all()
+    assert all((bias == 0).all() for bias in twin.biases)
+
+
+def test_flat_parameters_share_memory_with_the_module() -> None:
+    agent = actor_critic()
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    flat = flatten_parameters(agent)
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+    for _ in range(2):
+        zero_gradient(flat)
+        agent.network.weights[0].sum().backward()
+        assert flat.grad is not None
+        assert flat.grad.sum() == agent.network.weights[0].numel()
+    flat.data.zero_()
+    assert all((parameter == 0).all() for parameter in agent.parameters())
+
+
+@pytest.mark.parametrize("norm", [0.1, 3.0])
+def test_clip_gradient_is_torchs(norm: float) -> None:
+    flat = flatten_parameters(actor_critic())
+    flat.grad = torch.randn_like(flat) * norm / math.sqrt(flat.numel())
+    other = torch.nn.Parameter(flat.detach().clone())
+    other.grad = flat.grad.clone()
+    expected = torch.nn.utils.clip_grad_norm_([other], 0.5)
+    torch.testing.assert_close(clip_gradient(flat, 0.5), expected)
+    torch.testing.assert_close(flat.grad, other.grad)

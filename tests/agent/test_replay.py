@@ -1,0 +1,104 @@
+"""Replay gives at learning time what acting gave, and values see each observation once."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from rlx.agent import reset_state
+from rlx.agent.replay import replay, values
+from rlx.batcher import Batcher
+from rlx.data import DictTensor
+from rlx.env import make
+from tests.agent.agents import Recurrent, actor_critic, steps_of
+from tests.batcher.ledger import ID
+
+
+@pytest.mark.parametrize("make_agent", [actor_critic, Recurrent], ids=["stateless", "recurrent"])
+@pytest.mark.parametrize("stop", [False, True], ids=["auto-reset", "stop mode"])
+def test_logits_at_acting_time_equal_logits_at_replay_across_slot_borders(make_agent, stop: bool) -> None:
+    with Batcher(
+        make_agent, partial(make, ID), num_workers=2, envs_per_worker=3, num_steps=4, seed=0, workers="local",
+        stop_at_episode_end=stop,
+    ) as batcher:  # fmt: skip
+        torch.manual_seed(1)
+        agent = make_agent(batcher.specs)
+        batcher.publish(agent)
+        for _ in range(1 if stop else 4):
+            piece = batcher.collect()
+            outputs = replay(agent, piece)
+            mask = piece.steps.mask()
+            assert mask.any()
+            torch.testing.assert_close(outputs["logits"][mask], piece.steps["agent/logits"][mask], rtol=1e-5, atol=1e-5)
+            assert outputs["logits"].requires_grad
+
+
+def test_states_are_reset_inside_a_sequence_and_only_there() -> None:
+    torch.manual_seed(0)
+    trajectories = steps_of([6, 6, 6], 6)
+    agent = Recurrent(specs_of())
+    info = DictTensor({"agent_state/hidden": torch.randn(3, 6)})
+    trajectories.info = info
+    outputs = replay(agent, trajectories)
+    for row in range(3):
+        hidden = info["agent_state/hidden"][row : row + 1]
+        for t in range(6):
+            if trajectories.steps["env/is_first"][row, t]:
+                hidden = torch.full((1, 6), 0.1)
+            seen = torch.cat(
+                [trajectories.steps["env/obs"][row, t], trajectories.steps["env/prev_reward"][row, t : t + 1]]
+            )
+            hidden = agent.cell(seen.unsqueeze(0), hidden)
+            torch.testing.assert_close(outputs["logits"][row, t], agent.head(hidden)[0, :4])
+
+
+def specs_of():
+    from tests.agent.agents import SPECS
+
+    return SPECS
+
+
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [3, 0, 6]], ids=["full", "ragged"])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["stateless", "recurrent"])
+def test_values_bootstrap_truncations_and_borders_and_give_zero_after_termination(lengths, recurrent: bool) -> None:
+    torch.manual_seed(0)
+    trajectories = steps_of(lengths, 6, seed=4)
+    agent = Recurrent(specs_of()) if recurrent else actor_critic()
+    if recurrent:
+        trajectories.info = DictTensor({"agent_state/hidden": torch.randn(3, 6)})
+    value, following = values(agent, trajectories)
+    steps, empty = trajectories.steps, DictTensor.empty(1)
+    kinds = set()
+    for row, length in enumerate(lengths):
+        state = trajectories.info.group("agent_state")[row : row + 1] if recurrent else empty
+        for t in range(length):
+            seen = DictTensor(
+                {key: steps[f"env/{key}"][row : row + 1, t] for key in ("obs", "prev_reward", "is_first")}
+            )
+            state = reset_state(agent, state, seen["is_first"], empty)
+            outputs, state = agent.forward(seen, state, empty)
+            torch.testing.assert_close(value[row, t], outputs["value"][0])
+            if steps["next/terminated"][row, t]:
+                expected = torch.tensor(0.0)
+                kinds.add("terminated")
+            else:
+                after = DictTensor(
+                    {
+                        "obs": steps["next/obs"][row : row + 1, t],
+                        "prev_reward": steps["next/reward"][row : row + 1, t],
+                        "is_first": torch.tensor([False]),
+                    }
+                )
+                inside = not steps["next/truncated"][row, t] and t + 1 < length
+                if inside:
+                    after = DictTensor(
+                        {
+                            "obs": after["obs"],
+                            "prev_reward": steps["env/prev_reward"][row : row + 1, t + 1],
+                            "is_first": after["is_first"],
+                        }
+                    )
+                expected = agent.forward(after, state, empty)[0]["value"][0]
+                kinds.add("truncated" if steps["next/truncated"][row, t] else "inside" if inside else "border")
+            torch.testing.assert_close(following[row, t], expected)
+    assert kinds == {"terminated", "truncated", "inside", "border"}

@@ -1,0 +1,82 @@
+"""Advantages: a case worked by hand, a slow reference, and what must cut the recursion."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlx.algo.returns import explained_variance, gae, normalize
+
+
+def slow_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, lengths):
+    """Return the sum of discounted errors for each step, by its definition."""
+    advantages = torch.zeros_like(rewards)
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            weight = 1.0
+            for k in range(t, length):
+                after = 0.0 if terminated[b, k] else float(next_values[b, k])
+                advantages[b, t] += weight * (rewards[b, k] + gamma * after - values[b, k])
+                if terminated[b, k] or truncated[b, k]:
+                    break
+                weight *= gamma * gae_lambda
+    return advantages
+
+
+def test_gae_of_a_case_worked_by_hand() -> None:
+    # gamma 0.5, lambda 0.5; step 1 is truncated (bootstrap 4), step 2 ends the piece (bootstrap 8).
+    rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 2.0]])
+    next_values = torch.tensor([[1.0, 4.0, 8.0]])
+    truncated, terminated = torch.tensor([[False, True, False]]), torch.zeros(1, 3, dtype=torch.bool)
+    # errors: 1 + .5 - 1 = .5; 2 + 2 - 1 = 3; 3 + 4 - 2 = 5
+    found = gae(rewards, values, next_values, terminated, truncated, gamma=0.5, gae_lambda=0.5)
+    assert found.tolist() == [[0.5 + 0.25 * 3.0, 3.0, 5.0]]
+    # the same end as a termination: no bootstrap, 2 - 1 = 1
+    found = gae(rewards, values, next_values, truncated, terminated, gamma=0.5, gae_lambda=0.5)
+    assert found.tolist() == [[0.5 + 0.25 * 1.0, 1.0, 5.0]]
+
+
+def test_termination_wins_a_tie() -> None:
+    both = torch.ones(1, 1, dtype=torch.bool)
+    found = gae(torch.ones(1, 1), torch.zeros(1, 1), torch.full((1, 1), 9.0), both, both, gamma=0.9, gae_lambda=0.9)
+    assert found.item() == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_gae_equals_its_definition(data: st.DataObject) -> None:
+    size, steps = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+    rewards, values, after = torch.randn(3, size, steps, generator=generator, dtype=torch.float64)
+    terminated, truncated = torch.rand(2, size, steps, generator=generator) < 0.3
+    lengths = data.draw(st.lists(st.integers(0, steps), min_size=size, max_size=size))
+    gamma, gae_lambda = data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))
+    mask = torch.arange(steps) < torch.tensor(lengths).unsqueeze(1)
+    found = gae(rewards, values, after, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda, mask=mask)
+    expected = slow_gae(rewards, values, after, terminated, truncated, gamma, gae_lambda, lengths)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_piece_cut_in_two_gives_the_one_step_errors_of_the_whole() -> None:
+    torch.manual_seed(0)
+    rewards, values, after = torch.randn(3, 2, 6)
+    after[:, :-1] = values[:, 1:]
+    never = torch.zeros(2, 6, dtype=torch.bool)
+    whole = gae(rewards, values, after, never, never, gamma=0.9, gae_lambda=0.0)
+    halves = [
+        gae(rewards[:, s], values[:, s], after[:, s], never[:, s], never[:, s], gamma=0.9, gae_lambda=0.0)
+        for s in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(torch.cat(halves, dim=1), whole)
+
+
+def test_explained_variance_is_one_for_perfect_and_zero_for_the_mean() -> None:
+    target = torch.tensor([1.0, 2.0, 4.0])
+    assert explained_variance(target, target).item() == 1.0
+    assert explained_variance(target.mean().expand(3), target).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_normalize_gives_mean_zero_and_deviation_one() -> None:
+    found = normalize(torch.tensor([1.0, 2.0, 3.0]))
+    torch.testing.assert_close(found, torch.tensor([-1.0, 0.0, 1.0]))
+    assert normalize(torch.tensor([3.0])).tolist() == [0.0]

@@ -1,0 +1,269 @@
+"""What a batcher hands back, step by step against a plain loop over bare environments, in every mode."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from rlx.batcher import Batcher
+from rlx.data import DictTensor, Trajectories
+from rlx.env import make
+from rlx.errors import AgentError, DataRevokedError, EnvironmentFault, SpecError, UserError, WorkerError
+from rlx.seeding import env_seed
+from tests.batcher.ledger import ID, VECTOR_ID, Counter, Parity, expected_steps
+
+MODES = {
+    "per_instance": partial(make, ID),
+    "next_step": partial(make, VECTOR_ID, vectorization="native", kwargs={"mode": "NextStep"}),
+    "same_step": partial(make, VECTOR_ID, vectorization="native", kwargs={"mode": "SameStep"}),
+    "disabled": partial(make, VECTOR_ID, vectorization="native", kwargs={"mode": "Disabled"}),
+}
+
+
+def batcher(make_env=MODES["per_instance"], make_agent=Parity, **changes) -> Batcher:
+    options = {"num_workers": 2, "envs_per_worker": 3, "num_steps": 5, "seed": 3, "workers": "local"} | changes
+    return Batcher(make_agent, make_env, **options)
+
+
+def row_of(piece: Trajectories, row: int) -> list[dict]:
+    """Return the valid steps of one row as plain data."""
+    count = int(piece.steps.lengths[row])
+    fields = {key: piece.steps[key][row, :count].tolist() for key in piece.steps.keys()}  # noqa: SIM118
+    return [{key: values[t] for key, values in fields.items()} for t in range(count)]
+
+
+@pytest.mark.parametrize("workers", ["local", "process"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_row_is_what_a_plain_loop_gives_whatever_the_autoreset_mode(mode: str, workers: str) -> None:
+    make_agent = Counter if mode in ("per_instance", "next_step") else Parity
+    with batcher(MODES[mode], make_agent, workers=workers) as b:
+        rows: list[list[dict]] = [[] for _ in range(b.num_envs)]
+        for _ in range(6):
+            piece = b.collect()
+            assert piece.num_steps == int(piece.steps.lengths.sum())
+            for row in range(b.num_envs):
+                rows[row].extend(row_of(piece, row))
+        episodes = sorted(b.episodes)
+    found = []
+    for row, steps in enumerate(rows):
+        worker_seed = env_seed(3, row) if mode in ("per_instance",) else None
+        seed = worker_seed if worker_seed is not None else int(steps[0]["env/obs"][0])
+        expected = expected_steps(seed, len(steps))
+        assert len(steps) >= (20 if mode == "next_step" else 30)
+        total = length = 0
+        for step, wanted in zip(steps, expected, strict=True):
+            for key, value in wanted.items():
+                if key == "count":
+                    continue
+                assert step[key] == (pytest.approx(value) if isinstance(value, float) else value), (row, key)
+            if make_agent is Counter:
+                assert step["agent/count"] == wanted["count"]
+                for key in ("prev_action", "prev_reward", "is_first"):
+                    assert step[f"agent/{key}"] == wanted[f"env/{key}"], key
+            total, length = total + step["next/reward"], length + 1
+            if step["next/terminated"] or step["next/truncated"]:
+                found.append((row, total, length))
+                total = length = 0
+    assert episodes == sorted(found)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bootstrap_names_the_step_it_follows_and_shows_the_true_observation(mode: str) -> None:
+    with batcher(MODES[mode]) as b:
+        for _ in range(4):
+            piece = b.collect()
+            steps, shown = piece.steps, piece.bootstrap
+            wanted = set()
+            for row in range(b.num_envs):
+                count = int(steps.lengths[row])
+                for t in range(count):
+                    terminated = bool(steps["next/terminated"][row, t])
+                    truncated = bool(steps["next/truncated"][row, t])
+                    if not terminated and (truncated or t == count - 1):
+                        wanted.add((row, t))
+            assert set(zip(shown["row"].tolist(), shown["time"].tolist(), strict=True)) == wanted
+            assert len(wanted) == shown.batch_size
+            torch.testing.assert_close(shown["obs"], steps["next/obs"][shown["row"], shown["time"]])
+            torch.testing.assert_close(shown["prev_reward"], steps["next/reward"][shown["row"], shown["time"]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stop_mode_gives_each_environment_exactly_one_episode(mode: str) -> None:
+    with batcher(MODES[mode], stop_at_episode_end=True, num_steps=3) as b:
+        for _ in range(3):
+            b.reset()
+            running, lengths, ends = b.num_envs, torch.zeros(b.num_envs, dtype=torch.int64), 0
+            while running:
+                b.execute()
+                piece, running = b.get()
+                lengths += piece.steps.lengths
+                ends += int((piece.steps["next/terminated"] | piece.steps["next/truncated"])[piece.steps.mask()].sum())
+            assert ends == b.num_envs
+            assert sorted(episode[0] for episode in b.episodes) == list(range(b.num_envs))
+            assert [episode[2] for episode in sorted(b.episodes)] == lengths.tolist()
+            b.episodes.clear()
+
+
+def test_local_and_process_workers_give_the_same_data() -> None:
+    pieces = []
+    for workers in ("local", "process"):
+        with batcher(workers=workers) as b:
+            b.collect()
+            pieces.append(b.collect().clone())
+    for key in pieces[0].steps.keys():  # noqa: SIM118
+        assert torch.equal(pieces[0].steps[key], pieces[1].steps[key]), key
+
+
+def test_trajectories_refuse_access_after_the_next_get() -> None:
+    with batcher() as b:
+        first = b.collect()
+        kept, lazily = first.select("next/reward").clone(), first.steps.select("next/obs")
+        b.execute()
+        assert first.steps["next/reward"].shape == (6, 5)  # still there while the next piece is collected
+        b.get()
+        with pytest.raises(DataRevokedError, match="clone"):
+            first.steps["next/reward"]
+        with pytest.raises(DataRevokedError):
+            lazily["next/obs"]
+        assert kept.steps["next/reward"].shape == (6, 5)
+
+
+def test_agent_info_reaches_each_row_and_may_change_between_pieces() -> None:
+    with batcher(make_agent=Told) as b:
+        b.reset(agent_info=DictTensor({"tell": torch.arange(6)}))
+        assert torch.equal(b.collect().steps["agent/told"], torch.arange(6)[:, None].expand(6, 5))
+        b.execute(agent_info=DictTensor({"tell": torch.arange(6) + 10}))
+        piece, _ = b.get()
+        assert torch.equal(piece.steps["agent/told"], torch.arange(10, 16)[:, None].expand(6, 5))
+        assert torch.equal(piece.info["agent_info/tell"], torch.arange(10, 16))
+
+
+class Told(Parity):
+    def forward(self, observation, state, agent_info, taken=None):
+        return DictTensor({"seen": observation["obs"], "told": agent_info["tell"]}), state
+
+    def act(self, outputs, agent_info, generator):
+        return super().act(outputs, agent_info, generator) | outputs.select("told")
+
+
+class Weighted(Parity):
+    def __init__(self, specs) -> None:
+        super().__init__(specs)
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def act(self, outputs, agent_info, generator):
+        return super().act(outputs, agent_info, generator) | DictTensor(
+            {"weight": self.weight[0].expand(outputs.batch_size)}
+        )
+
+
+@pytest.mark.parametrize("workers", ["local", "process"])
+def test_workers_use_published_weights_from_their_next_piece_on(workers: str) -> None:
+    with batcher(make_agent=Weighted, workers=workers) as b:
+        agent = Weighted(b.specs)
+        with pytest.raises(UserError, match="publish"):
+            b.execute()
+        for value in (1.0, 2.0, 3.0):
+            agent.weight.data.fill_(value)
+            b.publish(agent)
+            assert (b.collect().steps["agent/weight"] == value).all()
+
+
+def test_publishing_another_agent_names_what_differs() -> None:
+    with batcher(make_agent=Weighted) as b, pytest.raises(AgentError, match="weight"):
+        agent = Weighted(b.specs)
+        agent.weight = torch.nn.Parameter(torch.zeros(3))
+        b.publish(agent)
+
+
+@pytest.mark.parametrize("workers", ["local", "process"])
+def test_an_environment_that_raises_is_named_with_its_traceback(workers: str) -> None:
+    broken = partial(make, ID, kwargs={"break_at": 7})
+    with pytest.raises(EnvironmentFault, match="the ledger tore") as caught, batcher(broken, workers=workers) as b:
+        b.collect()
+        b.collect()
+    assert caught.value.__cause__ is not None
+    assert str(env_seed(3, 0)) in str(caught.value) or str(env_seed(3, 3)) in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", ["local", "process"])
+def test_a_nan_is_found_before_it_is_handed_over(workers: str) -> None:
+    broken = partial(make, ID, kwargs={"break_at": 7, "how": "nan"})
+    with batcher(broken, workers=workers) as b:
+        b.collect()
+        with pytest.raises(EnvironmentFault, match=r"obs.*not finite.*environment"):
+            b.collect()
+    with batcher(broken, workers=workers, check_finite=False) as b:
+        b.collect()
+        assert b.collect().steps["next/obs"].isnan().any()
+
+
+def test_a_worker_that_dies_is_named_and_leaves_no_other_behind() -> None:
+    dying = partial(make, ID, kwargs={"break_at": 7, "how": "die"})
+    b = batcher(dying, workers="process")
+    b.collect()
+    with pytest.raises(WorkerError, match=r"worker \d.*exit status 7"):
+        b.collect()
+    assert not any(handle._process.is_alive() for handle in b._handles)
+    with pytest.raises(UserError, match="closed"):
+        b.collect()
+    b.close()
+
+
+def test_makers_that_cannot_travel_are_refused_with_the_way_out() -> None:
+    with pytest.raises(WorkerError, match="batcher=local"):
+        batcher(lambda num_envs: make(ID, num_envs), workers="process")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no action", "no 'action'"),
+        ("wrong dtype", "float32"),
+        ("wrong rows", "rows"),
+        ("unknown input", "prev_reward"),
+    ],
+)
+def test_an_agent_that_breaks_the_contract_is_refused_before_anything_is_stepped(change: str, message: str) -> None:
+    with batcher(make_agent=partial(Broken, change=change)) as b, pytest.raises(AgentError, match=message):
+        b.collect()
+
+
+class Broken(Parity):
+    def __init__(self, specs, change: str) -> None:
+        super().__init__(specs)
+        self.change = change
+        if change == "unknown input":
+            self.inputs = ("obs", "prev_rewards")
+
+    def act(self, outputs, agent_info, generator):
+        taken = super().act(outputs, agent_info, generator)
+        if self.change == "no action":
+            return taken.exclude("action")
+        if self.change == "wrong dtype":
+            return DictTensor({"action": taken["action"].float()})
+        return taken[:1] if self.change == "wrong rows" else taken
+
+
+def test_wrong_rows_of_agent_info_are_refused() -> None:
+    with batcher() as b, pytest.raises(SpecError, match="2 rows"):
+        b.reset(agent_info=DictTensor({"x": torch.zeros(2)}))
+
+
+def test_close_is_harmless_when_repeated_and_ends_every_process() -> None:
+    b = batcher(workers="process")
+    b.execute()
+    b.close()
+    b.close()
+    assert not any(handle._process.is_alive() for handle in b._handles)
+
+
+def test_get_without_blocking_returns_none_until_the_piece_is_there() -> None:
+    with batcher(workers="process", num_steps=20_000) as b:
+        b.execute()
+        assert b.get(blocking=False) is None
+        with pytest.raises(UserError, match="get"):
+            b.execute()
+        piece, running = b.get()
+        assert running == b.num_envs
+        assert piece.num_steps == 6 * 20_000
