@@ -29,7 +29,7 @@ class Progress:
         """Begin at `start_steps` (what a resumed run has behind it) of `total_steps`."""
         self.total_steps = max(total_steps, 1)
         self.env_steps = start_steps
-        self._recent: deque[tuple[float, int]] = deque([(0.0, start_steps)])
+        self._recent: deque[tuple[float, int]] = deque()  # rows only: the first comes late, for workers had to start
 
     def update(self, row: Row) -> None:
         """Take the counters of a row."""
@@ -46,7 +46,9 @@ class Progress:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Return the speed over the last ten seconds, or None before the first row."""
+        """Return the speed over the last ten seconds, or None before the second row."""
+        if len(self._recent) < 2:
+            return None
         (first_time, first_steps), (last_time, last_steps) = self._recent[0], self._recent[-1]
         seconds, steps = last_time - first_time, last_steps - first_steps
         return steps / seconds if seconds > 0 and steps >= 0 else None

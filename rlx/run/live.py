@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rlx.run.console import Progress, format_duration, sections
-from rlx.run.metrics import Row
+from rlx.run.metrics import Row, as_number
 
 _REFRESHES_A_SECOND = 2
 _GAP = "  "
@@ -47,6 +47,7 @@ class LiveView:
     def update(self, row: Row) -> None:
         """Show this row from the next refresh on."""
         self._row = row
+        self._began = time.monotonic() - (as_number(row.get("wall_time")) or 0.0)
 
     def message(self, text: str) -> None:
         """Print a line above the view."""

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 
-from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from rlx.run.checkpoint import (
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    verify_checkpoint,
+)
 
 TOUCHING = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
 
@@ -23,6 +30,8 @@ def save(run: Path, step: int, value: int) -> None:
 
 def found(run: Path) -> tuple[int, int]:
     """Return step and value of what a resuming run would take up; fails unless it is whole."""
+    for path in list_checkpoints(run):
+        verify_checkpoint(path)
     damaged: list[str] = []
     state, _, meta = load_checkpoint(find_checkpoint(run, damaged.append))
     assert not damaged, damaged
@@ -68,9 +77,7 @@ def scenario(name: str, work, allowed: set[tuple[int, int]], done: tuple[int, in
             assert got == done if survived else got in allowed, (name, deaths, got)
             save(run, 9, 9)  # the run goes on, and clears away what was left
             assert found(run) == (9, 9)
-            hidden = [
-                entry for entry in os.listdir(run / "checkpoints") if ".writing-" in entry or ".removed-" in entry
-            ]
+            hidden = [entry for entry in os.listdir(run / "checkpoints") if entry.startswith(".")]
             assert not hidden, (name, deaths, hidden)
         if survived:
             sys.stdout.write(f"{name} {deaths}\n")
