@@ -1,7 +1,7 @@
 """The ready-made actor-critic: any mix of discrete and continuous actions over multi-layer perceptrons."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class ActorCritic(ActorCriticAgent):
         if len(self.distributions) == 1:
             pieces: Sequence[Tensor] = (parameters,)
         else:
-            pieces = parameters.split(self._splits, dim=-1)
+            pieces = cast("tuple[Tensor, ...]", parameters.split(self._splits, dim=-1))
         fields: dict[str, Tensor] = {}
         for distribution, piece in zip(self.distributions, pieces, strict=True):
             fields.update(distribution.outputs(piece))
@@ -87,25 +87,32 @@ class ActorCritic(ActorCriticAgent):
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""
-        deterministic = agent_info["deterministic"] if "deterministic" in agent_info else None
+        deterministic = wants_mode(agent_info)
         fields: dict[str, Tensor] = {}
         for distribution in self.distributions:
-            fields.update(distribution.sample(outputs, deterministic, generator))  # type: ignore[arg-type]
+            fields.update(distribution.sample(outputs, deterministic, generator))
         return DictTensor.trusted(fields, outputs.batch_size)
 
     def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the log-probability of `taken` (a stored `agent/` group) under `outputs`, `[...]`."""
-        first, *rest = (distribution.log_prob(outputs, taken) for distribution in self.distributions)  # type: ignore[arg-type]
+        first, *rest = (distribution.log_prob(outputs, taken) for distribution in self.distributions)
         return sum(rest, start=first)
 
     def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the entropy of the policy in nats, `[...]`."""
-        first, *rest = (distribution.entropy(outputs) for distribution in self.distributions)  # type: ignore[arg-type]
+        first, *rest = (distribution.entropy(outputs) for distribution in self.distributions)
         return sum(rest, start=first)
 
     def actor(self) -> Agent:
         """Return the policy alone: acting has no use for the value."""
         return _Actor(self)
+
+
+def wants_mode(agent_info: DictTensor) -> Tensor | None:
+    """Return `agent_info["deterministic"]`, `[B]` bool: the rows that take the mode; None where nobody asks for it."""
+    if agent_info.is_empty or "deterministic" not in agent_info:
+        return None
+    return agent_info["deterministic"]
 
 
 class _Actor(Agent):
@@ -134,5 +141,5 @@ class _Actor(Agent):
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         if not self._simple:
             return self._agent[0].act(outputs, agent_info, generator)
-        deterministic = agent_info["deterministic"] if "deterministic" in agent_info else None
+        deterministic = wants_mode(agent_info)
         return DictTensor.trusted(self._sample(outputs, deterministic, generator), outputs.batch_size)

@@ -11,12 +11,12 @@ from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 class Agent(nn.Module):
     """A policy: given what it sees and its state, what it puts out and its next state.
 
-    Acting is `forward`, then `act`. Learning is `forward` alone, over stored steps. An agent knows no environment and no
-    worker; it is built from `EnvSpecs`. All batches have one row an environment.
+    Acting is `forward`, then `act`. Learning is `forward` alone, over stored steps. An agent knows no environment and
+    no worker; it is built from `EnvSpecs`. All batches have one row an environment.
 
     Attributes:
-        inputs: the fields of the `env/` group that `forward` reads: `obs` (a nested space's `obs/...` included), and any of
-            `prev_action` (int64 or float32, as the action), `prev_reward` (float32) and `is_first` (bool).
+        inputs: the fields of the `env/` group that `forward` reads: `obs` (a nested space's `obs/...` included), and
+            any of `prev_action` (as the action), `prev_reward` (float32) and `is_first` (bool).
     """
 
     inputs: tuple[str, ...] = ("obs",)
@@ -92,7 +92,7 @@ class Agent(nn.Module):
             steps.append(outputs)
         if not steps:
             return TemporalDictTensor({}, observation.lengths)
-        fields = {key: torch.stack([step[key] for step in steps], dim=1) for key in steps[0].keys()}
+        fields = {key: torch.stack([step[key] for step in steps], dim=1) for key in steps[0]}
         return TemporalDictTensor.trusted(fields, observation.lengths, observation.max_length)
 
 

@@ -8,6 +8,7 @@ No `torch.distributions` object is built: one costs more than a small policy's f
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,14 @@ from torch import Tensor
 from rlx.data import Spec
 from rlx.errors import AgentError
 
-Fields = Mapping[str, Tensor]
+
+class Fields(Protocol):
+    """Named tensors: a DictTensor, a TemporalDictTensor or a plain dict."""
+
+    def __getitem__(self, key: str, /) -> Tensor:
+        """Return the tensor of this name."""
+        ...
+
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _MASKED = -1e9  # a logit that never wins and whose p * log(p) is 0, not NaN as with -inf
@@ -93,7 +101,10 @@ class Categorical(Distribution):
 
 
 class MultiCategorical(Distribution):
-    """Several independent choices, of `nvec` values. Fields: `logits` `[..., sum(nvec)]`; `action` `[..., *shape]` int64."""
+    """Several independent choices, of `nvec` values.
+
+    Fields: `logits` `[..., sum(nvec)]`; `action` `[..., *shape]` int64.
+    """
 
     def __init__(self, spec: Spec, suffix: str) -> None:
         """Build the product of categorical distributions over `spec.nvec`."""
@@ -172,8 +183,8 @@ class Bernoulli(Distribution):
 class DiagonalGaussian(Distribution):
     """Independent normal numbers, mapped to the space's bounds.
 
-    A draw `raw_action` of 0 is the middle of a bounded space and +-1 its ends; beyond them the environment gets the end,
-    while the log-probability stays that of the draw. Unbounded places pass as they are. Fields: `mean`, `log_std`,
+    A draw `raw_action` of 0 is the middle of a bounded space and +-1 its ends; beyond them the environment gets the
+    end, while the log-probability stays that of the draw. Unbounded places pass as they are. Fields: `mean`, `log_std`,
     `raw_action` `[..., n]`; `action` `[..., *shape]`.
     """
 

@@ -1,5 +1,7 @@
 """One contiguous tensor for all of a module's parameters."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -7,10 +9,10 @@ from torch import Tensor, nn
 def flatten_parameters(module: nn.Module) -> nn.Parameter:
     """Move the parameters of `module` into one tensor, of which they become views, and return that tensor.
 
-    For small networks the time of an update is the number of calls, not of multiplications: an optimiser step, a gradient
-    norm, a copy to the workers and a sum over ranks each become one call on one tensor. The module works and saves as
-    before; `module.parameters()` and the tensor share memory, values and gradients alike. Move the module to its device
-    first, and clear gradients with `zero_gradient`, which keeps that so.
+    For small networks the time of an update is the number of calls, not of multiplications: an optimiser step, a
+    gradient norm, a copy to the workers and a sum over ranks each become one call on one tensor. The module works and
+    saves as before; `module.parameters()` and the tensor share memory, values and gradients alike. Move the module to
+    its device first, and clear gradients with `zero_gradient`, which keeps that so.
 
     Args:
         module: all parameters of one dtype and on one device, each requiring a gradient.
@@ -50,11 +52,11 @@ def clip_gradient(parameters: nn.Parameter, max_norm: float) -> Tensor:
         The norm before, 0-dimensional.
     """
     assert parameters.grad is not None
-    norm = torch.linalg.vector_norm(parameters.grad)
+    norm = cast(Tensor, torch.linalg.vector_norm(parameters.grad))
     parameters.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
     return norm
 
 
 def _views(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:
-    pieces = flat.split([parameter.numel() for parameter in like])
+    pieces = cast("tuple[Tensor, ...]", flat.split([parameter.numel() for parameter in like]))
     return [piece.view(parameter.shape) for piece, parameter in zip(pieces, like, strict=True)]

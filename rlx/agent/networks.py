@@ -1,5 +1,6 @@
 """Networks that the ready-made agents are made of."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -100,7 +101,7 @@ class TwinMLP(nn.Module):
         sizes = [num_inputs, *hidden_sizes, max(num_outputs)]
         weights: list[nn.Parameter] = []
         biases: list[nn.Parameter] = []
-        for layer, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for layer, (rows, columns) in enumerate(itertools.pairwise(sizes)):
             weight = torch.zeros(len(self.num_outputs), rows, columns)
             last = layer == len(sizes) - 2
             for k, outputs in enumerate(self.num_outputs):
@@ -123,7 +124,7 @@ class TwinMLP(nn.Module):
     def single(self, k: int) -> Callable[[Tensor], Tensor]:
         """Return network `k` alone, as a function on the same memory: the cheapest forward pass there is.
 
-        It follows later in-place changes of the parameters (an optimiser step, loaded weights). For use without gradients.
+        It follows later in-place changes of the parameters (an optimiser step, loaded weights), and has no gradients.
         """
         width = self.num_outputs[k]
         layers = [

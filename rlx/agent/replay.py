@@ -29,13 +29,10 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
         return _in_time(outputs, lambda value: value.unsqueeze(1), steps)
     flat = seen.flatten()
     count = flat.batch_size
-    if not info.is_empty:
-        info = info[torch.repeat_interleave(steps.lengths)]
-    else:
-        info = DictTensor.empty(count)
+    info = DictTensor.empty(count) if info.is_empty else info[torch.repeat_interleave(steps.lengths)]
     outputs, _ = agent.forward(flat, DictTensor.empty(count), info, taken.flatten())
     if count == size * length:
-        return _in_time(outputs, lambda value: value.unflatten(0, (size, length)), steps)
+        return _in_time(outputs, lambda value: value.view(size, length, *value.shape[1:]), steps)
     mask = steps.mask()
 
     def padded(value: Tensor) -> Tensor:
@@ -57,7 +54,7 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     """Return the value of every step's observation and of the observation that followed it, `[B, T]` float32 each.
 
     The second is that of the true next observation: the final one where the episode was truncated, the next piece's
-    first where the piece ends; and 0 where the episode terminated, since nothing follows. Each observation is seen once.
+    first where the piece ends; and 0 where the episode terminated: nothing follows. Each observation is seen once.
 
     Args:
         agent: one whose outputs have `value` `[B]`.
@@ -103,5 +100,5 @@ def _stateful_values(
 def _in_time(
     outputs: DictTensor, function: Callable[[Tensor], Tensor], steps: TemporalDictTensor
 ) -> TemporalDictTensor:
-    fields = {key: function(outputs[key]) for key in outputs.keys()}
+    fields = {key: function(outputs[key]) for key in outputs}
     return TemporalDictTensor.trusted(fields, steps.lengths, steps.max_length)

@@ -1,6 +1,7 @@
 """Means of what many updates of one iteration reported."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,4 +18,5 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     names = list(updates[0])
     with torch.no_grad():
         table = torch.stack([torch.stack([update[name] for update in updates]) for name in names])
-        return dict(zip(names, table.mean(dim=1).tolist(), strict=True))
+        means = cast("list[float]", table.mean(dim=1).tolist())
+    return dict(zip(names, means, strict=True))

@@ -68,7 +68,11 @@ def loss(
     """
     steps = batch.steps
     outputs, taken = replay(agent, batch), steps.group("agent")
-    valid = (lambda x: x) if steps.is_full() else (lambda x: x[steps.mask()])
+    mask = None if steps.is_full() else steps.mask()
+
+    def valid(x: Tensor) -> Tensor:
+        return x if mask is None else x[mask]
+
     log_prob = agent.log_prob(outputs, taken)
     with torch.set_grad_enabled(ent_coef > 0):
         entropy = valid(agent.entropy(outputs)).mean()

@@ -48,7 +48,7 @@ def gae(
     # Time first in memory, and one buffer written from the end: T calls on rows that lie together.
     delta_t, decay_t = delta.t().contiguous().unbind(0), decay.t().contiguous().unbind(0)
     advantages = torch.empty(rewards.shape[1], rewards.shape[0], dtype=delta.dtype, device=delta.device)
-    following = torch.zeros_like(advantages[0]) if rewards.shape[1] else None
+    following = delta.new_zeros(rewards.shape[0])
     for t, place in reversed(list(enumerate(advantages.unbind(0)))):
         following = torch.addcmul(delta_t[t], decay_t[t], following, out=place)
     return advantages.t()

@@ -1,5 +1,6 @@
 """How the batcher reaches a worker: in this process, or in another one behind a pipe."""
 
+import contextlib
 import time
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from rlx.errors import EnvironmentFault, RlxError, WorkerError
 CLOSE_SECONDS = 1.0
 
 
-class RemoteTraceback(Exception):
+class RemoteTraceback(Exception):  # noqa: N818  (a traceback is what it is)
     """The traceback of what a worker raised, as text: the cause of the error that the batcher raises."""
 
 
@@ -66,22 +67,28 @@ class LocalHandle:
         self._commands: list[tuple[str, tuple[Any, ...]]] = [("specs", ())]
 
     def send(self, name: str, *arguments: Any) -> None:
+        """Give a command; see `Handle.send`."""
         self._commands.append((name, arguments))
 
     def ready(self) -> bool:
+        """Return whether `receive` would not wait."""
         return True
 
     def receive(self) -> Any:
+        """Return the answer to the oldest command; see `Handle.receive`."""
         name, arguments = self._commands.pop(0)
         return getattr(self._worker, name)(*arguments)
 
     def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+        """Send the command `attach`, memory included."""
         self.send("attach", layout, memory, agent_info, env_info)
 
     def close(self) -> None:
+        """Ask the worker to end."""
         self._worker.close()
 
     def join(self, deadline: float) -> None:
+        """Wait for the worker's end; see `Handle.join`."""
         del deadline
 
 
@@ -95,9 +102,9 @@ class ProcessHandle:
             WorkerError: the makers cannot travel to another process.
         """
         self.options = options
-        starting = context()
+        starting: Any = context()
         self._connection, other = starting.Pipe()
-        self._process = starting.Process(  # type: ignore[attr-defined]
+        self._process = starting.Process(
             target=serve, args=(other, options), daemon=True, name=f"rlx-worker-{options.index}"
         )
         try:
@@ -112,15 +119,16 @@ class ProcessHandle:
         self.sources: list[Any] = [self._connection, self._process.sentinel]
 
     def send(self, name: str, *arguments: Any) -> None:
-        try:
+        """Give a command; see `Handle.send`."""
+        with contextlib.suppress(ConnectionError, OSError):  # dead or dying: receive() tells what it said last
             self._connection.send((name, arguments))
-        except (ConnectionError, OSError):
-            pass  # it is dead or dying: receive() tells what it said last
 
     def ready(self) -> bool:
+        """Return whether `receive` would not wait."""
         return self._connection.poll() or not self._process.is_alive()
 
     def receive(self) -> Any:
+        """Return the answer to the oldest command; see `Handle.receive`."""
         wait(self.sources)
         try:
             answer = self._connection.recv()  # what it sent before it died is still there
@@ -132,19 +140,20 @@ class ProcessHandle:
         return answer
 
     def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+        """Send the command `attach`, memory included."""
         from multiprocessing.reduction import send_handle
 
         self.send("attach", layout, memory.num_bytes, agent_info, env_info)
-        try:
+        with contextlib.suppress(ConnectionError, OSError):
             send_handle(self._connection, memory.descriptor, self._process.pid)
-        except (ConnectionError, OSError):
-            pass
 
     def close(self) -> None:
+        """Ask the worker to end."""
         if self._process.is_alive():
             self.send("close")
 
     def join(self, deadline: float) -> None:
+        """Wait for the worker's end; see `Handle.join`."""
         self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()

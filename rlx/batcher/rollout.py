@@ -98,7 +98,7 @@ class Rollout:
         self._total_steps = 0
 
     def reset(self) -> None:
-        """Begin a new episode in every environment. The first reset seeds them; later ones go on with their generators."""
+        """Begin a new episode in every environment; the first reset seeds them, later ones go on from there."""
         self.env.reset(
             self._next_obs,
             seeds=None if self._seeded else self.seeds,
@@ -142,7 +142,7 @@ class Rollout:
         np.copyto(piece.resetting_at_start, self._resetting)
 
     def _step_all(self, piece: Piece) -> int:
-        """Step through the piece; return the number of calls, below T only where all episodes have ended (stop mode)."""
+        """Step through the piece; return the number of calls, below T where all episodes have ended (stop mode)."""
         forward, act, generator, info = self.agent.forward, self.agent.act, self.generator, self.agent_info
         env_step, state = self.env.step, self._state
         observations, outputs, actions, buffers = piece.observations, piece.outputs, piece.actions, piece.buffers
@@ -255,6 +255,6 @@ class Rollout:
             time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
             raise EnvironmentFault(
                 f"{self.env.name}: {name} is {values[time, row]} (not finite) in environment {self.first_row + row} "
-                f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after the start. "
-                "batcher.check_finite=false lets it pass."
+                f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after "
+                "the start. batcher.check_finite=false lets it pass."
             )

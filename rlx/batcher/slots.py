@@ -1,4 +1,4 @@
-"""The blocks of a slot: which tensors hold a piece of experience, and the views that a worker or the learner has of them.
+"""The blocks of a slot: which tensors hold a piece of experience, and the views that workers and learner have of them.
 
 A slot holds one piece: T steps of B environments, time first, so that a worker that owns some columns writes rows of
 memory. Observations have T + 1 places: the one after the last step is where the next piece begins. Final observations

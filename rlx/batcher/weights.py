@@ -59,4 +59,4 @@ def copy_all(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source over its destination, in one call where the devices allow it."""
     if destinations:
         with torch.no_grad():
-            torch._foreach_copy_(list(destinations), list(sources))
+            torch._foreach_copy_(list(destinations), list(sources))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

@@ -3,6 +3,7 @@
 A `Worker` lives in the batcher's own process (`local`) or behind a pipe in another one (`serve`).
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -189,10 +190,8 @@ def serve(connection: Connection, options: WorkerOptions) -> None:
     except (EOFError, ConnectionError):
         pass  # the parent is gone
     except Exception as error:
-        try:
+        with contextlib.suppress(ConnectionError, OSError):
             connection.send(Failure.of(error))
-        except (ConnectionError, OSError):
-            pass
     finally:
         if worker is not None:
             worker.close()

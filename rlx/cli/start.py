@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -22,9 +23,7 @@ def run_train(arguments: Sequence[str]) -> None:
     """
     with reported_errors():
         if _needs_workers(arguments):
-            from rlx.batcher.start import prestart
-
-            prestart()
+            _start_server()
         try:
             from rlx.cli.train import run_hydra
 
@@ -37,6 +36,20 @@ def run_train(arguments: Sequence[str]) -> None:
 def _needs_workers(arguments: Sequence[str]) -> bool:
     """Return whether, as far as the bare arguments tell, workers will be started by this process."""
     return not any(word.split("=")[0] in _NO_WORKERS or word.startswith(_ELSEWHERE) for word in arguments)
+
+
+def _start_server() -> None:
+    from rlx.batcher.start import prestart
+
+    if threading.current_thread() is not threading.main_thread():
+        prestart()
+        return
+    # Ctrl-C reaches the server too, which is not to write a traceback of what it was just importing.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        prestart()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _end_server() -> None:

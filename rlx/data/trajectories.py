@@ -72,7 +72,7 @@ class Trajectories:
 
     def select(self, *keys: str) -> "Trajectories":
         """Return the same trajectories with these step fields or groups only (`"env"` means all of `env/`)."""
-        names = [name for name in self.steps.keys() if name in keys or any(name.startswith(f"{key}/") for key in keys)]
+        names = [name for name in self.steps if name in keys or any(name.startswith(f"{key}/") for key in keys)]
         return Trajectories(self.info, self.steps.select(*names), self.bootstrap, self.context, self._num_steps)
 
     def rows(self, index: Tensor | slice) -> "Trajectories":
@@ -92,9 +92,9 @@ class Trajectories:
         """
         flat = self.steps.flatten()
         count = flat.batch_size
-        fields = {key: flat[key].unsqueeze(1) for key in flat.keys()}
+        fields = {key: flat[key].unsqueeze(1) for key in flat}
         lengths = torch.ones(count, dtype=torch.int64, device=self.steps.lengths.device)
-        keys = [key for key in self.info.keys() if not key.startswith("agent_state/")]
+        keys = [key for key in self.info if not key.startswith("agent_state/")]
         info = DictTensor.empty(count)
         if keys:
             info = self.info.select(*keys)[torch.repeat_interleave(self.steps.lengths)]
@@ -102,7 +102,7 @@ class Trajectories:
         return Trajectories(info, steps, DictTensor.empty(0), num_steps=count)
 
     def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator["Trajectories"]:
-        """Yield all sequences once, in a random order, `batch_size` steps or the nearest number of whole sequences at a time.
+        """Yield all sequences once, in a random order, about `batch_size` steps (of whole sequences) at a time.
 
         The rows are permuted once; each minibatch is then a view. The last one may be smaller.
 

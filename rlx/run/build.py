@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from rlx.errors import ConfigError, did_you_mean
 from rlx.validate import validate
@@ -52,6 +52,7 @@ def maker(group: str, values: Any, given: Collection[str] | None = None) -> "par
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{group}: got {values!r}, expected a member of conf/{group}, as in {group}=NAME")
-    target = find_target(group, values)
-    checked = validate(target, values, group, given=GIVEN[group] if given is None else given)
+    named = cast("Mapping[str, Any]", values)
+    target = find_target(group, named)
+    checked = validate(target, named, group, given=GIVEN[group] if given is None else given)
     return partial(target, **{key: value for key, value in checked.items() if not key.startswith("_")})

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -195,6 +195,7 @@ def evaluate_path(
     env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")
     if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
         raise CheckpointError(f"'{checkpoint_path}' holds no agent and environment to evaluate")
+    env, agent = cast("Mapping[str, Any]", env), cast("Mapping[str, Any]", agent)
     if not trust:
         check_trust(checkpoint_path, env, agent, None if config_dir is None else Path(config_dir))
     try:
@@ -241,8 +242,10 @@ def check_trust(source: Path, env: Mapping[str, Any], agent: Mapping[str, Any], 
     from rlx.env.registry import user_modules
 
     named = {str(group.get("_target_", "")) for group in (env, agent)}
-    wrappers = [name for entry in env.get("wrappers") or [] for name in ([entry] if isinstance(entry, str) else entry)]
-    modules = set(user_modules(str(env.get("id", "")), [str(name) for name in wrappers]))
+    wrappers: list[str] = []
+    for entry in cast("list[Any]", env.get("wrappers") or []):
+        wrappers.extend([entry] if isinstance(entry, str) else map(str, entry))
+    modules = set(user_modules(str(env.get("id", "")), wrappers))
     foreign = {name for name in named if not name.startswith("rlx.")} | modules
     if foreign and config_dir is not None:
         text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))

@@ -128,6 +128,6 @@ def find_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
-    if device.index is not None and device.index >= count or not count:
+    if (device.index is not None and device.index >= count) or not count:
         raise DeviceError(f"device: got {name!r}, but this machine has {count} CUDA devices; device=cpu works anywhere")
     return device

@@ -1,5 +1,6 @@
 """A run: what an algorithm reports to, and all that is kept of it."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -191,7 +192,8 @@ class Run:
 
     def save(self) -> Path:
         """Write a checkpoint of everything tracked, and return its path."""
-        assert self._directory is not None and self._batcher is not None, "track() comes first"
+        assert self._directory is not None, "track() comes first"
+        assert self._batcher is not None
         for sink in self._sinks:
             sink.flush()
         state = {name: value.state_dict() for name, value in self._tracked.items()}
@@ -252,8 +254,9 @@ class Run:
 
     def _end(self, error: BaseException | None) -> None:
         """Write the last checkpoint, the summary, and close the logs."""
-        assert self._directory is not None and self._batcher is not None
-        # A stop while the batcher was waiting finds everything as the last log() left it; inside an update it would not.
+        assert self._directory is not None
+        assert self._batcher is not None
+        # A stop while the batcher was waiting finds all as the last log() left it; inside an update it would not.
         consistent = error is None or (isinstance(error, KeyboardInterrupt) and self._batcher.waiting)
         if consistent and self.env_steps != self._saved_at:
             self.save()
@@ -281,8 +284,6 @@ def _result(summary: Mapping[str, Any], directory: Path) -> str:
     mean = summary.get("episode/return")
     shown = "no episode ended" if mean is None else f"mean return {mean:.2f} over the last training episodes"
     steps, seconds = summary["env_steps"], summary["wall_time"]
-    try:
+    with contextlib.suppress(ValueError):
         directory = directory.relative_to(Path.cwd())
-    except ValueError:
-        pass
     return f"{summary['status']}: {shown}, {steps:,} steps in {seconds:.1f} s\n{directory}"

@@ -1,7 +1,7 @@
-"""The ceiling of collection: a loop written by hand for one environment and one network, with nothing that it can spare.
+"""The ceiling of collection: a loop written by hand for one environment and one network, with nothing to spare.
 
-Of rlx it uses the network alone. It does the work that any collector owes: it acts, steps, writes observations, actions,
-logits, rewards and both ends of episodes into preallocated arrays, keeps final observations, counts returns and
+Of rlx it uses the network alone. It does the work that any collector owes: it acts, steps, writes observations,
+actions, logits, rewards and both ends of episodes into preallocated arrays, keeps final observations, counts returns and
 lengths, resets what ended, and checks that the numbers are finite. It runs inside the batcher's own worker processes.
 """
 
@@ -102,7 +102,8 @@ def _instance_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Cal
                     o = envs[row].reset()[0]
                 following[row] = o
             reward[t], terminated[t], truncated[t] = rewards, ends, cuts
-        assert np.isfinite(obs).all() and np.isfinite(reward).all()
+        assert np.isfinite(obs).all()
+        assert np.isfinite(reward).all()
         return num_steps * num_envs
 
     return loop
@@ -145,7 +146,8 @@ def _native_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Calla
             episodes.append((row, total[t, row] - before[row], count[t, row] - counted[row]))
             before[row], counted[row] = total[t, row], count[t, row]
         returns[:], lengths[:] = total[-1] - before, count[-1] - counted
-        assert np.isfinite(obs).all() and np.isfinite(reward).all()
+        assert np.isfinite(obs).all()
+        assert np.isfinite(reward).all()
         return int(valid.sum())
 
     return loop

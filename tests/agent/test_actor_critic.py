@@ -51,7 +51,7 @@ def test_log_prob_and_entropy_are_those_of_torchs_distributions(kind: str) -> No
     assert taken["action"].shape == (50, *spec.shape)
     assert taken["action"].dtype == spec.dtype
     parts = torch_distribution(kind, outputs)
-    kept = taken["raw_action"] if "raw_action" in taken else taken["action"].flatten(1).float()
+    kept = taken["raw_action"] if "raw_action" in taken else taken["action"].reshape(50, -1).float()
     pieces = [kept] if kind in ("bounded", "unbounded") else list(kept.reshape(50, -1).unbind(-1))
     expected = sum(part.log_prob(piece) for part, piece in zip(parts, pieces, strict=True))
     torch.testing.assert_close(agent.log_prob(outputs, taken), expected)

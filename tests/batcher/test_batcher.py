@@ -170,18 +170,20 @@ def test_workers_use_published_weights_from_their_next_piece_on(workers: str) ->
 
 
 def test_publishing_another_agent_names_what_differs() -> None:
-    with batcher(make_agent=Weighted) as b, pytest.raises(AgentError, match="weight"):
+    with batcher(make_agent=Weighted) as b:
         agent = Weighted(b.specs)
         agent.weight = torch.nn.Parameter(torch.zeros(3))
-        b.publish(agent)
+        with pytest.raises(AgentError, match="weight"):
+            b.publish(agent)
 
 
 @pytest.mark.parametrize("workers", ["local", "process"])
 def test_an_environment_that_raises_is_named_with_its_traceback(workers: str) -> None:
     broken = partial(make, ID, kwargs={"break_at": 7})
-    with pytest.raises(EnvironmentFault, match="the ledger tore") as caught, batcher(broken, workers=workers) as b:
+    with batcher(broken, workers=workers) as b:
         b.collect()
-        b.collect()
+        with pytest.raises(EnvironmentFault, match="the ledger tore") as caught:
+            b.collect()
     assert caught.value.__cause__ is not None
     assert str(env_seed(3, 0)) in str(caught.value) or str(env_seed(3, 3)) in str(caught.value)
 
