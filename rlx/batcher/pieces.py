@@ -163,7 +163,7 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     # last step follows that call, whatever came later.
     order = np.argsort(~valid[:, gaps], axis=0, kind="stable")
     last = order[np.maximum(lengths[gaps] - 1, 0), np.arange(len(gaps))] + 1
-    source, columns, after, end = map(torch.from_numpy, (order, gaps, last, lengths[gaps]))
+    source, columns, after, end = (torch.from_numpy(index) for index in (order, gaps, last, lengths[gaps]))
     for block in (*slot.outputs.values(), slot.reward, slot.terminated, slot.truncated):
         block[:num_calls, columns] = block[source, columns]
     for block in slot.obs.values():

@@ -82,7 +82,7 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
         partial(maker("batcher", config["batcher"]), make_agent, make_env, seed=top["seed"]),
     )
     device = find_device(top["device"])
-    env_name = str(config["env"].get("id", choices.get("env", "env"))) if isinstance(config["env"], Mapping) else "env"
+    env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
     shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
     algo = choices.get("algo", "algo")
     directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
@@ -128,6 +128,7 @@ def find_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
-    if (device.index is not None and device.index >= count) or not count:
+    index = cast("int | None", device.index)
+    if not count or (index is not None and index >= count):
         raise DeviceError(f"device: got {name!r}, but this machine has {count} CUDA devices; device=cpu works anywhere")
     return device

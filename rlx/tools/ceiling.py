@@ -1,8 +1,8 @@
 """The ceiling of collection: a loop written by hand for one environment and one network, with nothing to spare.
 
 Of rlx it uses the network alone. It does the work that any collector owes: it acts, steps, writes observations,
-actions, logits, rewards and both ends of episodes into preallocated arrays, keeps final observations, counts returns and
-lengths, resets what ended, and checks that the numbers are finite. It runs inside the batcher's own worker processes.
+actions, logits, rewards and both ends of episodes into preallocated arrays, keeps final observations, counts returns
+and lengths, resets what ended, and checks that the numbers are finite. It runs in the batcher's own worker processes.
 """
 
 import time
@@ -90,7 +90,7 @@ def _instance_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Cal
             rewards, ends, cuts = [], [], []
             for row, (step, a) in enumerate(zip(steps, chosen.tolist(), strict=True)):
                 o, r, end, cut, _ = step(a)
-                returns[row] += r
+                returns[row] += float(r)
                 lengths[row] += 1
                 rewards.append(r)
                 ends.append(end)
@@ -143,7 +143,7 @@ def _native_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Calla
         count = lengths + np.cumsum(valid, axis=0)
         before, counted = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         for t, row in zip(*(index.tolist() for index in np.nonzero(terminated | truncated)), strict=True):
-            episodes.append((row, total[t, row] - before[row], count[t, row] - counted[row]))
+            episodes.append((row, float(total[t, row] - before[row]), int(count[t, row] - counted[row])))
             before[row], counted[row] = total[t, row], count[t, row]
         returns[:], lengths[:] = total[-1] - before, count[-1] - counted
         assert np.isfinite(obs).all()
