@@ -57,6 +57,11 @@ def test_rows_of_a_wrong_kind_are_refused(rows: Any, message: str) -> None:
         DictTensor({"a": torch.zeros(4)})[rows]
 
 
+def test_an_int_keeps_the_batch_dimension() -> None:
+    data = DictTensor({"a": torch.arange(4)})
+    assert [data[row]["a"].tolist() for row in (0, 3, -1, -4)] == [[0], [3], [3], [0]]
+
+
 def test_rows_by_bytes_are_indices_not_a_mask() -> None:
     rows = torch.tensor([2, 0, 1, 1], dtype=torch.uint8)
     assert DictTensor({"a": torch.arange(4)})[rows]["a"].tolist() == [2, 0, 1, 1]

@@ -1,0 +1,84 @@
+"""The same operations on a GPU, where there is one, as on the CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rlx.data import DictTensor, TemporalDictTensor
+from rlx.errors import SpecError
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32]
+
+
+def dict_tensor() -> DictTensor:
+    return DictTensor({str(dtype): torch.arange(12).reshape(4, 3).to(dtype) for dtype in DTYPES})
+
+
+def sequences() -> TemporalDictTensor:
+    fields = {str(dtype): torch.arange(24).reshape(4, 3, 2).to(dtype) for dtype in DTYPES}
+    return TemporalDictTensor(fields, [3, 0, 2, 1])
+
+
+def ends(steps: TemporalDictTensor) -> torch.Tensor:
+    return torch.tensor([[False, True, False]] * 4, device=steps.device)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda data: data[1:3],
+        lambda data: data[-1],
+        lambda data: data[[-1, 0, 0]],
+        lambda data: data[torch.tensor([-1, 0], device=data.device)],
+        lambda data: data[torch.tensor([True, False, False, True], device=data.device)],
+        lambda data: DictTensor.cat([data, data]),
+        lambda data: DictTensor.where(torch.tensor([True, False] * 2, device=data.device), data, data[[3, 2, 1, 0]]),
+        lambda data: data.clone().copy_rows_(data, [0, 1], torch.tensor([2, -1], device=data.device)),
+        lambda data: data.clone(),
+    ],
+)
+def test_rows_on_a_gpu_are_those_on_the_cpu(operation: Callable[[DictTensor], DictTensor]) -> None:
+    here, there = operation(dict_tensor()), operation(dict_tensor().to("cuda"))
+    assert there.device == torch.device("cuda", 0)
+    assert there.batch_size == here.batch_size
+    for key, value in here.items():
+        assert torch.equal(there[key].cpu(), value)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda steps: steps[[2, -1]],
+        lambda steps: steps.slice_time(1),
+        lambda steps: steps.shorten(),
+        lambda steps: steps.at(1),
+        lambda steps: steps.at(torch.tensor([2, 0, 1, 0], device=steps.device)),
+        lambda steps: steps.alive_at(1)[0],
+        lambda steps: steps.flatten(),
+        lambda steps: steps.episodes(ends(steps)),
+        lambda steps: TemporalDictTensor.cat([steps, steps.slice_time(0, 1)]),
+    ],
+)
+def test_sequences_on_a_gpu_are_those_on_the_cpu(operation: Callable[[TemporalDictTensor], Any]) -> None:
+    here, there = operation(sequences()), operation(sequences().to("cuda"))
+    assert there.leading_shape == here.leading_shape
+    for key, value in here.items():
+        assert torch.equal(there[key].cpu(), value)
+    if isinstance(here, TemporalDictTensor):
+        assert torch.equal(there.lengths.cpu(), here.lengths)
+        assert torch.equal(there.mask().cpu(), here.mask())
+
+
+def test_two_devices_in_one_are_refused() -> None:
+    with pytest.raises(SpecError, match="'b' is on cuda:0, but field 'a' on cpu"):
+        DictTensor({"a": torch.zeros(2), "b": torch.zeros(2, device="cuda")})
+    with pytest.raises(SpecError, match="the lengths"):
+        TemporalDictTensor({"a": torch.zeros(2, 2, device="cuda")}, torch.tensor([1, 1]))
+
+
+def test_lists_of_lengths_go_where_the_fields_are() -> None:
+    assert TemporalDictTensor({"a": torch.zeros(2, 2, device="cuda")}, [1, 2]).lengths.is_cuda
