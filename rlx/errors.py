@@ -1,17 +1,17 @@
 """Every error that rlx raises on purpose, and how it leaves the command line.
 
-    RlxError                      something rlx can explain in one message
-    ├── UserError                 what was asked cannot be done as asked           (exit status 2)
-    │   ├── ConfigError           a key, a group member, a type or a range
-    │   ├── SpecError             data that does not fit its declared shape or dtype
-    │   │   └── UnsupportedSpaceError  a space rlx has no layout for
-    │   ├── AgentError            an agent that breaks the Agent contract
-    │   ├── DeviceError           a device that is not here
-    │   ├── RunDirectoryError     a run directory that exists, is missing or is foreign
-    │   └── CheckpointError       a checkpoint that is missing, damaged or of something else
-    ├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
-    ├── WorkerError               a worker process failed or died                  (exit status 1)
-    └── DataRevokedError          Trajectories used after their slot was handed back (exit status 1)
+RlxError                      something rlx can explain in one message
+├── UserError                 what was asked cannot be done as asked           (exit status 2)
+│   ├── ConfigError           a key, a group member, a type or a range
+│   ├── SpecError             data that does not fit its declared shape or dtype
+│   │   └── UnsupportedSpaceError  a space rlx has no layout for
+│   ├── AgentError            an agent that breaks the Agent contract
+│   ├── DeviceError           a device that is not here
+│   ├── RunDirectoryError     a run directory that exists, is missing or is foreign
+│   └── CheckpointError       a checkpoint that is missing, damaged or of something else
+├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
+├── WorkerError               a worker process failed or died                  (exit status 1)
+└── DataRevokedError          Trajectories used after their slot was handed back (exit status 1)
 """
 
 import difflib

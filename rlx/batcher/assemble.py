@@ -54,9 +54,8 @@ class SlotReader:
             info = info | DictTensor.trusted(
                 {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs
             )
-        bootstrap = self._bootstrap(piece)
         num_steps = sum(report.num_steps for report in reports)
-        return Trajectories(info, steps, bootstrap, num_steps=num_steps, on_revoke=piece.revoke)
+        return Trajectories(info, steps, lambda: self._bootstrap(piece), num_steps=num_steps, on_revoke=piece.revoke)
 
     def _bootstrap(self, piece: "_Reading") -> DictTensor:
         slot, rows = self._slot, self._rows
@@ -84,6 +83,19 @@ class _Reading:
     def __init__(self, slot: Slot, columns: list[slice], num_finals: list[int]) -> None:
         self.slot = slot
         self.revoked = False
+        self._finals: DictTensor | None = None
+        self._columns, self._num_finals = columns, num_finals
+
+    @property
+    def finals(self) -> DictTensor:
+        """The final observations of all workers, `[K]`, with the `row` and `time` of the step that they follow."""
+        self._check()
+        if self._finals is None:
+            self._finals = self._gather_finals()
+        return self._finals
+
+    def _gather_finals(self) -> DictTensor:
+        slot, columns, num_finals = self.slot, self._columns, self._num_finals
         starts = [slot.layout.num_steps * column.start for column in columns]
         counts = list(zip(starts, num_finals, strict=True))
 
@@ -92,7 +104,7 @@ class _Reading:
 
         finals = {"row": gather(slot.final_row), "time": gather(slot.final_time)}
         finals |= {key: gather(value) for key, value in slot.final_obs.items()}
-        self.finals = DictTensor.trusted(finals, len(finals["row"]))
+        return DictTensor.trusted(finals, len(finals["row"]))
 
     def revoke(self) -> None:
         self.revoked = True

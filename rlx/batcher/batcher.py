@@ -9,7 +9,7 @@ from torch import nn
 
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.assemble import HANDED_BACK, SlotReader
-from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, ProcessHandle, receive_all
+from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, ProcessHandle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import probe_agent
@@ -187,7 +187,7 @@ class Batcher:
         self._usable()
         if not self._in_flight:
             raise UserError("get() without execute(): nothing is being collected")
-        if not blocking and not all(handle.ready() for handle in self._handles):
+        if not blocking and not all_ready(self._handles):
             return None
         started = time.perf_counter()
         self.waiting = True

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Collection, Sequence
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ class Handle(Protocol):
 
     Attributes:
         options: what the worker was made from.
-        sources: what `multiprocessing.connection.wait` can wait for until `ready`.
+        sources: what `multiprocessing.connection.wait` can wait for until there is an answer; none if there always is.
     """
 
     options: WorkerOptions
@@ -35,12 +36,12 @@ class Handle(Protocol):
         """Give a command, a method of `Worker`."""
         ...
 
-    def ready(self) -> bool:
-        """Return whether `receive` would not wait."""
-        ...
+    def take(self, ready: Collection[Any]) -> Any:
+        """Return the answer to the oldest command, or raise what the worker raised.
 
-    def receive(self) -> Any:
-        """Return the answer to the oldest command, waiting for it; raises what the worker raised."""
+        Args:
+            ready: which of `sources` are ready: one at least, where there are any.
+        """
         ...
 
     def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
@@ -70,12 +71,8 @@ class LocalHandle:
         """Give a command; see `Handle.send`."""
         self._commands.append((name, arguments))
 
-    def ready(self) -> bool:
-        """Return whether `receive` would not wait."""
-        return True
-
-    def receive(self) -> Any:
-        """Return the answer to the oldest command; see `Handle.receive`."""
+    def take(self, ready: Collection[Any]) -> Any:
+        """Run the oldest command, and return its answer."""
         name, arguments = self._commands.pop(0)
         return getattr(self._worker, name)(*arguments)
 
@@ -120,18 +117,15 @@ class ProcessHandle:
 
     def send(self, name: str, *arguments: Any) -> None:
         """Give a command; see `Handle.send`."""
-        with contextlib.suppress(ConnectionError, OSError):  # dead or dying: receive() tells what it said last
+        with contextlib.suppress(ConnectionError, OSError):  # dead or dying: take() tells what it said last
             self._connection.send((name, arguments))
 
-    def ready(self) -> bool:
-        """Return whether `receive` would not wait."""
-        return self._connection.poll() or not self._process.is_alive()
-
-    def receive(self) -> Any:
-        """Return the answer to the oldest command; see `Handle.receive`."""
-        wait(self.sources)
+    def take(self, ready: Collection[Any]) -> Any:
+        """Return the answer to the oldest command; see `Handle.take`."""
         try:
-            answer = self._connection.recv()  # what it sent before it died is still there
+            if self._connection not in ready and not self._connection.poll():
+                raise EOFError  # dead, and nothing that it sent before is left
+            answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join(CLOSE_SECONDS)
             raise WorkerError(f"worker {self._where()} died ({_how_it_died(self._process.exitcode)})") from None
@@ -185,14 +179,22 @@ def _how_it_died(exitcode: int | None) -> str:
     return f"exit status {exitcode}"
 
 
-def receive_all(handles: list[Handle]) -> list[Any]:
+def all_ready(handles: Sequence[Handle]) -> bool:
+    """Return whether `receive_all` would not wait."""
+    sources = [source for handle in handles for source in handle.sources]
+    ready = set(wait(sources, 0)) if sources else set[Any]()
+    return all(not handle.sources or not ready.isdisjoint(handle.sources) for handle in handles)
+
+
+def receive_all(handles: Sequence[Handle]) -> list[Any]:
     """Return every worker's answer, in the workers' order; the first failure to arrive is raised."""
     answers: dict[int, Any] = {}
     waiting = dict(enumerate(handles))
     while waiting:
-        ready = [index for index, handle in waiting.items() if handle.ready()]
-        for index in ready:
-            answers[index] = waiting.pop(index).receive()
-        if not ready:
-            wait([source for handle in waiting.values() for source in handle.sources])
+        sources = [source for handle in waiting.values() for source in handle.sources]
+        ready = set(wait(sources)) if sources else set[Any]()
+        for index, handle in list(waiting.items()):
+            if not handle.sources or not ready.isdisjoint(handle.sources):
+                answers[index] = handle.take(ready)
+                del waiting[index]
     return [answers[index] for index in range(len(handles))]

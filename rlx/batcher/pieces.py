@@ -121,17 +121,21 @@ def tally(
         ended = ended & valid
     total = returns + np.cumsum(paid, axis=0)
     count = lengths + np.cumsum(counted, axis=0)
-    times, rows = np.nonzero(ended)
-    episodes: list[Episode] = []
-    paid_before, counted_before = np.zeros_like(returns), np.zeros_like(lengths)
-    for time, row in zip(times.tolist(), rows.tolist(), strict=True):
-        episodes.append(
-            (first_row + row, float(total[time, row] - paid_before[row]), int(count[time, row] - counted_before[row]))
-        )
-        paid_before[row], counted_before[row] = total[time, row], count[time, row]
-    returns[:] = total[-1] - paid_before
-    lengths[:] = count[-1] - counted_before
-    return episodes
+    rows, times = np.nonzero(ended.T)  # row after row, each in order of time
+    paid_at, counted_at = total[times, rows], count[times, rows]
+    begun = np.zeros(len(rows), dtype=np.bool_)  # whether the episode before it ended in this piece, too
+    begun[1:] = rows[1:] == rows[:-1]
+    episode_returns, episode_lengths = paid_at.copy(), counted_at.copy()
+    episode_returns[1:] -= np.where(begun[1:], paid_at[:-1], 0.0)
+    episode_lengths[1:] -= np.where(begun[1:], counted_at[:-1], 0)
+    last = np.ones(len(rows), dtype=np.bool_)
+    last[:-1] = ~begun[1:]
+    returns[:], lengths[:] = total[-1], count[-1]
+    returns[rows[last]] -= paid_at[last]
+    lengths[rows[last]] -= counted_at[last]
+    order = np.argsort(times, kind="stable")
+    found = (rows[order] + first_row, episode_returns[order], episode_lengths[order])
+    return list(zip(*(values.tolist() for values in found), strict=True))
 
 
 def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: int) -> NDArray[np.int64]:

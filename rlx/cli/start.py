@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 from rlx.cli.report import reported_errors
-from rlx.errors import UserError
 
 # What ends without a worker, and what starts its workers elsewhere.
 _NO_WORKERS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version")
@@ -28,7 +27,7 @@ def run_train(arguments: Sequence[str]) -> None:
             from rlx.cli.train import run_hydra
 
             run_hydra(arguments)
-        except UserError:
+        except BaseException:
             _end_server()
             raise
 
@@ -53,7 +52,7 @@ def _start_server() -> None:
 
 
 def _end_server() -> None:
-    """End the workers' server, which may still be importing torch when a mistyped key has long been told."""
+    """End the workers' server, which may still be importing torch when Ctrl-C or a mistyped key has ended the rest."""
     from multiprocessing import forkserver
 
     server: Any = getattr(forkserver, "_forkserver", None)

@@ -20,18 +20,15 @@ class Trajectories:
         info: `[B]`: `agent_info/`, `env_info/`, and `agent_state/` with which each sequence began.
         steps: `[B, T]`, with lengths. `next/obs` and the `env/prev_` fields are built when they are asked for.
         context: `[B, C]`, the steps before the piece that the agent declares it needs to see again; mostly C = 0.
-        bootstrap: `[K]`, the observations that follow a step and are in no other: after each sequence's last step, and
-            at each truncation inside it, not after a termination. `row` and `time` (int64) name the step that they
-            follow, the rest is the `env/` group. With `env/obs` they are all that a value function must see.
     """
 
-    __slots__ = ("_num_steps", "_on_revoke", "bootstrap", "context", "info", "steps")
+    __slots__ = ("_bootstrap", "_num_steps", "_on_revoke", "context", "info", "steps")
 
     def __init__(
         self,
         info: DictTensor,
         steps: TemporalDictTensor,
-        bootstrap: DictTensor,
+        bootstrap: DictTensor | Callable[[], DictTensor],
         context: TemporalDictTensor | None = None,
         num_steps: int | None = None,
         on_revoke: Callable[[], None] | None = None,
@@ -48,10 +45,22 @@ class Trajectories:
         """
         self.info = info
         self.steps = steps
-        self.bootstrap = bootstrap
+        self._bootstrap = bootstrap
         self.context = context if context is not None else empty_context(steps)
         self._num_steps = num_steps
         self._on_revoke = on_revoke
+
+    @property
+    def bootstrap(self) -> DictTensor:
+        """Return the observations that follow a step and are no step's own, `[K]`.
+
+        There is one after each sequence's last step and at each truncation inside it, none after a termination. `row`
+        and `time` (int64) name the step that it follows; the rest is the `env/` group. With `env/obs` they are all that
+        a value function must see.
+        """
+        if not isinstance(self._bootstrap, DictTensor):
+            self._bootstrap = self._bootstrap()
+        return self._bootstrap
 
     @property
     def num_steps(self) -> int:
@@ -68,12 +77,12 @@ class Trajectories:
     def with_steps(self, **fields: Tensor) -> "Trajectories":
         """Return the same trajectories with more fields `[B, T, ...]` a step, such as advantages."""
         added = TemporalDictTensor.trusted(fields, self.steps.lengths, self.steps.max_length)
-        return Trajectories(self.info, self.steps | added, self.bootstrap, self.context, self._num_steps)
+        return Trajectories(self.info, self.steps | added, self._bootstrap, self.context, self._num_steps)
 
     def select(self, *keys: str) -> "Trajectories":
         """Return the same trajectories with these step fields or groups only (`"env"` means all of `env/`)."""
         names = [name for name in self.steps if name in keys or any(name.startswith(f"{key}/") for key in keys)]
-        return Trajectories(self.info, self.steps.select(*names), self.bootstrap, self.context, self._num_steps)
+        return Trajectories(self.info, self.steps.select(*names), self._bootstrap, self.context, self._num_steps)
 
     def rows(self, index: Tensor | slice) -> "Trajectories":
         """Return the sequences at `index` (int64 or bool tensor, or a slice), with what belongs to them."""
@@ -136,8 +145,9 @@ class Trajectories:
 
     def revoke(self, message: str) -> None:
         """Make every later access to the fields raise `DataRevokedError(message)`."""
-        for part in (self.info, self.steps, self.bootstrap, self.context):
-            part.revoke(message)
+        for part in (self.info, self.steps, self._bootstrap, self.context):
+            if not callable(part):
+                part.revoke(message)
         if self._on_revoke is not None:
             self._on_revoke()
 

@@ -69,6 +69,8 @@ class ActionReader:
         Raises:
             AgentError: a key is missing, or a tensor does not have B rows of the declared shape.
         """
+        if not self.leaves[0].path:
+            return self._column(self.leaves[0], action)
         return assemble(self._space, "action", {leaf.key: self._column(leaf, action) for leaf in self.leaves})
 
     def _column(self, leaf: Leaf, action: Mapping[str, Tensor]) -> Array:

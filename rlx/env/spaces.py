@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -53,7 +54,7 @@ class Leaf:
     dtype: np.dtype[Any]
     start: int | Array = 0
 
-    @property
+    @cached_property
     def shifted(self) -> bool:
         """Return whether the environment's own numbers begin anywhere but at 0."""
         return bool(np.any(self.start))
