@@ -2,7 +2,7 @@
 
 from rlx.agent.actor_critic import ActorCritic
 from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state
-from rlx.agent.flat import clip_gradient, flatten_parameters, zero_gradient
+from rlx.agent.flat import flatten_parameters
 from rlx.agent.replay import replay, replay_inputs, values
 
 __all__ = [
@@ -10,12 +10,10 @@ __all__ = [
     "ActorCriticAgent",
     "Agent",
     "AgentMaker",
-    "clip_gradient",
     "flatten_parameters",
     "is_stateful",
     "replay",
     "replay_inputs",
     "reset_state",
     "values",
-    "zero_gradient",
 ]

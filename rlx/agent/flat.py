@@ -12,7 +12,7 @@ def flatten_parameters(module: nn.Module) -> nn.Parameter:
     For small networks the time of an update is the number of calls, not of multiplications: an optimiser step, a
     gradient norm, a copy to the workers and a sum over ranks each become one call on one tensor. The module works and
     saves as before; `module.parameters()` and the tensor share memory, values and gradients alike. Move the module to
-    its device first, and clear gradients with `zero_gradient`, which keeps that so.
+    its device first, and clear the gradient in place.
 
     Args:
         module: all parameters of one dtype and on one device, each requiring a gradient.
@@ -35,26 +35,6 @@ def flatten_parameters(module: nn.Module) -> nn.Parameter:
         parameter.data = value
         parameter.grad = gradient
     return flat
-
-
-def zero_gradient(parameters: nn.Parameter) -> None:
-    """Set the gradient of flat parameters to zero, in place."""
-    assert parameters.grad is not None
-    parameters.grad.zero_()
-
-
-def clip_gradient(parameters: nn.Parameter, max_norm: float) -> Tensor:
-    """Scale the gradient of flat parameters down to the norm `max_norm` where it is greater (Pascanu et al. 2013).
-
-    What `torch.nn.utils.clip_grad_norm_` computes, in a fifth of its time on one small tensor.
-
-    Returns:
-        The norm before, 0-dimensional.
-    """
-    assert parameters.grad is not None
-    norm = cast(Tensor, torch.linalg.vector_norm(parameters.grad))
-    parameters.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
-    return norm
 
 
 def _views(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:

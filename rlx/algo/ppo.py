@@ -15,18 +15,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rlx.agent import (
-    ActorCriticAgent,
-    AgentMaker,
-    clip_gradient,
-    flatten_parameters,
-    is_stateful,
-    replay,
-    replay_inputs,
-    values,
-    zero_gradient,
-)
+from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_inputs, values
 from rlx.algo.means import mean_terms
+from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
 from rlx.batcher import BatcherMaker
 from rlx.data import Trajectories
@@ -68,7 +59,7 @@ def loss(
     """
     steps = batch.steps
     outputs, taken = replay(agent, batch), steps.group("agent")
-    mask = None if steps.is_full() else steps.mask()
+    mask = None if batch.is_full() else steps.mask()
 
     def valid(x: Tensor) -> Tensor:
         return x if mask is None else x[mask]
@@ -155,14 +146,13 @@ def train(
         agent = make_agent(batcher.specs).to(run.device)
         if not isinstance(agent, ActorCriticAgent):
             raise AgentError(f"algo=ppo needs an agent with log_prob() and entropy(), got {type(agent).__name__}")
-        parameters = flatten_parameters(agent)
-        optimizer = torch.optim.Adam([parameters], lr=learning_rate, eps=adam_eps, fused=True)
+        optimizer = FlatAdam(agent, eps=adam_eps)
         generator = torch.Generator().manual_seed(derive(run.seed, "minibatches"))
         run.track(agent=agent, optimizer=optimizer, batcher=batcher)
 
         while run.running():
             left = 1.0 - run.env_steps / run.total_steps
-            lr = optimizer.param_groups[0]["lr"] = learning_rate * (left if anneal_learning_rate else 1.0)
+            lr = learning_rate * (left if anneal_learning_rate else 1.0)
             clip = clip_coef * (left if anneal_clip_coef else 1.0)
 
             trajectories = batcher.collect().to(run.device)
@@ -181,11 +171,11 @@ def train(
                         vf_coef=vf_coef,
                         normalize_advantage=normalize_advantage,
                     )
-                    zero_gradient(parameters)
+                    optimizer.zero_grad()
                     terms["loss/total"].backward()
                     run.average_gradients(agent)
-                    terms["grad_norm"] = clip_gradient(parameters, max_grad_norm)
-                    optimizer.step()
+                    terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
+                    optimizer.step(lr)
                     updates.append({name: term.detach() for name, term in terms.items()})
                 if target_kl is not None and mean_terms(updates[epoch_start:])["ppo/approx_kl"] > target_kl:
                     break
@@ -221,7 +211,7 @@ def with_advantages(
         steps["next/truncated"],
         gamma=gamma,
         gae_lambda=gae_lambda,
-        mask=None if steps.is_full() else steps.mask(),
+        mask=None if trajectories.is_full() else steps.mask(),
     )
     taken = steps.group("agent")
     added = {"advantage": advantage, "value": value, "log_prob": agent.log_prob(taken, taken)}

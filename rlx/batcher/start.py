@@ -9,7 +9,7 @@ import multiprocessing.context
 import sys
 
 # What a worker needs, imported once by the server. Missing ones are passed over.
-_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.worker", "rlx.env", "rlx.agent", "rlx.run.launch"]
+_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.worker", "rlx.env", "rlx.agent"]
 
 _prepared = False
 

@@ -69,6 +69,10 @@ class Trajectories:
             self._num_steps = int(self.steps.lengths.sum())
         return self._num_steps
 
+    def is_full(self) -> bool:
+        """Return whether no sequence is padded; costs nothing where the number of steps is known."""
+        return self.num_steps == self.batch_size * self.steps.max_length
+
     @property
     def batch_size(self) -> int:
         """Return the number of sequences, B."""
@@ -120,12 +124,18 @@ class Trajectories:
             generator: source of the order, on the CPU.
         """
         rows = max(1, round(batch_size / max(1, self.steps.max_length)))
+        if rows >= self.batch_size:  # all in one: a loss that is a mean does not see the order
+            yield self
+            return
+        full = self.is_full()
         order = torch.randperm(self.batch_size, generator=generator).to(self.steps.lengths.device)
         info, steps = self.info[order], self.steps[order]
         nothing = DictTensor.empty(0)
         for start in range(0, self.batch_size, rows):
             piece = slice(start, start + rows)
-            yield Trajectories(info[piece], steps[piece], nothing)
+            chosen = steps[piece]
+            num_steps = chosen.batch_size * chosen.max_length if full else None
+            yield Trajectories(info[piece], chosen, nothing, num_steps=num_steps)
 
     def to(self, device: torch.device | str) -> "Trajectories":
         """Return the trajectories on `device`; themselves where they are there already."""

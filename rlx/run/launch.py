@@ -1,5 +1,6 @@
 """`launch`: from a composed configuration to a run that has ended."""
 
+import gc
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -108,6 +109,7 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     if evaluates["every"]:
         workers = "local" if config["batcher"].get("workers") == "local" else "process"
         evaluator = Evaluator(make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], workers=workers)
+    gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator) as run:
         train(run, make_agent, make_batcher)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributions as reference
 
-from rlx.agent import clip_gradient, flatten_parameters, zero_gradient
+from rlx.agent import flatten_parameters
 from rlx.agent.distribution import make_distributions
 from rlx.agent.networks import TwinMLP
 from rlx.data import DictTensor, EnvSpecs, Spec
@@ -167,20 +167,9 @@ def test_flat_parameters_share_memory_with_the_module() -> None:
     flat = flatten_parameters(agent)
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
     for _ in range(2):
-        zero_gradient(flat)
+        flat.grad.zero_()
         agent.network.weights[0].sum().backward()
         assert flat.grad is not None
         assert flat.grad.sum() == agent.network.weights[0].numel()
     flat.data.zero_()
     assert all((parameter == 0).all() for parameter in agent.parameters())
-
-
-@pytest.mark.parametrize("norm", [0.1, 3.0])
-def test_clip_gradient_is_torchs(norm: float) -> None:
-    flat = flatten_parameters(actor_critic())
-    flat.grad = torch.randn_like(flat) * norm / math.sqrt(flat.numel())
-    other = torch.nn.Parameter(flat.detach().clone())
-    other.grad = flat.grad.clone()
-    expected = torch.nn.utils.clip_grad_norm_([other], 0.5)
-    torch.testing.assert_close(clip_gradient(flat, 0.5), expected)
-    torch.testing.assert_close(flat.grad, other.grad)
