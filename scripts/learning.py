@@ -1,9 +1,9 @@
-"""Train over seeds 0 to N-1, evaluate each with its final weights, and print every seed's figure, the mean and the spread.
+"""Train over seeds 0 to N-1, evaluate each with its final weights, and print each figure, the mean and the spread.
 
     python scripts/learning.py --seeds 5 --out /tmp/acrobot experiment=ppo_acrobot
 
-Evaluation: 100 episodes with the policy's mode, on environment seeds that training never uses. One JSON line a seed goes
-to OUT.jsonl; runs lie under OUT. Seeds that OUT.jsonl has already are not run again.
+Evaluation: 100 episodes with the policy's mode, on environment seeds that training never uses. One JSON line a seed
+goes to OUT.jsonl; runs lie under OUT. Seeds that OUT.jsonl has already are not run again.
 """
 
 import argparse

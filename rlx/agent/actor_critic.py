@@ -122,7 +122,7 @@ class _Actor(Agent):
         super().__init__()
         self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
         self._policy = agent.network.single(0)
-        self._encoder = agent.encoder.forward
+        self._encoder, self._plain = agent.encoder.forward, agent.encoder.is_plain
         only = agent.distributions[0]
         self._simple = len(agent.distributions) == 1 and not isinstance(only, DiagonalGaussian)
         self._fields = only.outputs if self._simple else agent.policy_fields
@@ -135,8 +135,8 @@ class _Actor(Agent):
         agent_info: DictTensor,
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
-        fields = self._fields(self._policy(self._encoder(observation)))
-        return DictTensor.trusted(fields, observation.batch_size), state
+        features = observation["obs"] if self._plain else self._encoder(observation)
+        return DictTensor.trusted(self._fields(self._policy(features)), observation.batch_size), state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         if not self._simple:

@@ -31,6 +31,7 @@ class Encoder(nn.Module):
 
     Attributes:
         num_features: length of the vector.
+        is_plain: whether the observation is such a vector already.
     """
 
     def __init__(self, specs: dict[str, Spec]) -> None:
@@ -45,11 +46,11 @@ class Encoder(nn.Module):
             sum(spec.nvec) if spec.kind in ("discrete", "multi_discrete") else spec.numel for spec in specs.values()
         )
         only = next(iter(specs.values()))
-        self._plain = len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
+        self.is_plain = len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
 
     def forward(self, observation: DictTensor) -> Tensor:
         """Return the features `[B, num_features]` float32 of `observation` `[B]`."""
-        if self._plain:
+        if self.is_plain:
             return observation["obs"]
         pieces = [_encode(observation[key], spec) for key, spec in self.specs.items()]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)

@@ -1,0 +1,62 @@
+"""Time whole commands beside Stable-Baselines3's PPO with its zoo's CartPole settings, in turns, and print the ratios.
+
+    pip install stable-baselines3          # may be another environment's Python: --sb3-python
+    python scripts/bench_sb3.py --pairs 3 algo=ppo env=CartPole
+    python scripts/bench_sb3.py --pairs 3 experiment=ppo_cartpole_zoo
+
+Each side is a process from the shell: imports, workers, training, final files (Stable-Baselines3 writes none).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SB3 = """
+import sys
+import torch
+torch.set_num_threads(1)
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+seed = int(sys.argv[1])
+env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
+model = PPO("MlpPolicy", env, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
+            learning_rate=lambda left: 0.001 * left, clip_range=lambda left: 0.2 * left, seed=seed, device="cpu")
+model.learn(100_000)
+"""
+
+
+def seconds(command: list[str]) -> float:
+    """Return how long a command takes."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--sb3-python", default=sys.executable)
+    parser.add_argument("overrides", nargs="+")
+    arguments = parser.parse_args()
+    ratios: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for pair in range(arguments.pairs):
+            run = Path(scratch) / str(pair)
+            rlx = [str(Path(sys.executable).with_name("rlx")), "train", *arguments.overrides]
+            ours = seconds([*rlx, f"seed={pair}", f"run_dir={run}"])
+            theirs = seconds([arguments.sb3_python, "-c", SB3, str(pair)])
+            ratios.append(ours / theirs)
+            print(
+                f"pair {pair}: rlx {ours:.1f} s, Stable-Baselines3 {theirs:.1f} s, ratio {ours / theirs:.3f}",
+                flush=True,
+            )
+    print(f"{' '.join(arguments.overrides)}: median ratio {statistics.median(ratios):.3f} over {len(ratios)} pairs")
+
+
+if __name__ == "__main__":
+    main()
