@@ -1,0 +1,124 @@
+"""Trajectories: rows, single steps and minibatches keep what belongs together."""
+
+import pytest
+import torch
+
+from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.errors import DataRevokedError
+
+
+def made(lengths: list[int], max_length: int) -> Trajectories:
+    """Return trajectories whose every number says where it stands: 100 * row + time."""
+    size = len(lengths)
+    place = 100 * torch.arange(size).unsqueeze(1) + torch.arange(max_length)
+    steps = TemporalDictTensor(
+        {"env/obs": place.float(), "agent/action": place, "next/reward": -place.float()}, lengths
+    )
+    info = DictTensor({"agent_info/kind": torch.arange(size), "agent_state/h": torch.arange(size) + 0.5}, size)
+    rows = [row for row, length in enumerate(lengths) if length]
+    bootstrap = DictTensor(
+        {
+            "row": torch.tensor(rows, dtype=torch.int64),
+            "time": torch.tensor([lengths[row] - 1 for row in rows], dtype=torch.int64),
+            "obs": torch.tensor([1000.0 * row for row in rows]),
+        },
+        len(rows),
+    )
+    return Trajectories(info, steps, bootstrap)
+
+
+def test_rows_bring_their_info_and_their_bootstrap_renumbered() -> None:
+    chosen = made([3, 0, 2, 1], 3).rows(torch.tensor([2, 0]))
+    assert chosen.steps.lengths.tolist() == [2, 3]
+    assert chosen.info["agent_info/kind"].tolist() == [2, 0]
+    found = zip(chosen.bootstrap["row"].tolist(), chosen.bootstrap["obs"].tolist(), strict=True)
+    assert sorted(found) == [(0, 2000.0), (1, 0.0)]
+    assert made([3, 0], 3).rows(slice(1, 2)).bootstrap.batch_size == 0
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 2], [0, 0]])
+def test_split_steps_are_the_valid_steps_with_their_info(lengths: list[int]) -> None:
+    trajectories = made(lengths, 3)
+    single = trajectories.split_steps()
+    wanted = [100 * row + t for row, length in enumerate(lengths) for t in range(length)]
+    assert single.steps["agent/action"][:, 0].tolist() == wanted
+    assert single.info["agent_info/kind"].tolist() == [place // 100 for place in wanted]
+    assert "agent_state/h" not in single.info
+    assert single.num_steps == trajectories.num_steps == len(wanted)
+    assert single.is_full()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
+def test_minibatches_hold_every_step_once_and_fields_stay_together(batch_size: int) -> None:
+    single = made([3, 0, 2], 3).split_steps()
+    seen: list[int] = []
+    for minibatch in single.minibatches(batch_size, torch.Generator().manual_seed(0)):
+        assert minibatch.batch_size <= batch_size
+        assert minibatch.is_full()
+        places = minibatch.steps["agent/action"][:, 0]
+        assert torch.equal(minibatch.steps["next/reward"][:, 0], -places.float())
+        assert torch.equal(minibatch.info["agent_info/kind"], places // 100)
+        seen += places.tolist()
+    assert sorted(seen) == single.steps["agent/action"][:, 0].tolist()
+
+
+def test_minibatches_of_sequences_keep_sequences_whole_and_their_first_state() -> None:
+    trajectories = made([4, 2, 3, 4], 4)
+    rows: list[int] = []
+    for minibatch in trajectories.minibatches(8, torch.Generator().manual_seed(1)):
+        assert minibatch.batch_size == 2
+        row = minibatch.steps["agent/action"][:, 0] // 100
+        assert minibatch.steps.lengths.tolist() == [[4, 2, 3, 4][r] for r in row.tolist()]
+        assert torch.equal(minibatch.info["agent_state/h"], row + 0.5)
+        assert minibatch.is_full() == (minibatch.steps.lengths == 4).all().item()
+        rows += row.tolist()
+    assert sorted(rows) == [0, 1, 2, 3]
+
+
+def test_the_order_of_minibatches_is_the_generators() -> None:
+    single = made([9], 9).split_steps()
+
+    def order(seed: int) -> list[int]:
+        batches = single.minibatches(2, torch.Generator().manual_seed(seed))
+        return [int(place) for batch in batches for place in batch.steps["agent/action"][:, 0]]
+
+    assert order(0) == order(0) != order(1)
+
+
+def test_select_and_with_steps_choose_and_add_fields() -> None:
+    trajectories = made([2], 2)
+    chosen = trajectories.select("env", "next/reward").with_steps(advantage=torch.ones(1, 2))
+    assert set(chosen.steps.keys()) == {"env/obs", "next/reward", "advantage"}
+
+
+def test_bootstrap_is_made_when_it_is_asked_for_and_once() -> None:
+    calls: list[int] = []
+    base = made([1], 1)
+
+    def make() -> DictTensor:
+        calls.append(1)
+        return DictTensor({"row": torch.zeros(1, dtype=torch.int64)})
+
+    lazy = Trajectories(base.info, base.steps, make)
+    assert not calls
+    assert lazy.bootstrap is lazy.bootstrap
+    assert calls == [1]
+
+
+def test_revoked_trajectories_refuse_and_clones_stay() -> None:
+    trajectories = made([2], 2)
+    kept = trajectories.clone()
+    told: list[str] = []
+    revocable = Trajectories(
+        trajectories.info, trajectories.steps, trajectories.bootstrap, on_revoke=lambda: told.append("revoked")
+    )
+    revocable.revoke("gone")
+    assert told == ["revoked"]
+    for read in (
+        lambda: revocable.steps["env/obs"],
+        lambda: revocable.info["agent_info/kind"],
+        lambda: revocable.bootstrap["obs"],
+    ):
+        with pytest.raises(DataRevokedError, match="gone"):
+            read()
+    assert kept.steps["env/obs"].tolist() == [[0.0, 1.0]]

@@ -1,0 +1,22 @@
+"""`rlx bench collect` measures what it says: the same steps on both sides, in the units it prints."""
+
+import pytest
+
+from rlx.errors import ConfigError
+from rlx.tools.bench import bench_collect
+
+
+@pytest.mark.parametrize("vectorization", ["per_instance", "native"])
+def test_bench_collect_reports_both_rates_and_their_ratio(vectorization: str) -> None:
+    found = bench_collect(num_workers=1, envs_per_worker=3, num_steps=16, seconds=0.1, vectorization=vectorization)
+    assert found["steps_per_second"] > 0
+    assert found["ceiling_steps_per_second"] > 0
+    assert 0.1 < found["ratio"] < 10
+    assert (found["ceiling_of_raw"] is None) == (vectorization == "native")
+    # observations, action, logits, reward, both flags: what two slots of 16 steps of 3 environments hold at least
+    assert found["shared_bytes"] >= 2 * 16 * 3 * (16 + 8 + 8 + 4 + 1 + 1)
+
+
+def test_bench_collect_refuses_what_the_hand_written_loop_cannot_run() -> None:
+    with pytest.raises(ConfigError, match="Discrete"):
+        bench_collect(env="Pendulum-v1", num_workers=1, envs_per_worker=1, seconds=0.1)
