@@ -1,0 +1,49 @@
+"""Environments whose right answers are known beforehand."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Endless(gymnasium.Env[np.ndarray, int]):
+    """Pays 1 a step and is cut after 10 steps, though nothing ends: the value is 1 / (1 - gamma) everywhere."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, terminates: bool = False) -> None:
+        self._terminates, self._step = terminates, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self._step = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._step += 1
+        over = self._step == 10
+        return np.zeros(1, np.float32), 1.0, over and self._terminates, over and not self._terminates, {}
+
+
+class Target(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Shows a number in [-1, 1] and pays minus the squared distance of the action from it; one step an episode."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-2, 2, (1,), np.float32)
+
+    def _show(self) -> np.ndarray:
+        self._number = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self._number
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self._show(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = -float((action[0] - self._number[0]) ** 2)
+        return self._show(), reward, True, False, {}
+
+
+gymnasium.register("Endless-v0", entry_point=Endless)
+gymnasium.register("Target-v0", entry_point=Target)
