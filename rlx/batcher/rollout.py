@@ -245,16 +245,22 @@ class Rollout:
         return PieceReport(num_steps, int(self._running.sum()), piece.num_finals, episodes)
 
     def _check_finite(self, piece: Piece) -> None:
-        slot = piece.slot
+        """Look at every number that was written, final observations included, before the piece is handed over."""
+        slot, finals = piece.slot, piece.num_finals
         for name, block in (*slot.obs.items(), ("reward", slot.reward)):
-            if not block.dtype.is_floating_point:
-                continue
-            values = block.numpy()
-            if np.isfinite(values).all():
-                continue
-            time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
-            raise EnvironmentFault(
-                f"{self.env.name}: {name} is {values[time, row]} (not finite) in environment {self.first_row + row} "
-                f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after "
-                "the start. batcher.check_finite=false lets it pass."
-            )
+            values = block.numpy() if block.dtype.is_floating_point else None
+            if values is not None and not np.isfinite(values).all():
+                time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
+                raise self._not_finite(name, values[time, row], row)
+        for name, block in slot.final_obs.items():
+            values = block[:finals].numpy() if block.dtype.is_floating_point else None
+            if values is not None and not np.isfinite(values).all():
+                place = int(np.argwhere(~np.isfinite(values))[0][0])
+                raise self._not_finite(f"the final {name}", values[place], int(slot.final_row[place]) - self.first_row)
+
+    def _not_finite(self, name: str, value: object, row: int) -> EnvironmentFault:
+        return EnvironmentFault(
+            f"{self.env.name}: {name} is {value} (not finite) in environment {self.first_row + row} "
+            f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after "
+            "the start. batcher.check_finite=false lets it pass."
+        )

@@ -1,5 +1,6 @@
 """An environment that writes down what happens, agents that look back, and what a row of experience must be."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -60,10 +61,14 @@ class Ledger(gymnasium.Env[np.ndarray, int]):
         return seen, reward, over and (both or self._episode % 2 == 0), over and (both or self._episode % 2 == 1), {}
 
 
-def make_vector(num_envs: int, mode: str = "NextStep") -> gymnasium.vector.VectorEnv:
+def make_vector(
+    num_envs: int, mode: str = "NextStep", break_at: int = -1, how: str = "raise"
+) -> gymnasium.vector.VectorEnv:
     """Return ledgers that Gymnasium resets by itself."""
     return gymnasium.vector.SyncVectorEnv(
-        [Ledger] * num_envs, autoreset_mode=gymnasium.vector.AutoresetMode(mode), observation_mode="same"
+        [partial(Ledger, break_at, how)] * num_envs,
+        autoreset_mode=gymnasium.vector.AutoresetMode(mode),
+        observation_mode="same",
     )
 
 

@@ -10,7 +10,7 @@ from rlx.data import DictTensor, Trajectories
 from rlx.env import make
 from rlx.errors import AgentError, DataRevokedError, EnvironmentFault, SpecError, UserError, WorkerError
 from rlx.seeding import env_seed
-from tests.batcher.ledger import ID, VECTOR_ID, Counter, Parity, expected_steps
+from tests.batcher.ledger import ID, VECTOR_ID, Counter, Parity, episode_length, expected_steps
 
 MODES = {
     "per_instance": partial(make, ID),
@@ -198,6 +198,22 @@ def test_a_nan_is_found_before_it_is_handed_over(workers: str) -> None:
     with batcher(broken, workers=workers, check_finite=False) as b:
         b.collect()
         assert b.collect().steps["next/obs"].isnan().any()
+
+
+@pytest.mark.parametrize("mode", ["per_instance", "next_step"])
+def test_a_nan_in_a_final_observation_is_found_though_the_reset_writes_over_it(mode: str) -> None:
+    # The seed gives a first episode of known length: its last observation is the one that breaks.
+    length = episode_length(env_seed(3, 0) % 1000, 0)
+    how = {"break_at": length, "how": "nan"}
+    if mode == "per_instance":
+        broken = partial(make, ID, kwargs=how)
+    else:
+        broken = partial(make, VECTOR_ID, vectorization="native", kwargs={"mode": "NextStep", **how})
+    with (
+        batcher(broken, num_workers=1, envs_per_worker=1, num_steps=12) as b,
+        pytest.raises(EnvironmentFault, match="not finite.*environment 0"),
+    ):
+        b.collect()
 
 
 def test_a_worker_that_dies_is_named_and_leaves_no_other_behind() -> None:
