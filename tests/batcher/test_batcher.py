@@ -211,7 +211,7 @@ def test_a_nan_in_a_final_observation_is_found_though_the_reset_writes_over_it(m
         broken = partial(make, VECTOR_ID, vectorization="native", kwargs={"mode": "NextStep", **how})
     with (
         batcher(broken, num_workers=1, envs_per_worker=1, num_steps=12) as b,
-        pytest.raises(EnvironmentFault, match="not finite.*environment 0"),
+        pytest.raises(EnvironmentFault, match=r"not finite.*environment 0"),
     ):
         b.collect()
 
