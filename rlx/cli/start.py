@@ -27,9 +27,8 @@ def run_train(arguments: Sequence[str]) -> None:
             from rlx.cli.train import run_hydra
 
             run_hydra(arguments)
-        except BaseException:
-            _end_server()
-            raise
+        finally:
+            _end_server()  # it would hold the terminal's output for a second after the command has ended
 
 
 def _needs_workers(arguments: Sequence[str]) -> bool:
@@ -51,12 +50,20 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def _end_server() -> None:
-    """End the workers' server, which may still be importing torch when Ctrl-C or a mistyped key has ended the rest."""
+def _server_pid() -> int | None:
     from multiprocessing import forkserver
 
-    server: Any = getattr(forkserver, "_forkserver", None)
-    pid = getattr(server, "_forkserver_pid", None)
+    return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+
+
+def _end_server() -> None:
+    """End the workers' server: it may still be importing torch, and it holds the terminal's standard output open."""
+    from multiprocessing import forkserver
+
+    pid = _server_pid()
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        stop: Any = getattr(getattr(forkserver, "_forkserver", None), "_stop", None)
+        if stop is not None:  # waits for its end, and lets this process start another
+            stop()

@@ -50,7 +50,8 @@ class RunOptions:
 
     Attributes:
         directory: where it writes; must not exist.
-        config: the resolved configuration, kept in `config.yaml` and in checkpoints.
+        config: the resolved configuration, kept in checkpoints.
+        config_text: the same as YAML, kept in `config.yaml`.
         title: what runs, for the console.
         seed: root of all seeds.
         total_steps: environment steps at which training ends.

@@ -1,0 +1,125 @@
+"""A run from its first row to its summary: what is logged, saved, stopped, evaluated, and repeated."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlx.cli.members import config_directory
+from rlx.env import make
+from rlx.errors import EnvironmentFault, RunDirectoryError
+from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from rlx.run.evaluate import Evaluator
+from rlx.run.launch import launch
+from rlx.run.metrics import read_metrics
+from tests.batcher.ledger import ID, Parity, episode_length
+
+SMALL = ["algo.num_steps=16", "algo.batch_size=64", "algo.num_epochs=2", "batcher=local", "batcher.envs_per_worker=4"]
+
+
+def run(directory: Path, *overrides: str) -> Path:
+    """Train for three iterations in this process, unless told otherwise."""
+    words = [*SMALL, "total_steps=192", "logger.console=false", *overrides, f"run_dir='{directory}'"]
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        config = compose("config", overrides=words)
+    launch(OmegaConf.to_container(config, resolve=True), {"algo": "ppo", "env": "CartPole"})
+    return directory
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text())
+
+
+ALWAYS = {
+    "env_steps", "iteration", "wall_time", "episode/return", "episode/length", "speed/steps_per_second",
+    "speed/collect_steps_per_second", "speed/learn_steps_per_second", "loss/total", "loss/policy", "loss/value",
+    "loss/entropy", "ppo/approx_kl", "ppo/clip_fraction", "explained_variance", "grad_norm", "learning_rate",
+}  # fmt: skip
+
+
+def test_every_iteration_is_a_row_in_csv_and_in_tensorboard(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run")
+    rows = read_metrics(directory / "metrics.csv")
+    assert set(rows[0]) >= ALWAYS
+    assert [row["env_steps"] for row in rows] == [64, 128, 192]
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    told = events.Scalars("loss/value")
+    assert [event.step for event in told] == [64, 128, 192]
+    assert [event.value for event in told] == pytest.approx([row["loss/value"] for row in rows])
+    assert summary(directory)["status"] == "done"
+    assert OmegaConf.load(directory / "config.yaml").algo.num_steps == 16
+
+
+def test_the_same_seed_gives_the_same_rows_and_weights_with_local_and_process_workers(tmp_path: Path) -> None:
+    found = []
+    for name, workers in (("a", ()), ("b", ()), ("c", ("batcher=process", "batcher.num_workers=1"))):
+        directory = run(tmp_path / name, "seed=7", *workers, "batcher.envs_per_worker=4")
+        rows = read_metrics(directory / "metrics.csv")
+        kept = [{key: row[key] for key in row if key != "wall_time" and not key.startswith("speed/")} for row in rows]
+        found.append((kept, load_checkpoint(find_checkpoint(directory)).state["agent"]))
+    for rows, weights in found[1:]:
+        assert rows == found[0][0]
+        assert all(torch.equal(value, found[0][1][name]) for name, value in weights.items())
+    other = run(tmp_path / "d", "seed=8")
+    assert read_metrics(other / "metrics.csv")[0]["loss/value"] != found[0][0][0]["loss/value"]
+
+
+def test_checkpoints_come_when_due_and_the_last_are_kept(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run", "checkpoint.every=64", "checkpoint.keep_last=2")
+    assert [path.name for path in list_checkpoints(directory)] == ["step-000000128", "step-000000192"]
+    saved = load_checkpoint(find_checkpoint(directory))
+    assert saved.meta["env_steps"] == 192
+    assert set(saved.state) == {"agent", "optimizer"}
+    assert saved.config["algo"]["num_steps"] == 16
+
+
+def test_evaluations_are_rows_keyed_by_the_weights_steps(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run", "evaluation.every=128", "evaluation.episodes=3")
+    rows = read_metrics(directory / "metrics.csv")
+    assert [row["eval/return"] is not None for row in rows] == [False, True, True]
+
+
+def test_stop_at_return_ends_the_run_early(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run", "stop_at_return=1", "total_steps=1_000_000")
+    assert summary(directory)["env_steps"] < 10_000
+    assert summary(directory)["status"] == "done"
+
+
+def test_a_run_that_fails_says_why_and_keeps_its_rows(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault):
+        run(tmp_path / "run", "env=gym", f"env.id={ID}", "+env.kwargs.break_at=40")
+    found = summary(tmp_path / "run")
+    assert found["status"] == "failed"
+    assert "the ledger tore" in found["reason"]
+    assert len(read_metrics(tmp_path / "run" / "metrics.csv")) == 2
+
+
+@pytest.mark.parametrize("change", ["env=gym", "algo.gamma=0.9"])
+def test_what_cannot_start_leaves_nothing_behind(tmp_path: Path, change: str) -> None:
+    if change == "env=gym":
+        with pytest.raises(EnvironmentFault):
+            run(tmp_path / "run", "env=gym", "env.id=tests.run.broken:Broken-v0")
+    else:
+        (tmp_path / "run").mkdir()
+        with pytest.raises(RunDirectoryError):
+            run(tmp_path / "run", change)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_evaluation_plays_exactly_n_episodes_and_does_not_favour_short_ones() -> None:
+    with Evaluator(Parity, partial(make, ID), episodes=50, seed=5, num_workers=2, workers="local") as evaluator:
+        result = evaluator.play(Parity(evaluator.start().specs))
+    assert len(result.returns) == len(result.lengths) == 50
+    # An environment's first episodes are known from its seed: their mean is what an unbiased evaluation finds.
+    from rlx.seeding import env_seed
+
+    seeds = [env_seed(5, row, evaluation=True) % 1000 for row in range(50)]
+    assert sorted(result.lengths) == sorted(episode_length(seed, 0) for seed in seeds)
