@@ -1,0 +1,115 @@
+"""`evaluate_path`: exactly N whole episodes, none preferred, from a checkpoint that is what it says."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from rlx.errors import CheckpointError, RlxError
+from rlx.run.checkpoint import load_checkpoint, save_checkpoint
+from rlx.run.evaluate import evaluate_path
+from rlx.seeding import env_seed
+from tests.run.jobs import SMALL, train
+
+OWN = "tests.run.short_and_long:ShortAndLong-v0"
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("cartpole") / "run", *SMALL, "total_steps=64")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("own") / "run", *SMALL, "total_steps=64", "env=gym", f"env.id={OWN}")
+
+
+def forged(source: Path, target: Path, change: Callable[[dict], None]) -> Path:
+    """Write the run's checkpoint again, with another configuration."""
+    old = load_checkpoint(next((source / "checkpoints").iterdir()))
+    config = json.loads(json.dumps(old.config))
+    change(config)
+    return save_checkpoint(target, old.state, config, old.meta)
+
+
+@pytest.mark.parametrize("episodes", [1, 5, 130])
+def test_episodes_are_exactly_as_many_and_short_ones_are_not_preferred(own: Path, episodes: int) -> None:
+    found = evaluate_path(own, episodes=episodes, seed=7, trust=True)
+    num_envs = 2 * -(-min(episodes, 128) // 2) if episodes > 1 else 1
+    wanted, env = [], [gymnasium.make(OWN) for _ in range(num_envs)]
+    for turn in range(-(-episodes // num_envs)):
+        for row in range(num_envs):
+            env[row].reset(seed=None if turn else env_seed(7, row, evaluation=True))
+            wanted.append(env[row].unwrapped._left)
+    assert found.lengths == wanted[:episodes]
+    assert found.returns == [float(length) for length in wanted[:episodes]]
+    assert found.mean == sum(wanted[:episodes]) / episodes
+
+
+def test_seed_decides_and_stochastic_differs_from_deterministic(cartpole: Path) -> None:
+    def returns(seed: int, stochastic: bool = False) -> list[float]:
+        return evaluate_path(cartpole, episodes=6, seed=seed, stochastic=stochastic).returns
+
+    assert returns(1) == returns(1) != returns(2)
+    assert returns(1, True) == returns(1, True) != returns(1)
+
+
+def test_run_and_its_checkpoint_are_the_same_to_evaluate(cartpole: Path) -> None:
+    (checkpoint,) = (cartpole / "checkpoints").iterdir()
+    assert evaluate_path(checkpoint, episodes=2) == evaluate_path(cartpole, episodes=2)
+
+
+def test_missing_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(CheckpointError, match=path.name):
+            evaluate_path(path)
+    save_checkpoint(tmp_path, {"table": {"a": 1}}, {}, {"env_steps": 1})
+    with pytest.raises(CheckpointError, match="no agent and environment"):
+        evaluate_path(tmp_path / "checkpoints/step-000000001")
+
+
+def test_truncated_checkpoint_is_refused(cartpole: Path, tmp_path: Path) -> None:
+    (source,) = (cartpole / "checkpoints").iterdir()
+    broken = shutil.copytree(source, tmp_path / source.name)
+    tensors = broken / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"tensors\.safetensors"):
+        evaluate_path(broken)
+
+
+def test_checkpoint_of_another_environment_is_refused(cartpole: Path, tmp_path: Path) -> None:
+    path = forged(cartpole, tmp_path, lambda config: config["env"].update(id="Acrobot-v1"))
+    with pytest.raises(CheckpointError, match="another environment"):
+        evaluate_path(path)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("env", "id", "never_imported:Any-v0"),
+        ("env", "_target_", "never_imported.make"),
+        ("env", "wrappers", ["never_imported.Wrapper"]),
+        ("env", "wrappers", [{"never_imported.Wrapper": {"a": 1}}]),
+        ("agent", "_target_", "never_imported.Agent"),
+    ],
+)
+def test_code_that_a_checkpoint_names_is_not_imported_untrusted(
+    cartpole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, key: str, value: object
+) -> None:
+    marker = tmp_path / "imported"  # by this process or by a worker
+    (tmp_path / "never_imported.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = forged(cartpole, tmp_path, lambda config: config[group].update({key: value}))
+    with pytest.raises(CheckpointError, match=r"never_imported.*--trust"):
+        evaluate_path(path)
+    assert not marker.exists()
+    try:
+        with pytest.raises(RlxError):  # the module is empty
+            evaluate_path(path, trust=True)
+    finally:
+        sys.modules.pop("never_imported", None)
+    assert marker.exists()
