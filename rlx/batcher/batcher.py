@@ -83,6 +83,7 @@ class Batcher:
         self._in_flight: list[int] = []
         self._next_slot = 0
         self._version = -1
+        self._version_in_flight = -1
         self._current: Trajectories | None = None
         handle_kind: Callable[[WorkerOptions], Handle] = LocalHandle if workers == "local" else ProcessHandle
         try:
@@ -140,7 +141,8 @@ class Batcher:
         self._usable()
         if self._layout is None:
             self.reset()
-        version = self._version + 1
+        # The block that a piece in flight reads is never written to, however often weights are published meanwhile.
+        version = (self._version_in_flight if self._in_flight else self._version) + 1
         copy_all(self._weight_views[version % 2], self._weights.entries(agent))
         self._version = version
 
@@ -169,6 +171,7 @@ class Batcher:
             info = None if agent_info is None else self._agent_info[handle.options.columns]
             handle.send("run", slot, self._version, info)
         self._in_flight.append(slot)
+        self._version_in_flight = self._version
         self._next_slot = (slot + 1) % NUM_SLOTS
 
     def get(self, blocking: bool = True) -> tuple[Trajectories, int] | None:

@@ -1,6 +1,7 @@
 """Evaluation: exactly N whole episodes with fixed weights, during a run or from a checkpoint."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,8 @@ def check_trust(source: Path, env: Mapping[str, Any], agent: Mapping[str, Any], 
     foreign = {name for name in named if not name.startswith("rlx.")} | modules
     if foreign and config_dir is not None:
         text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))
-        foreign = {name for name in foreign if name not in text}
+        known = set(re.findall(r"[\w.]+", text))  # whole dotted names; `package.module:Id-v0` names its module
+        foreign -= known
     if foreign:
         raise CheckpointError(
             f"'{source}' names code that is not rlx's: {', '.join(sorted(foreign))}. "

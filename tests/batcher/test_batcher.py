@@ -169,6 +169,21 @@ def test_workers_use_published_weights_from_their_next_piece_on(workers: str) ->
             assert (b.collect().steps["agent/weight"] == value).all()
 
 
+@pytest.mark.parametrize("workers", ["local", "process"])
+def test_publishing_while_a_piece_is_collected_never_touches_the_weights_that_it_reads(workers: str) -> None:
+    with batcher(make_agent=Weighted, workers=workers) as b:
+        agent = Weighted(b.specs)
+        for value in (1.0, 2.0):
+            agent.weight.data.fill_(value)
+            b.publish(agent)
+        b.execute()
+        for value in (3.0, 4.0, 5.0):
+            agent.weight.data.fill_(value)
+            b.publish(agent)
+        assert (b.get()[0].steps["agent/weight"] == 2.0).all()
+        assert (b.collect().steps["agent/weight"] == 5.0).all()
+
+
 def test_publishing_another_agent_names_what_differs() -> None:
     with batcher(make_agent=Weighted) as b:
         agent = Weighted(b.specs)

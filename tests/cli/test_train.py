@@ -16,7 +16,7 @@ from .conftest import Launches
 def test_defaults_are_plain_and_complete(launches: Launches) -> None:
     run_train(["algo=ppo", "env=CartPole"])
     (job,) = launches
-    assert (job["seed"], job["total_steps"], job["device"], job["run_dir"]) == (0, 100_000, "cpu", None)
+    assert (job["seed"], job["total_steps"], job["device"], job["run_dir"]) == (0, 60_000, "cpu", None)
     assert job["env"]["id"] == "CartPole-v1"
     assert job["choices"] == {
         "algo": "ppo",
@@ -121,7 +121,7 @@ def test_help_names_groups_and_keys(launches: Launches, capsys: pytest.CaptureFi
     assert end.value.code == 0
     out = capsys.readouterr().out
     assert "algo: ppo" in out
-    assert "total_steps: 100000" in out
+    assert "total_steps: 60000" in out
     assert "--multirun" in out
 
 
