@@ -73,6 +73,15 @@ def test_a_stop_passes_through_handlers_of_ordinary_errors():
     assert not issubclass(StopRequested, Exception)
 
 
+@pytest.fixture
+def python_handles_ctrl_c():
+    """Give SIGINT Python's own handler: a shell's background job starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_handlers_and_timer_are_given_back():
     before = [signal.getsignal(number) for number in HANDLED]
     with pytest.raises(ZeroDivisionError), StopSignals(limit_s=60):  # noqa: PT012
