@@ -27,8 +27,9 @@ class SlotReader:
         self._slot = slot
         self._columns = columns
         steps = slot.layout.num_steps
-        self._obs_start = {key: value[:steps].transpose(0, 1) for key, value in slot.obs.items()}
-        self._views: dict[str, Tensor | Lazy] = {f"env/{key}": value for key, value in self._obs_start.items()}
+        self._views: dict[str, Tensor | Lazy] = {
+            f"env/{key}": value[:steps].transpose(0, 1) for key, value in slot.obs.items()
+        }
         self._views |= {f"agent/{key}": value.transpose(0, 1) for key, value in slot.outputs.items()}
         self._views |= {
             "next/reward": slot.reward.transpose(0, 1),
@@ -71,9 +72,9 @@ class SlotReader:
         for key, value in slot.obs.items():
             fields[key] = torch.cat([value[last[running] + 1, running], finals[key][cut]])
         fields["is_first"] = torch.zeros(len(row), dtype=torch.bool)
-        fields["prev_reward"] = Lazy(lambda: slot.reward[time, row])
+        fields["prev_reward"] = Lazy(lambda: piece.at(slot.reward, time, row))
         for key in slot.prev_action:
-            fields[f"prev_{key}"] = Lazy(lambda key=key: slot.outputs[key][time, row])
+            fields[f"prev_{key}"] = Lazy(lambda key=key: piece.at(slot.outputs[key], time, row))
         return DictTensor.trusted(fields, len(row))
 
 
@@ -112,6 +113,11 @@ class _Reading:
     def _check(self) -> None:
         if self.revoked:
             raise DataRevokedError(HANDED_BACK)
+
+    def at(self, values: Tensor, time: Tensor, row: Tensor) -> Tensor:
+        """Return the values `[K, ...]` of some steps."""
+        self._check()
+        return values[time, row]
 
     def next_obs(self, key: str) -> Tensor:
         self._check()

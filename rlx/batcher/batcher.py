@@ -77,7 +77,6 @@ class Batcher:
         self.collect_seconds = 0.0
         self.waiting = False
         self._make_agent = make_agent
-        self._seed = seed
         self._handles: list[Handle] = []
         self._layout: Layout | None = None
         self._in_flight: list[int] = []

@@ -118,6 +118,7 @@ def test_trajectories_refuse_access_after_the_next_get() -> None:
     with batcher() as b:
         first = b.collect()
         kept, lazily = first.select("next/reward").clone(), first.steps.select("next/obs")
+        after = first.bootstrap.select("prev_reward")
         b.execute()
         assert first.steps["next/reward"].shape == (6, 5)  # still there while the next piece is collected
         b.get()
@@ -125,6 +126,8 @@ def test_trajectories_refuse_access_after_the_next_get() -> None:
             first.steps["next/reward"]
         with pytest.raises(DataRevokedError):
             lazily["next/obs"]
+        with pytest.raises(DataRevokedError):
+            after["prev_reward"]
         assert kept.steps["next/reward"].shape == (6, 5)
 
 
