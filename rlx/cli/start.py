@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ def run_train(arguments: Sequence[str]) -> None:
         SystemExit: it failed, and a message has been written to standard error.
     """
     with reported_errors():
+        others = _server_pid()
         if _needs_workers(arguments):
             _start_server()
         try:
@@ -28,7 +30,7 @@ def run_train(arguments: Sequence[str]) -> None:
 
             run_hydra(arguments)
         finally:
-            _end_server()  # it would hold the terminal's output for a second after the command has ended
+            _end_server(others)  # it would hold the terminal's output for a second after the command has ended
 
 
 def _needs_workers(arguments: Sequence[str]) -> bool:
@@ -51,19 +53,22 @@ def _start_server() -> None:
 
 
 def _server_pid() -> int | None:
-    from multiprocessing import forkserver
-
+    """Return the process that this process's workers are forked from, or None while there is none."""
+    forkserver = sys.modules.get("multiprocessing.forkserver")
     return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
 
 
-def _end_server() -> None:
-    """End the workers' server: it may still be importing torch, and it holds the terminal's standard output open."""
-    from multiprocessing import forkserver
+def _end_server(others: int | None) -> None:
+    """End the workers' server: it may still be importing torch, and it holds the terminal's standard output open.
 
+    Args:
+        others: the server that ran before, which is the calling program's own and stays.
+    """
     pid = _server_pid()
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        stop: Any = getattr(getattr(forkserver, "_forkserver", None), "_stop", None)
-        if stop is not None:  # waits for its end, and lets this process start another
-            stop()
+    if pid is None or pid == others:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    stop: Any = getattr(getattr(sys.modules["multiprocessing.forkserver"], "_forkserver", None), "_stop", None)
+    if stop is not None:  # waits for its end, and lets this process start another
+        stop()

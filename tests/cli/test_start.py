@@ -1,0 +1,66 @@
+"""The server that workers are forked from: `rlx train` ends the one it started, and no other."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+PROGRAM = """
+import multiprocessing, os, sys
+from multiprocessing import forkserver
+from rlx.cli.start import run_train
+
+def server():
+    return forkserver._forkserver._forkserver_pid
+
+def runs(pid):
+    try:
+        return os.waitpid(pid, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return False
+
+if __name__ == "__main__":
+    own = None
+    if sys.argv[1] == "own":
+        context = multiprocessing.get_context("forkserver")
+        reader, writer = context.Pipe()
+        child = context.Process(target=reader.recv)  # lives until it is told something
+        child.start()
+        own = server()
+        assert own is not None
+    small = ["batcher.envs_per_worker=2", "algo.num_steps=16", "total_steps=64", "logger=default"]
+    for name in ("first", "second"):
+        run_train([*small, f"run_dir={name}"])
+        assert os.path.exists(f"{name}/summary.json")
+        assert server() == own, (server(), own)
+    if own is not None:
+        assert runs(own)
+        assert child.is_alive()
+        writer.send("end")
+        child.join(10)
+        assert child.exitcode == 0, child.exitcode  # which the server tells: it works
+"""
+
+
+def train_in_process(directory: Path, kind: str) -> None:
+    program = directory / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(program), kind],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_server_of_the_calling_program_stays(tmp_path: Path) -> None:
+    train_in_process(tmp_path, "own")
+
+
+def test_server_that_training_started_ends_with_it(tmp_path: Path) -> None:
+    train_in_process(tmp_path, "none")
