@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rlx.env.native_gym_vec_env import NativeGymVecEnv
     from rlx.env.registry import list_ids, user_modules
     from rlx.env.spaces import to_specs
+    from rlx.env.torch_cartpole import TorchCartPole
     from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "GymVecEnv",
     "NativeGymVecEnv",
     "StepBuffer",
+    "TorchCartPole",
     "VecEnv",
     "list_ids",
     "make",
@@ -31,6 +33,7 @@ _MODULES = {
     "GymVecEnv": "gym_vec_env",
     "NativeGymVecEnv": "native_gym_vec_env",
     "StepBuffer": "vec_env",
+    "TorchCartPole": "torch_cartpole",
     "VecEnv": "vec_env",
     "list_ids": "registry",
     "make": "factory",
