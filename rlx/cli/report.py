@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from rlx.errors import RlxError
+from rlx.errors import RlxError, RunWriteError
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def reported_errors() -> Generator[None]:
 def describe(error: RlxError) -> str:
     """Return what the user reads of `error`: the traceback of what their code raised, if it did, and the message."""
     cause = error.__cause__
-    by_user = cause is not None and error.exit_status == 1
+    by_user = cause is not None and error.exit_status == 1 and not isinstance(error, RunWriteError)
     return f"{''.join(traceback.format_exception(cause)) if by_user else ''}Error: {error}"
 
 

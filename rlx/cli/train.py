@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import secrets
+import shlex
 import sys
 import time
 import traceback
@@ -25,6 +26,9 @@ from rlx.cli.explain import Composition, explain, explain_sweep
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.errors import ConfigError, RlxError, did_you_mean
+
+_OWN = "command-line"
+"""What Hydra calls where --config-dir came from."""
 
 
 class JobError(BaseException):
@@ -168,7 +172,13 @@ def _launch(config: DictConfig, settings: Any) -> None:
     see_own_code()
     from rlx.run.launch import launch
 
-    launch(values, choices)
+    launch(values, choices, _command(settings))
+
+
+def _command(settings: Any) -> str:
+    """Return the command that runs this one job, wherever it runs and whichever sweep it is of."""
+    own = [f"--config-dir={source.path}" for source in settings.runtime.config_sources if source.provider == _OWN]
+    return shlex.join(["rlx", "train", *settings.overrides.task, *own])
 
 
 def _resolve(config: DictConfig) -> dict[str, Any]:

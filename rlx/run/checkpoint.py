@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rlx import __version__
-from rlx.errors import CheckpointError
+from rlx.errors import CheckpointError, RunWriteError
 from rlx.run.directory import CHECKPOINTS, is_run_directory
-from rlx.run.files import fsync_directory, sha256_of, sync_file, write_durable
+from rlx.run.files import fsync_directory, reason_of, sha256_of, sync_file, write_durable
 from rlx.run.state import decode, encode
 
 SCHEMA = 1
@@ -111,7 +111,7 @@ def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
         The checkpoint's directory.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk, no permission); earlier checkpoints are as they were.
+        RunWriteError: it cannot be written (a full disk, no permission); earlier checkpoints are as they were.
     """
     folder = Path(directory) / CHECKPOINTS
     name = f"step-{snapshot.env_steps:09d}"
@@ -133,7 +133,7 @@ def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
         fsync_directory(folder)
         _tidy(folder)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write checkpoint '{target}': {_reason(error)}") from error
+        raise RunWriteError(f"cannot write checkpoint '{target}': {reason_of(error)}") from error
     return target
 
 
@@ -172,7 +172,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint '{path}': {error}") from error
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint '{path}' cannot be read: {_reason(error)}") from error
+        raise CheckpointError(f"checkpoint '{path}' cannot be read: {reason_of(error)}") from error
     for name, part in (("state", state), ("config", config), ("meta", meta)):
         if not isinstance(part, dict):
             raise CheckpointError(f"checkpoint '{path}': {name} is a {type(part).__name__}, expected a dictionary")
@@ -210,7 +210,7 @@ def verify_checkpoint(path: Path | str) -> dict[str, Any]:
         except FileNotFoundError:
             raise CheckpointError(f"checkpoint '{path}': '{name}' is missing") from None
         except OSError as error:
-            raise CheckpointError(f"checkpoint '{path}': '{name}' cannot be read: {_reason(error)}") from error
+            raise CheckpointError(f"checkpoint '{path}': '{name}' cannot be read: {reason_of(error)}") from error
     return manifest
 
 
@@ -306,7 +306,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         hint = "it is a run: name one of its checkpoints" if is_run_directory(path) else f"it has no '{_MANIFEST}'"
         raise CheckpointError(f"'{path}' is no checkpoint of rlx: {hint}") from None
     except OSError as error:
-        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' cannot be read: {_reason(error)}") from error
+        raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' cannot be read: {reason_of(error)}") from error
     try:
         data: Any = json.loads(text)
     except (ValueError, RecursionError):
@@ -345,10 +345,3 @@ def _tidy(folder: Path) -> None:
 def _json(data: Any) -> bytes:
     """Return compact strict JSON; the same bytes for the same data."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _reason(error: BaseException) -> str:
-    """Return what an error says, short."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

@@ -33,6 +33,9 @@ def replacing(path: Path) -> Generator[IO[bytes]]:
 
     Yields:
         A binary file in the same directory.
+
+    Raises:
+        OSError: the file system refused it; `filename` is `path`, which is as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
@@ -41,8 +44,11 @@ def replacing(path: Path) -> Generator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # not the temporary file's name, which tells nobody much
         raise
     fsync_directory(path.parent)
 
@@ -100,6 +106,13 @@ def write_json_atomic(path: Path | str, data: Mapping[str, Any]) -> None:
     write_text_atomic(path, json.dumps(json_ready(data), indent=2, allow_nan=False) + "\n")
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, short: the system's words where it is the system's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
 class RecordFile:
     """A file that grows by whole records: one system call a record, and a record that failed leaves no trace.
 
@@ -122,14 +135,16 @@ class RecordFile:
         """Append one record.
 
         Raises:
-            OSError: the file system refused it; the file is as it was before.
+            OSError: the file system refused it; the file is as it was before, and `filename` names it.
         """
         written = 0
         try:
             while written < len(record):
                 written += os.write(self._descriptor, record[written:] if written else record)
-        except BaseException:
+        except BaseException as error:
             self.truncate(self.size)
+            if isinstance(error, OSError):
+                error.filename = str(self.path)  # which a descriptor's own errors do not say
             raise
         self.size += written
 

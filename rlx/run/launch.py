@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,8 @@ from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.directory import default_run_directory
 from rlx.run.evaluate import Evaluator
-from rlx.run.run import Run, RunOptions
+from rlx.run.options import RunOptions
+from rlx.run.run import Run
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
@@ -59,12 +62,13 @@ def evaluation(*, every: Annotated[int, Range(0)], episodes: Annotated[int, Rang
     return dict(locals())
 
 
-def launch(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str | None = None) -> None:
     """Check a configuration, build what it describes, and train.
 
     Args:
         config: the resolved configuration, plain data.
         choices: which member of each group was chosen: `{"algo": "ppo", "env": "CartPole", ...}`.
+        command: what started the run, as a shell would take it, for its `log.txt`; None for this process's own.
 
     Raises:
         RlxError: something in it is wrong (nothing has been written then), or training failed.
@@ -96,6 +100,7 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
         config=config,
         config_text=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
         title=f"{algo} on {shown}",
+        command=command or shlex.join(sys.argv),
         seed=top["seed"],
         total_steps=top["total_steps"],
         device=device,

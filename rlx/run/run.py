@@ -1,84 +1,39 @@
 """A run: what an algorithm reports to, and all that is kept of it."""
 
 import contextlib
+import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
-import torch
 from torch import Tensor, nn
 
 from rlx.batcher.batcher import Batcher
-from rlx.run.checkpoint import prune_checkpoints, save_checkpoint
+from rlx.errors import RlxError, RunWriteError
+from rlx.run.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
 from rlx.run.console import ConsoleSink
-from rlx.run.directory import CONFIG, METRICS, TENSORBOARD, create_run_directory, write_summary, write_text_atomic
+from rlx.run.directory import (
+    CONFIG,
+    LOG,
+    METRICS,
+    TENSORBOARD,
+    create_run_directory,
+    write_summary,
+    write_text_atomic,
+)
+from rlx.run.files import reason_of
+from rlx.run.log import RunLog, surroundings
 from rlx.run.metrics import CsvSink, MetricSink, Value
+from rlx.run.options import EvaluatorLike, RunOptions, Stateful
 from rlx.run.signals import StopRequested, StopSignals
 from rlx.run.tensorboard import TensorBoardSink
 
 EPISODE_WINDOW = 100
 """Training episodes that `episode/return` and `episode/length` are the mean of."""
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimisers, schedules, generators wrapped so."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that decides the future."""
-        ...
-
-
-class EvaluatorLike(Protocol):
-    """What evaluates an agent between two iterations."""
-
-    def evaluate(self, agent: nn.Module) -> dict[str, float]:
-        """Return metrics, `eval/return` and the like."""
-        ...
-
-    def close(self) -> None:
-        """Let go of its workers."""
-        ...
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run is told besides what it computes.
-
-    Attributes:
-        directory: where it writes; must not exist.
-        config: the resolved configuration, kept in checkpoints.
-        config_text: the same as YAML, kept in `config.yaml`.
-        title: what runs, for the console.
-        seed: root of all seeds.
-        total_steps: environment steps at which training ends.
-        device: the learner's device.
-        csv: write `metrics.csv`.
-        tensorboard: write TensorBoard events.
-        console: show progress.
-        checkpoint_every: environment steps between checkpoints; 0 for one at the end only.
-        keep_last: checkpoints kept.
-        evaluate_every: environment steps between evaluations; 0 for none.
-        stop_at_return: end early once `episode/return` is at least this, over a full window; None for never.
-    """
-
-    directory: Path
-    config: Mapping[str, Any]
-    config_text: str
-    title: str
-    seed: int
-    total_steps: int
-    device: torch.device
-    csv: bool = True
-    tensorboard: bool = True
-    console: bool = True
-    checkpoint_every: int = 0
-    keep_last: int = 3
-    evaluate_every: int = 0
-    stop_at_return: float | None = None
 
 
 @dataclass
@@ -119,6 +74,7 @@ class Run:
         self._directory: Path | None = None
         self._sinks: list[MetricSink] = []
         self._console: ConsoleSink | None = None
+        self._log = RunLog()
         self._signals = StopSignals()
         self._clock = _Clock()
         self._recent: deque[tuple[float, int]] = deque(maxlen=EPISODE_WINDOW)
@@ -139,22 +95,43 @@ class Run:
 
         Raises:
             RunDirectoryError: the run directory exists.
+            RunWriteError: nothing can be written there; it has been removed again.
         """
         self._agent, self._batcher = agent, batcher
         self._tracked = {"agent": agent, **others}
         batcher.publish(agent)
         options = self.options
-        self._directory = create_run_directory(options.directory)
-        write_text_atomic(self._directory / CONFIG, options.config_text)
-        if options.csv:
-            self._sinks.append(CsvSink(self._directory / METRICS))
-        if options.tensorboard:
-            self._sinks.append(TensorBoardSink(self._directory / TENSORBOARD))
+        directory = create_run_directory(options.directory)
+        try:
+            self._open(directory)
+        except OSError as error:
+            for sink in self._sinks:
+                sink.close()
+            self._log.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            where = error.filename or str(directory)
+            raise RunWriteError(f"cannot write '{where}': {reason_of(error)}; no run was started") from error
+        self._directory = directory
         if options.console:
             self._console = ConsoleSink(self.total_steps, options.title)
             self._sinks.append(self._console)
         self._clock.last = time.perf_counter()
         self._clock.collected = batcher.collect_seconds
+
+    def _open(self, directory: Path) -> None:
+        """Make the files of a run directory; the console comes later, when nothing can fail any more."""
+        options = self.options
+        assert self._batcher is not None
+        write_text_atomic(directory / CONFIG, options.config_text)
+        self._log.open(directory / LOG)
+        self._log.info(f"begins: {options.title}, {self.total_steps:,} steps")
+        for line in surroundings(options.command):
+            self._log.info(line)
+        self._log.info(f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}")
+        if options.csv:
+            self._sinks.append(CsvSink(directory / METRICS))
+        if options.tensorboard:
+            self._sinks.append(TensorBoardSink(directory / TENSORBOARD))
 
     def running(self) -> bool:
         """Return whether there is more to do: `total_steps` not reached, and no rule has ended the run early."""
@@ -171,6 +148,7 @@ class Run:
 
         Raises:
             StopRequested: a signal asked the run to stop; a checkpoint was written.
+            RunWriteError: the row or the checkpoint could not be written; a run that cannot log ends.
         """
         assert self._batcher is not None, "track() comes first"
         self.iteration += 1
@@ -178,13 +156,20 @@ class Run:
         row = self._counters(env_steps)
         row.update({key: float(value) for key, value in terms.items()})
         if self._due(self.options.evaluate_every, before) and self._evaluator is not None and self._agent is not None:
-            row.update(self._evaluator.evaluate(self._agent))
+            found = self._evaluator.evaluate(self._agent)
+            row.update(found)
+            told = ", ".join(f"{key} {value:.6g}" for key, value in found.items())
+            self._log.info(f"evaluation at {self.env_steps:,} steps: {told}")
         self._last_row = row
-        for sink in self._sinks:
-            sink.write(row)
+        try:
+            for sink in self._sinks:
+                sink.write(row)
+        except OSError as error:
+            raise self._cannot_write(error) from error
         goal, reached = self.options.stop_at_return, row["episode/return"]
         if goal is not None and len(self._recent) == EPISODE_WINDOW and cast(float, reached) >= goal:
             self._stopped_early = True
+            self._log.info(f"stop_at_return: the mean return of the last {EPISODE_WINDOW} episodes is {reached:.6g}")
         stop = self._signals.reached()
         if stop is not None or self._due(self.options.checkpoint_every, before):
             self.save()
@@ -192,11 +177,18 @@ class Run:
             raise StopRequested(stop, safe=True)
 
     def save(self) -> Path:
-        """Write a checkpoint of everything tracked, and return its path."""
+        """Write a checkpoint of everything tracked, and return its path.
+
+        Raises:
+            RunWriteError: it cannot be written; those before it are as they were.
+        """
         assert self._directory is not None, "track() comes first"
         assert self._batcher is not None
-        for sink in self._sinks:
-            sink.flush()
+        try:
+            for sink in self._sinks:
+                sink.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
         state = {name: value.state_dict() for name, value in self._tracked.items()}
         meta = {
             "env_steps": self.env_steps,
@@ -207,6 +199,7 @@ class Run:
         path = save_checkpoint(self._directory, state, self.options.config, meta)
         prune_checkpoints(self._directory, self.options.keep_last)
         self._saved_at = self.env_steps
+        self._log.info(f"checkpoint at {self.env_steps:,} steps: {path.relative_to(self._directory)}")
         return path
 
     def average_gradients(self, module: nn.Module) -> None:
@@ -238,8 +231,12 @@ class Run:
             "speed/learn_steps_per_second": env_steps / learn,
         }
 
+    def _cannot_write(self, error: OSError) -> RunWriteError:
+        return RunWriteError(f"cannot write '{error.filename or self._directory}': {reason_of(error)}")
+
     def __enter__(self) -> Self:
         self._signals.__enter__()
+        self._log.__enter__()
         return self
 
     def __exit__(
@@ -247,44 +244,79 @@ class Run:
     ) -> None:
         try:
             if self._directory is not None:
-                self._end(error)
+                self._end(error, self._directory)
         finally:
             if self._evaluator is not None:
                 self._evaluator.close()
+            self._log.__exit__(kind, error, traceback)
             self._signals.__exit__(kind, error, traceback)
 
-    def _end(self, error: BaseException | None) -> None:
-        """Write the last checkpoint, the summary, and close the logs."""
-        assert self._directory is not None
+    def _end(self, error: BaseException | None, directory: Path) -> None:
+        """Write the last checkpoint, the summary, and close the logs.
+
+        Raises:
+            RunWriteError: something of that, or what ended the run, could not be written; says what is left.
+        """
         assert self._batcher is not None
-        # A stop while the batcher was waiting finds all as the last log() left it; inside an update it would not.
-        consistent = error is None or (isinstance(error, KeyboardInterrupt) and self._batcher.waiting)
+        problem = error if isinstance(error, RunWriteError) else None
+        # A stop while the batcher was waiting finds all as the last log() left it; inside an update it would not. What
+        # could not be written was found out by log() itself.
+        stopped = isinstance(error, KeyboardInterrupt)
+        consistent = error is None or problem is not None or (stopped and self._batcher.waiting)
         if consistent and self.env_steps != self._saved_at:
-            self.save()
-        status = "done" if error is None else "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            try:
+                self.save()
+            except RlxError as unsaved:
+                problem = problem or unsaved
+        failed = problem or (None if stopped else error)
+        summary = self._summary("failed" if failed else "stopped" if stopped else "done", failed or error)
+        own = [sink.close for sink in self._sinks if sink is not self._console]
+        for finish in (lambda: write_summary(directory, summary), *own):
+            try:
+                finish()
+            except OSError as unwritten:
+                problem = problem or self._cannot_write(unwritten)
+        if isinstance(problem, RunWriteError):
+            found, problem = problem, RunWriteError(f"{problem}. {self._what_is_left(directory)}")
+            problem.__cause__ = found
+        # Where something else failed before, that is what the user is to hear of.
+        told = problem if error is None or stopped or isinstance(error, RunWriteError) else error
+        where = f"at {self.env_steps:,} steps, after {summary['wall_time']:.1f} s"
+        if told is not None:
+            self._log.error(f"failed {where}", told)
+        else:
+            self._log.info(f"{'done' if error is None else str(error) or 'interrupted'} {where}")
+        if self._console is not None:
+            self._console.close(_result(summary, directory) if told is None else None)
+        if told is not None and told is not error:
+            raise told from told.__cause__
+
+    def _summary(self, status: str, reason: BaseException | None) -> dict[str, Any]:
         last = {key: value for key, value in self._last_row.items() if key.startswith(("episode/", "eval/"))}
-        reason = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-        summary = {
+        return {
             "status": status,
-            "reason": reason,
+            "reason": None if reason is None else f"{type(reason).__name__}: {reason}".splitlines()[0],
             "env_steps": self.env_steps,
             "iteration": self.iteration,
             "wall_time": time.perf_counter() - self._clock.started,
             "checkpoint": self._saved_at if self._saved_at >= 0 else None,
             **last,
         }
-        write_summary(self._directory, summary)
-        for sink in self._sinks:
-            if sink is not self._console:
-                sink.close()
-        if self._console is not None:
-            self._console.close(None if status == "failed" else _result(summary, self._directory))
+
+    def _what_is_left(self, directory: Path) -> str:
+        """Return where a run that could not write ended, and what of it can still be used."""
+        signal = self._signals.requested
+        ended = f"The run ended at {self.env_steps:,} steps{f', asked to by {signal.name}' if signal else ''}"
+        if not directory.is_dir():
+            return f"{ended}; its directory '{directory}' is gone."
+        kept = list_checkpoints(directory)
+        return f"{ended}; its last checkpoint is '{kept[-1]}'." if kept else f"{ended}; it has no checkpoint."
 
 
 def _result(summary: Mapping[str, Any], directory: Path) -> str:
     mean = summary.get("episode/return")
     shown = "no episode ended" if mean is None else f"mean return {mean:.2f} over the last training episodes"
     steps, seconds = summary["env_steps"], summary["wall_time"]
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OSError):  # it lies elsewhere, or somebody removed the working directory
         directory = directory.relative_to(Path.cwd())
     return f"{summary['status']}: {shown}, {steps:,} steps in {seconds:.1f} s\n{directory}"

@@ -15,8 +15,8 @@ class Launches(list[dict[str, Any]]):
     def __init__(self) -> None:
         self.errors: dict[int, BaseException] = {}
 
-    def __call__(self, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
-        self.append({**config, "choices": dict(choices)})
+    def __call__(self, config: Mapping[str, Any], choices: Mapping[str, str], command: str) -> None:
+        self.append({**config, "choices": dict(choices), "command": command})
         if config["seed"] in self.errors:
             raise self.errors[config["seed"]]
 

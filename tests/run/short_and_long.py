@@ -1,5 +1,10 @@
 """Small environments for whole runs: one whose return is its length, and one for each way to be broken."""
 
+import logging
+import multiprocessing
+import os
+import resource
+import warnings
 from typing import Any
 
 import gymnasium
@@ -43,5 +48,44 @@ class ShowsNaN(ShortAndLong):
         return np.full(2, np.nan, np.float32), 1.0, False, False, {}
 
 
-for kind in (ShortAndLong, Raises, Unsupported, ShowsNaN):
+class FillsDisk(ShortAndLong):
+    """Leaves the run room for no file of more than `limit` bytes, from its `at_step`-th step on (0: its reset)."""
+
+    def __init__(self, at_step: int, limit: int) -> None:
+        self._steps_before = at_step
+        self._limit = limit
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        if self._steps_before == 0:
+            self._fill()
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._steps_before -= 1
+        if self._steps_before == 0:
+            self._fill()
+        return super().step(action)
+
+    def _fill(self) -> None:
+        learner = multiprocessing.parent_process()
+        pid = os.getpid() if learner is None else learner.pid
+        assert pid is not None
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._limit, hard))
+
+
+class Warns(ShortAndLong):
+    """Warns at its first step, in both of Python's ways."""
+
+    warned = False
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if not Warns.warned:
+            Warns.warned = True
+            warnings.warn("levels are deprecated", FutureWarning, stacklevel=1)
+            logging.getLogger("levels").warning("level %d is missing", 3)
+        return super().step(action)
+
+
+for kind in (ShortAndLong, Raises, Unsupported, ShowsNaN, FillsDisk, Warns):
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind)

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from rlx.errors import CheckpointError
+from rlx.errors import CheckpointError, RunWriteError
 from rlx.run.checkpoint import (
     SCHEMA,
     find_checkpoint,
@@ -260,7 +260,7 @@ def test_a_full_disk_keeps_the_checkpoints_that_were_there(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"cannot write checkpoint '.*step-000000002'"):
+        with pytest.raises(RunWriteError, match=r"cannot write checkpoint '.*step-000000002'"):
             save_checkpoint(tmp_path, large, {}, {"env_steps": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -279,7 +279,7 @@ def test_a_failure_while_replacing_keeps_the_old_one(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail)
-        with pytest.raises(CheckpointError, match="Input/output error"):
+        with pytest.raises(RunWriteError, match="Input/output error"):
             save_checkpoint(tmp_path, {"other": 1}, {}, {"env_steps": 1})
     found = find_checkpoint(tmp_path)
     assert "agent" in load_checkpoint(found).state
@@ -288,7 +288,7 @@ def test_a_failure_while_replacing_keeps_the_old_one(tmp_path, monkeypatch):
 
 
 def test_a_run_directory_that_is_gone_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="No such file or directory"):
+    with pytest.raises(RunWriteError, match="No such file or directory"):
         save(tmp_path / "gone", 1)
 
 

@@ -1,0 +1,68 @@
+"""What a run is told: its options, and the two kinds of things that it is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, optimisers, schedules, generators wrapped so."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides the future."""
+        ...
+
+
+class EvaluatorLike(Protocol):
+    """What evaluates an agent between two iterations."""
+
+    def evaluate(self, agent: nn.Module) -> dict[str, float]:
+        """Return metrics, `eval/return` and the like."""
+        ...
+
+    def close(self) -> None:
+        """Let go of its workers."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is told besides what it computes.
+
+    Attributes:
+        directory: where it writes; must not exist.
+        config: the resolved configuration, kept in checkpoints.
+        config_text: the same as YAML, kept in `config.yaml`.
+        title: what runs, for the console and `log.txt`.
+        command: what started it, as a shell would take it, for `log.txt`.
+        seed: root of all seeds.
+        total_steps: environment steps at which training ends.
+        device: the learner's device.
+        csv: write `metrics.csv`.
+        tensorboard: write TensorBoard events.
+        console: show progress.
+        checkpoint_every: environment steps between checkpoints; 0 for one at the end only.
+        keep_last: checkpoints kept.
+        evaluate_every: environment steps between evaluations; 0 for none.
+        stop_at_return: end early once `episode/return` is at least this, over a full window; None for never.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    config_text: str
+    title: str
+    command: str
+    seed: int
+    total_steps: int
+    device: torch.device
+    csv: bool = True
+    tensorboard: bool = True
+    console: bool = True
+    checkpoint_every: int = 0
+    keep_last: int = 3
+    evaluate_every: int = 0
+    stop_at_return: float | None = None
