@@ -1,11 +1,16 @@
 """From config groups to the makers that an algorithm is given: every key checked before anything starts."""
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+import pkgutil
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
-from rlx.errors import ConfigError, did_you_mean
+from rlx.errors import ConfigError, did_you_mean, nearest
 from rlx.validate import validate
 
 GIVEN: dict[str, tuple[str, ...]] = {
@@ -24,7 +29,8 @@ def find_target(group: str, values: Mapping[str, Any]) -> Callable[..., Any]:
         ConfigError: there is no such module or name in it.
     """
     dotted = values.get("_target_")
-    if not isinstance(dotted, str) or "." not in dotted:
+    parts = dotted.split(".") if isinstance(dotted, str) else []
+    if not isinstance(dotted, str) or len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ConfigError(f"{group}._target_: got {dotted!r}, expected a dotted name such as 'rlx.algo.ppo.train'")
     module_name, _, name = dotted.rpartition(".")
     try:
@@ -32,11 +38,50 @@ def find_target(group: str, values: Mapping[str, Any]) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there; something that it needs is not
-        raise ConfigError(f"{group}._target_: there is no module '{error.name}' (for '{dotted}')") from None
+        hint = _nearest_target(error.name, dotted)
+        raise ConfigError(f"{group}._target_: there is no module '{error.name}' (for '{dotted}').{hint}") from None
     target = getattr(module, name, None)
+    if target is None and hasattr(module, "__path__"):
+        with suppress(ModuleNotFoundError):
+            target = importlib.import_module(dotted)
+    if isinstance(target, ModuleType):
+        match = nearest("train", _functions(target))
+        hint = f" Did you mean '{dotted}.{match}'?" if match is not None else ""
+        raise ConfigError(f"{group}._target_: '{dotted}' is a module, expected a function or a class in one.{hint}")
     if not callable(target):
-        raise ConfigError(f"{group}._target_: '{module_name}' has no '{name}'.{did_you_mean(name, dir(module))}")
+        hint = did_you_mean(name, _functions(module))
+        raise ConfigError(f"{group}._target_: '{module_name}' has no function or class '{name}'.{hint}")
     return target
+
+
+def _functions(module: ModuleType) -> list[str]:
+    """Return the public functions and classes that a module defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def _modules(places: Iterable[str]) -> set[str]:
+    """Return the names of the modules and packages in directories; a package needs no `__init__.py`."""
+    names = {module.name for module in pkgutil.iter_modules(list(places))}
+    for place in places:
+        with suppress(OSError):
+            names.update(path.parent.name for path in Path(place).glob("*/*.py"))
+    return {name for name in names if name.isidentifier()}
+
+
+def _nearest_target(missing: str, dotted: str) -> str:
+    """Return ` Did you mean '...'?` with the nearest module in place of `missing`, the first part that is not there."""
+    parent, _, name = missing.rpartition(".")
+    # What was found before the missing part has been imported; nothing else is, only looked for in the file system.
+    places: Any = getattr(sys.modules.get(parent), "__path__", []) if parent else sys.path
+    match = nearest(name, _modules(places))
+    if match is None:
+        return ""
+    found, rest = f"{parent}.{match}".lstrip("."), dotted[len(missing) :]
+    return f" Did you mean '{found}{rest}'?"
 
 
 def maker(group: str, values: Any, given: Collection[str] | None = None) -> "partial[Any]":
