@@ -1,13 +1,13 @@
 """The ready-made actor-critic: any mix of discrete and continuous actions over multi-layer perceptrons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
 
 from rlx.agent.agent import ActorCriticAgent, Agent
-from rlx.agent.distribution import DiagonalGaussian, make_distributions
+from rlx.agent.distribution import Categorical, DiagonalGaussian, make_distributions
 from rlx.agent.networks import Activation, Encoder, TwinMLP
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.validate import Range
@@ -124,9 +124,8 @@ class _Actor(Agent):
         self._policy = agent.network.single(0)
         self._encoder, self._plain = agent.encoder.forward, agent.encoder.is_plain
         only = agent.distributions[0]
-        self._simple = len(agent.distributions) == 1 and not isinstance(only, DiagonalGaussian)
-        self._fields = only.outputs if self._simple else agent.policy_fields
-        self._sample = only.sample
+        self._only = only if len(agent.distributions) == 1 and isinstance(only, Categorical) else None
+        self._rows, self._noise = 0, torch.empty(0)
 
     def forward(
         self,
@@ -135,11 +134,28 @@ class _Actor(Agent):
         agent_info: DictTensor,
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
-        features = observation["obs"] if self._plain else self._encoder(observation)
-        return DictTensor.trusted(self._fields(self._policy(features)), observation.batch_size), state
+        fields = self._agent[0].policy_fields(self._policy(self._encoder(observation)))
+        return DictTensor.trusted(fields, observation.batch_size), state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
-        if not self._simple:
-            return self._agent[0].act(outputs, agent_info, generator)
-        deterministic = wants_mode(agent_info)
-        return DictTensor.trusted(self._sample(outputs, deterministic, generator), outputs.batch_size)
+        return self._agent[0].act(outputs, agent_info, generator)
+
+    def act_into(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        generator: torch.Generator,
+        out: Mapping[str, Tensor],
+    ) -> DictTensor:
+        if self._only is None:
+            return super().act_into(observation, state, agent_info, generator, out)
+        features = observation["obs"] if self._plain else self._encoder(observation)
+        logits = self._policy(features, out["logits"])
+        if observation.batch_size != self._rows:
+            self._rows = observation.batch_size
+            with torch.inference_mode(False):
+                self._noise = torch.empty(logits.shape)
+        deterministic = None if agent_info.is_empty else wants_mode(agent_info)
+        self._only.draw(logits, deterministic, generator, self._noise, out["action"])
+        return state

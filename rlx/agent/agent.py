@@ -1,5 +1,6 @@
 """The Agent contract: what the rollout loop and the losses expect of a policy."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -59,6 +60,32 @@ class Agent(nn.Module):
             generator: the only source of randomness.
         """
         raise NotImplementedError(f"{type(self).__name__} has no act()")
+
+    def act_into(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        generator: torch.Generator,
+        out: Mapping[str, Tensor],
+    ) -> DictTensor:
+        """Do `forward`, then `act`, write what `act` returns into memory, and return the new state.
+
+        What the rollout loop calls at every step. Override it only to save time: small policies pay more for the
+        tensors in between than for their arithmetic.
+
+        Args:
+            observation: `[B]`, as for `forward`.
+            state: `[B]`.
+            agent_info: `[B]`.
+            generator: the only source of randomness.
+            out: `[B, ...]`, one for each key that `act` returns: overwritten.
+        """
+        outputs, state = self.forward(observation, state, agent_info)
+        taken = self.act(outputs, agent_info, generator)
+        for key, memory in out.items():
+            memory.copy_(taken[key])
+        return state
 
     def actor(self) -> "Agent":
         """Return the agent that workers run: this one, or a view of the same parameters without what acting can spare.

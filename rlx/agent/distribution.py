@@ -82,12 +82,32 @@ class Categorical(Distribution):
         return {self._logits: parameters}
 
     def sample(self, outputs: Fields, deterministic: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw by the exponential race: argmax(logits - log E), E ~ Exp(1), which is the Gumbel-max trick."""
+        """Return `action` and the `logits`."""
         logits = outputs[self._logits]
-        noise = torch.empty_like(logits).exponential_(generator=generator).log_()
+        noise = torch.empty_like(logits)
+        return {self._action: self.draw(logits, deterministic, generator, noise), self._logits: logits}
+
+    def draw(
+        self,
+        logits: Tensor,
+        deterministic: Tensor | None,
+        generator: torch.Generator,
+        noise: Tensor,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Draw by the exponential race: argmax(logits - log E), E ~ Exp(1), which is the Gumbel-max trick.
+
+        Args:
+            logits: `[B, n]`.
+            deterministic: `[B]` bool, rows that take the mode; None for none.
+            generator: source of the draw.
+            noise: `[B, n]`, memory to work in.
+            out: `[B]` int64, where to write the actions; None for new memory.
+        """
+        noise.exponential_(generator=generator).log_()
         if deterministic is not None:
             noise.masked_fill_(deterministic.unsqueeze(-1), 0.0)
-        return {self._action: (logits - noise).argmax(-1), self._logits: logits}
+        return torch.argmax(logits - noise, -1, out=out)
 
     def log_prob(self, outputs: Fields, taken: Fields) -> Tensor:
         """Return log softmax(logits)[action]."""

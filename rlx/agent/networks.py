@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (torch.relu, math.sqrt(2)),
     "elu": (F.elu, 1.0),
     "silu": (F.silu, 1.0),
+}
+# The same over their own input, where no gradient needs it.
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh_,
+    "relu": torch.relu_,
+    "elu": partial(F.elu, inplace=True),
+    "silu": partial(F.silu, inplace=True),
 }
 
 
@@ -99,6 +107,7 @@ class TwinMLP(nn.Module):
             raise AgentError(f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
         self.num_outputs = tuple(num_outputs)
         self.activation, gain = ACTIVATIONS[activation]
+        self._in_place = _IN_PLACE[activation]
         sizes = [num_inputs, *hidden_sizes, max(num_outputs)]
         weights: list[nn.Parameter] = []
         biases: list[nn.Parameter] = []
@@ -122,7 +131,7 @@ class TwinMLP(nn.Module):
         outputs = torch.baddbmm(last_bias, hidden, last_weight).unbind(0)
         return tuple(output[:, :width] for output, width in zip(outputs, self.num_outputs, strict=True))
 
-    def single(self, k: int) -> Callable[[Tensor], Tensor]:
+    def single(self, k: int) -> "Single":
         """Return network `k` alone, as a function on the same memory: the cheapest forward pass there is.
 
         It follows later in-place changes of the parameters (an optimiser step, loaded weights), and has no gradients.
@@ -133,12 +142,19 @@ class TwinMLP(nn.Module):
         ]
         *inner, (last_weight, last_bias) = layers
         last_weight, last_bias = last_weight[:, :width], last_bias[:width]
-        activation = self.activation
-        addmm = torch.addmm
+        activate, addmm = self._in_place, torch.addmm
 
-        def run(features: Tensor) -> Tensor:
+        def run(features: Tensor, out: Tensor | None = None) -> Tensor:
             for weight, bias in inner:
-                features = activation(addmm(bias, features, weight))
-            return addmm(last_bias, features, last_weight)
+                features = activate(addmm(bias, features, weight))
+            return addmm(last_bias, features, last_weight, out=out)
 
         return run
+
+
+class Single(Protocol):
+    """One network of a `TwinMLP`: `[B, num_inputs]` to `[B, num_outputs[k]]`, written into `out` where it is given."""
+
+    def __call__(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the outputs."""
+        ...

@@ -25,7 +25,7 @@ class Piece:
     Attributes:
         num_steps: T.
         observations: `[T]`, what the agent sees at each step.
-        outputs: `[T]`, for each step where the agent's outputs go: pairs of name and view.
+        outputs: `[T]`, for each step where the agent's outputs go, by name.
         actions: `[T]`, the views of the environment's action.
         buffers: `[T]`, where the environment's answers go; the observation to the place after the step.
         raw_rewards: `[T, B]`, what the bare environment paid.
@@ -48,7 +48,7 @@ class Piece:
         self.observations = [
             DictTensor.trusted({**{key: views[t] for key, views in obs.items()}, **extra}, env.num_envs) for t in steps
         ]
-        self.outputs = [[(key, views[t]) for key, views in outputs.items()] for t in steps]
+        self.outputs = [{key: views[t] for key, views in outputs.items()} for t in steps]
         self.actions = [{key: outputs[key][t] for key in env.specs.action} for t in steps]
         raw = np.zeros((self.num_steps, env.num_envs)) if env.raw_reward else None
         final = env.allocate().final_obs if env.autoreset is Autoreset.SAME_STEP else None
@@ -113,24 +113,23 @@ def tally(
     """
     if not len(rewards):
         return []
-    paid = rewards.astype(np.float64)
-    counted = np.ones(rewards.shape, dtype=np.int64)
     if valid is not None:
-        paid *= valid
-        counted *= valid
-        ended = ended & valid
-    total = returns + np.cumsum(paid, axis=0)
-    count = lengths + np.cumsum(counted, axis=0)
+        rewards, ended = rewards * valid, ended & valid
+    total = np.cumsum(rewards, axis=0, dtype=np.float64)
+    total += returns
+    count = None if valid is None else lengths + np.cumsum(valid, axis=0)
     rows, times = np.nonzero(ended.T)  # row after row, each in order of time
-    paid_at, counted_at = total[times, rows], count[times, rows]
-    begun = np.zeros(len(rows), dtype=np.bool_)  # whether the episode before it ended in this piece, too
-    begun[1:] = rows[1:] == rows[:-1]
+    paid_at = total[times, rows]
+    counted_at = lengths[rows] + times + 1 if count is None else count[times, rows]
+    returns[:] = total[-1]
+    lengths[:] = lengths + len(rewards) if count is None else count[-1]
+    if not len(rows):
+        return []
+    again = rows[1:] == rows[:-1]  # whether the episode before it ended in this piece, too
     episode_returns, episode_lengths = paid_at.copy(), counted_at.copy()
-    episode_returns[1:] -= np.where(begun[1:], paid_at[:-1], 0.0)
-    episode_lengths[1:] -= np.where(begun[1:], counted_at[:-1], 0)
-    last = np.ones(len(rows), dtype=np.bool_)
-    last[:-1] = ~begun[1:]
-    returns[:], lengths[:] = total[-1], count[-1]
+    episode_returns[1:] -= paid_at[:-1] * again
+    episode_lengths[1:] -= counted_at[:-1] * again
+    last = np.append(~again, True)
     returns[rows[last]] -= paid_at[last]
     lengths[rows[last]] -= counted_at[last]
     order = np.argsort(times, kind="stable")

@@ -143,7 +143,7 @@ class Rollout:
 
     def _step_all(self, piece: Piece) -> int:
         """Step through the piece; return the number of calls, below T where all episodes have ended (stop mode)."""
-        forward, act, generator, info = self.agent.forward, self.agent.act, self.generator, self.agent_info
+        act_into, generator, info = self.agent.act_into, self.generator, self.agent_info
         env_step, state = self.env.step, self._state
         observations, outputs, actions, buffers = piece.observations, piece.outputs, piece.actions, piece.buffers
         looks_back, stop = self._looks_back, self.stop
@@ -158,16 +158,13 @@ class Rollout:
             if stop and not running.any():
                 self._state = state
                 return t
-            out, state = forward(observations[t], state, info)
-            taken = act(out, info, generator)
-            for key, view in outputs[t]:
-                view.copy_(taken[key])
+            state = act_into(observations[t], state, info, generator, outputs[t])
             buffer = buffers[t]
             env_step(actions[t], buffer, rows)
             if watches:
-                logical_or(buffer.terminated_np, buffer.truncated_np, out=done)
+                logical_or(buffer.terminated_np, buffer.truncated_np, done)
                 if count_nonzero(done):
-                    ended = np.flatnonzero(done).tolist()
+                    ended = done.nonzero()[0].tolist()
                     counted = [row for row in ended if running[row]] if stop else ended
                     if keeps_finals:
                         piece.keep_finals(t, counted, self.first_row)

@@ -13,6 +13,9 @@ from rlx.errors import AgentError
 
 Array = NDArray[Any]
 
+# Discrete spaces of at most this many actions keep one scalar each at hand.
+_MOST_SCALARS = 4096
+
 
 class ActionReader:
     """Turns action tensors `[B, ...]` into actions of one space.
@@ -30,8 +33,11 @@ class ActionReader:
         self._space = space
         self._num_envs = num_envs
         only = self.leaves[0] if not self.leaves[0].path else None
-        self._discrete = only is not None and only.spec.kind == "discrete"
-        self._start = int(self.leaves[0].start) if self._discrete else 0
+        self._scalars: dict[int, Any] | None = None
+        if only is not None and only.spec.kind == "discrete" and only.spec.nvec[0] <= _MOST_SCALARS:
+            # NumPy's scalars, as the space itself samples them: `Discrete.contains` takes twice as long for an int.
+            kind = only.dtype.type
+            self._scalars = {number: kind(number + int(only.start)) for number in range(only.spec.nvec[0])}
 
     def rows(self, action: Mapping[str, Tensor]) -> list[Any]:
         """Return one action for each row.
@@ -40,9 +46,10 @@ class ActionReader:
             action: tensors `[B, *shape]` under the keys of the action specs.
 
         Raises:
-            AgentError: a key is missing, or a tensor does not have B rows of the declared shape.
+            AgentError: a key is missing, a tensor does not have B rows of the declared shape, or a discrete action is
+                out of range.
         """
-        if self._discrete:
+        if self._scalars is not None:
             tensor: Any = action.get("action")
             if tensor is None:
                 raise _missing(self.leaves[0], action)
@@ -50,7 +57,10 @@ class ActionReader:
             numbers: Any = tensor.tolist()
             if isinstance(numbers, int) or len(numbers) != self._num_envs or isinstance(numbers[0], list):
                 raise self._mismatch(self.leaves[0], tensor)
-            return [number + self._start for number in numbers] if self._start else numbers
+            try:
+                return list(map(self._scalars.__getitem__, numbers))
+            except KeyError:
+                raise self._out_of_range(self.leaves[0], numbers) from None
         columns = {leaf.key: self._column(leaf, action) for leaf in self.leaves}
         if not self.leaves[0].path:
             return list(columns["action"])
@@ -85,6 +95,11 @@ class ActionReader:
             box = cast("spaces.Box[Any]", leaf.space)
             return np.clip(values, box.low, box.high, out=values)
         return values + np.asarray(leaf.start, values.dtype) if leaf.shifted else values
+
+    def _out_of_range(self, leaf: Leaf, numbers: list[int]) -> AgentError:
+        count = leaf.spec.nvec[0]
+        row = next(row for row, number in enumerate(numbers) if not 0 <= number < count)
+        return AgentError(f"the action '{leaf.key}' of row {row} is {numbers[row]}; expected 0 to {count - 1}")
 
     def _mismatch(self, leaf: Leaf, tensor: Tensor) -> AgentError:
         expected = (self._num_envs, *leaf.spec.shape)

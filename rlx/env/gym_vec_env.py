@@ -1,7 +1,8 @@
 """The per-instance adapter: B Gymnasium environments, stepped one after the other."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
@@ -27,6 +28,7 @@ _CHECKED_CALLS = 16
 _CHECKED_EVERY = 256
 
 _NOTHING: Any = object()
+_call = cast("Callable[[Any, Any], Any]", operator.call)
 
 
 class GymVecEnv(VecEnv):
@@ -116,8 +118,8 @@ class GymVecEnv(VecEnv):
             wrong = self._writer.write_row(answer[0], out.obs_np, row)
             if wrong is not None:
                 raise self._fault(row, f"reset returned an observation that breaks its space: {wrong}")
-        for recorder in self._recorders if rows is None else [self._recorders[row] for row in rows if self._recorders]:
-            recorder.take()
+            if self._recorders:
+                self._recorders[row].take()
 
     def step(self, action: Mapping[str, Tensor], out: StepBuffer, rows: Sequence[int] | None = None) -> None:
         """Do one step in some rows; see `VecEnv.step`."""
@@ -132,27 +134,28 @@ class GymVecEnv(VecEnv):
         reward = self._raw_rewards if self.raw_reward else out.reward_np
         terminated, truncated = out.terminated_np, out.truncated_np
         observations: list[Any] = []
-        row, answer = 0, _NOTHING
+        answers: Iterator[Any] = map(_call, self._steps, actions)
+        row, answer = -1, _NOTHING
         try:
-            for row, step in enumerate(self._steps):
-                answer = _NOTHING
-                answer = step(actions[row])
+            for row, answer in enumerate(answers):
                 observation, reward[row], terminated[row], truncated[row], _ = answer
-                if checking:
-                    self._check(row, answer)
                 if target is None:
                     observations.append(observation)
                 elif observation.shape == plain:
                     target[row] = observation
                 else:
                     self._check(row, answer)
+                if checking:
+                    self._check(row, answer)
+                answer = _NOTHING
             if target is None:
                 self._write(observations, out)
         except RlxError:
             raise
         except Exception as error:
-            if answer is not _NOTHING:
-                self._check(row, answer)
+            if answer is _NOTHING:  # the next row's environment has not answered
+                raise self._fault(row + 1, raised("step", error)) from error
+            self._check(row, answer)
             raise self._fault(row, raised("step", error)) from error
         if self.raw_reward:
             self._write_raw_rewards(out)

@@ -34,7 +34,7 @@ def bench_collect(
         env: the environment's id; vector observations and discrete actions.
         num_workers: worker processes.
         envs_per_worker: environments of each.
-        num_steps: steps of each environment a call.
+        num_steps: steps of each environment a call; at the end of a call both wait for all workers, as a learner does.
         seconds: how long each of the two is measured.
         vectorization: `per_instance` or `native`.
 
@@ -67,7 +67,7 @@ def bench_collect(
             return sum(batcher.collect().num_steps for _ in range(pieces))
 
         def ceiling(pieces: int) -> int:
-            return sum(batcher.call(run_ceiling, env, native, num_steps, pieces))
+            return sum(sum(batcher.call(run_ceiling, env, native, num_steps)) for _ in range(pieces))
 
         turns = [(collect, _pieces_a_turn(collect)), (ceiling, _pieces_a_turn(ceiling))]
         raw: list[float] = []

@@ -12,21 +12,24 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlx.agent.actor_critic import ActorCritic
+from rlx.agent.networks import Single
 from rlx.batcher.worker import Worker
+
+Array = NDArray[Any]
 
 _loops: dict[tuple[Any, ...], Callable[[], int]] = {}
 
 
-def run_ceiling(worker: Worker, env_id: str, native: bool, num_steps: int, pieces: int) -> int:
-    """Run `pieces` pieces in a worker's process, and return the valid transitions; called through `Batcher.call`."""
+def run_ceiling(worker: Worker, env_id: str, native: bool, num_steps: int) -> int:
+    """Collect one piece in a worker's process, and return the valid transitions; called through `Batcher.call`."""
     key = (env_id, native, num_steps, worker.options.num_envs)
     if key not in _loops:
         make = _native_loop if native else _instance_loop
         _loops[key] = make(env_id, worker.options.num_envs, num_steps, worker.options.index)
-    loop = _loops[key]
-    return sum(loop() for _ in range(pieces))
+    return _loops[key]()
 
 
 def raw_rate(env_id: str, seconds: float) -> float:
@@ -48,7 +51,7 @@ def raw_rate(env_id: str, seconds: float) -> float:
     return rate
 
 
-def _policy(env: Any, seed: int) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Generator, int]:
+def _policy(env: Any, seed: int) -> tuple[Single, torch.Generator, int]:
     from rlx.env.spaces import to_specs
 
     specs = to_specs(
@@ -69,9 +72,10 @@ def _instance_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Cal
     reward = np.zeros((num_steps, num_envs), np.float32)
     terminated = np.zeros((num_steps, num_envs), np.bool_)
     truncated = np.zeros((num_steps, num_envs), np.bool_)
-    seen = list(torch.from_numpy(obs).unbind(0))
+    seen, scores, chosen = (list(torch.from_numpy(block).unbind(0)) for block in (obs, logits, action))
     steps = [env.step for env in envs]
-    returns, lengths = [0.0] * num_envs, [0] * num_envs
+    scalars = [np.int64(number) for number in range(num_actions)]  # cheaper for the environment than ints
+    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     for row, env in enumerate(envs):
         obs[-1, row] = env.reset(seed=2 * (seed * num_envs + row))[0]
     noise = torch.empty(num_envs, num_actions)
@@ -79,29 +83,21 @@ def _instance_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Cal
     @torch.inference_mode()
     def loop() -> int:
         obs[0] = obs[-1]
+        terminated[:] = False
+        truncated[:] = False
         finals: list[tuple[int, int, Any]] = []
-        episodes: list[tuple[int, float, int]] = []
         for t in range(num_steps):
-            scores = network(seen[t])
-            logits[t] = scores.numpy()
-            chosen = torch.sub(scores, noise.exponential_(generator=generator).log_()).argmax(-1).numpy()
-            action[t] = chosen
-            following = obs[t + 1]
-            rewards, ends, cuts = [], [], []
-            for row, (step, a) in enumerate(zip(steps, chosen.tolist(), strict=True)):
-                o, r, end, cut, _ = step(a)
-                returns[row] += float(r)
-                lengths[row] += 1
-                rewards.append(r)
-                ends.append(end)
-                cuts.append(cut)
+            network(seen[t], scores[t])
+            torch.argmax(torch.sub(scores[t], noise.exponential_(generator=generator).log_()), -1, out=chosen[t])
+            following, paid = obs[t + 1], reward[t]
+            for row, number in enumerate(action[t].tolist()):
+                o, paid[row], end, cut, _ = steps[row](scalars[number])
                 if end or cut:
+                    terminated[t, row], truncated[t, row] = end, cut
                     finals.append((t, row, o))
-                    episodes.append((row, returns[row], lengths[row]))
-                    returns[row], lengths[row] = 0.0, 0
                     o = envs[row].reset()[0]
                 following[row] = o
-            reward[t], terminated[t], truncated[t] = rewards, ends, cuts
+        _episodes(reward, np.ones_like(terminated), [(t, row) for t, row, _ in finals], returns, lengths)
         assert np.isfinite(obs).all()
         assert np.isfinite(reward).all()
         return num_steps * num_envs
@@ -120,7 +116,7 @@ def _native_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Calla
     terminated = np.zeros((num_steps, num_envs), np.bool_)
     truncated = np.zeros((num_steps, num_envs), np.bool_)
     valid = np.zeros((num_steps, num_envs), np.bool_)
-    seen = list(torch.from_numpy(obs).unbind(0))
+    seen, scores, chosen = (list(torch.from_numpy(block).unbind(0)) for block in (obs, logits, action))
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     resetting = np.zeros(num_envs, np.bool_)
     obs[-1] = env.reset(seed=2 * seed)[0]
@@ -129,25 +125,31 @@ def _native_loop(env_id: str, num_envs: int, num_steps: int, seed: int) -> Calla
     @torch.inference_mode()
     def loop() -> int:
         obs[0] = obs[-1]
-        episodes: list[tuple[int, float, int]] = []
         for t in range(num_steps):
-            scores = network(seen[t])
-            logits[t] = scores.numpy()
-            chosen = torch.sub(scores, noise.exponential_(generator=generator).log_()).argmax(-1).numpy()
-            action[t] = chosen
-            following, r, end, cut, _ = env.step(chosen)
+            network(seen[t], scores[t])
+            torch.argmax(torch.sub(scores[t], noise.exponential_(generator=generator).log_()), -1, out=chosen[t])
+            following, r, end, cut, _ = env.step(action[t])
             obs[t + 1], reward[t], terminated[t], truncated[t] = following, r, end, cut
             np.logical_not(resetting, out=valid[t])
             np.logical_or(end, cut, out=resetting)
-        total = returns + np.cumsum(reward, axis=0, dtype=np.float64)
-        count = lengths + np.cumsum(valid, axis=0)
-        before, counted = np.zeros(num_envs), np.zeros(num_envs, np.int64)
-        for t, row in zip(*(index.tolist() for index in np.nonzero(terminated | truncated)), strict=True):
-            episodes.append((row, float(total[t, row] - before[row]), int(count[t, row] - counted[row])))
-            before[row], counted[row] = total[t, row], count[t, row]
-        returns[:], lengths[:] = total[-1] - before, count[-1] - counted
+        ends = list(zip(*(index.tolist() for index in np.nonzero(terminated | truncated)), strict=True))
+        _episodes(reward, valid, ends, returns, lengths)
         assert np.isfinite(obs).all()
         assert np.isfinite(reward).all()
         return int(valid.sum())
 
     return loop
+
+
+def _episodes(
+    reward: Array, valid: Array, ends: list[tuple[int, int]], returns: Array, lengths: Array
+) -> list[tuple[int, float, int]]:
+    """Return row, return and length of the episodes that ended, and carry on those that go on."""
+    total, count = returns + np.cumsum(reward, axis=0, dtype=np.float64), lengths + np.cumsum(valid, axis=0)
+    before, counted = np.zeros(len(returns)), np.zeros(len(lengths), np.int64)
+    found: list[tuple[int, float, int]] = []
+    for t, row in ends:
+        found.append((row, float(total[t, row] - before[row]), int(count[t, row] - counted[row])))
+        before[row], counted[row] = total[t, row], count[t, row]
+    returns[:], lengths[:] = total[-1] - before, count[-1] - counted
+    return found

@@ -109,6 +109,27 @@ def test_the_actor_acts_as_the_whole_agent_does_and_follows_its_weights() -> Non
         torch.testing.assert_close(drawn[0]["action"], drawn[1]["action"])
 
 
+@pytest.mark.parametrize("kind", ACTIONS)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_acting_into_memory_equals_forward_then_act(kind: str, share: float) -> None:
+    torch.manual_seed(0)
+    whole = actor_critic(EnvSpecs(OBS, {"action": ACTIONS[kind]}))
+    for parameter in whole.parameters():
+        parameter.data.normal_()
+    agent, state = whole.actor(), DictTensor.empty(50)
+    info = DictTensor({"deterministic": torch.rand(50) < share}) if share else DictTensor.empty(50)
+    with torch.no_grad():
+        for size in (50, 50, 7):
+            observation = DictTensor({"obs": torch.randn(size, 3)})
+            rows, nothing = info[:size], state[:size]
+            outputs, _ = agent.forward(observation, nothing, rows)
+            expected = agent.act(outputs, rows, torch.Generator().manual_seed(1))
+            written = {key: torch.empty_like(value) for key, value in expected.items()}
+            agent.act_into(observation, nothing, rows, torch.Generator().manual_seed(1), written)
+            for key, value in expected.items():
+                torch.testing.assert_close(written[key], value)
+
+
 def test_mixed_action_spaces_sum_their_parts() -> None:
     specs = EnvSpecs(OBS, {"action/gear": ACTIONS["discrete"], "action/steer/angle": ACTIONS["bounded"]})
     agent = actor_critic(specs)
