@@ -74,6 +74,16 @@ class FillsDisk(ShortAndLong):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._limit, hard))
 
 
+class WaitsForOthers(ShortAndLong):
+    """Says a word into the pipe `ready`, and is made once there is a letter for it in the pipe `go`."""
+
+    def __init__(self) -> None:
+        with open("ready", "w") as ready:
+            ready.write("here\n")
+        with open("go", "rb", buffering=0) as go:
+            go.read(1)
+
+
 class Warns(ShortAndLong):
     """Warns at its first step, in both of Python's ways."""
 
@@ -87,5 +97,5 @@ class Warns(ShortAndLong):
         return super().step(action)
 
 
-for kind in (ShortAndLong, Raises, Unsupported, ShowsNaN, FillsDisk, Warns):
+for kind in (ShortAndLong, Raises, Unsupported, ShowsNaN, FillsDisk, WaitsForOthers, Warns):
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind)

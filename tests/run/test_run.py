@@ -18,6 +18,7 @@ from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoin
 from rlx.run.evaluate import Evaluator
 from rlx.run.launch import launch
 from rlx.run.metrics import read_metrics
+from rlx.run.run import EPISODE_WINDOW
 from tests.batcher.ledger import ID, Parity, episode_length
 
 SMALL = ["algo.num_steps=16", "algo.batch_size=64", "algo.num_epochs=2", "batcher=local", "batcher.envs_per_worker=4"]
@@ -44,16 +45,19 @@ ALWAYS = {
 
 
 def test_every_iteration_is_a_row_in_csv_and_in_tensorboard(tmp_path: Path) -> None:
-    directory = run(tmp_path / "run")
+    directory = run(tmp_path / "run", "evaluation.every=128", "evaluation.episodes=2")
     rows = read_metrics(directory / "metrics.csv")
-    assert set(rows[0]) >= ALWAYS
+    assert set(rows[0]) >= ALWAYS | {"eval/return", "eval/return_std", "eval/length"}
     assert [row["env_steps"] for row in rows] == [64, 128, 192]
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     events = EventAccumulator(str(directory / "tensorboard"))
     events.Reload()
-    told = events.Scalars("loss/value")
-    assert [event.step for event in told] == [64, 128, 192]
-    assert [event.value for event in told] == pytest.approx([row["loss/value"] for row in rows])
+    columns = {column for row in rows for column in row} - {"env_steps"}  # which is every event's step
+    assert set(events.Tags()["scalars"]) == columns
+    for column in columns:
+        told = {event.step: event.value for event in events.Scalars(column)}
+        expected = {row["env_steps"]: row[column] for row in rows if row[column] is not None}
+        assert told == pytest.approx(expected, rel=1e-6, nan_ok=True), column  # events hold 32-bit numbers
     assert summary(directory)["status"] == "done"
     assert OmegaConf.load(directory / "config.yaml").algo.num_steps == 16
 
@@ -87,10 +91,28 @@ def test_evaluations_are_rows_keyed_by_the_weights_steps(tmp_path: Path) -> None
     assert [row["eval/return"] is not None for row in rows] == [False, True, True]
 
 
-def test_stop_at_return_ends_the_run_early(tmp_path: Path) -> None:
-    directory = run(tmp_path / "run", "stop_at_return=1", "total_steps=1_000_000")
-    assert summary(directory)["env_steps"] < 10_000
-    assert summary(directory)["status"] == "done"
+def test_stop_at_return_waits_for_a_full_window_of_episodes(tmp_path: Path) -> None:
+    # Its returns are 2 or 60, so that the goal is below the mean from the first episode on.
+    short = ["env=gym", "env.id=tests.run.short_and_long:ShortAndLong-v0", "algo.batch_size=8", "algo.num_steps=4"]
+    directory = run(tmp_path / "run", *short, "stop_at_return=2", "total_steps=1_000_000")
+    rows = read_metrics(directory / "metrics.csv")
+    counts = [row["episode/count"] for row in rows]
+    assert all(row["episode/return"] is None or row["episode/return"] >= 2 for row in rows)
+    assert any(row["episode/return"] is not None for row in rows[:-1])
+    assert all(count < EPISODE_WINDOW for count in counts[:-1])
+    assert counts[-1] >= EPISODE_WINDOW == 100
+    found = summary(directory)
+    assert (found["status"], found["env_steps"]) == ("done", rows[-1]["env_steps"])
+    assert find_checkpoint(directory).name == f"step-{found['env_steps']:09d}"
+    log = (directory / "log.txt").read_text()
+    assert f"stop_at_return: the mean return of the last 100 episodes is {rows[-1]['episode/return']:.6g}" in log
+
+
+def test_stop_at_return_that_is_not_reached_ends_nothing(tmp_path: Path) -> None:
+    short = ["env=gym", "env.id=tests.run.short_and_long:ShortAndLong-v0"]
+    directory = run(tmp_path / "run", *short, "stop_at_return=61", "total_steps=4096")
+    found = summary(directory)
+    assert (found["env_steps"], found["episode/count"] > EPISODE_WINDOW) == (4096, True)
 
 
 def test_a_run_that_fails_says_why_and_keeps_its_rows(tmp_path: Path) -> None:
