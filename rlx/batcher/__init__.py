@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlx.batcher.batcher import Batcher as Batcher
     from rlx.batcher.batcher import BatcherMaker as BatcherMaker
+    from rlx.batcher.episodes import EpisodeBatcher as EpisodeBatcher
 
-__all__ = ["Batcher", "BatcherMaker"]
+__all__ = ["Batcher", "BatcherMaker", "EpisodeBatcher"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: `rlx.batcher.start` must be importable without torch.
+    if name == "EpisodeBatcher":
+        from rlx.batcher.episodes import EpisodeBatcher
+
+        return EpisodeBatcher
     if name in __all__:
         from rlx.batcher import batcher
 
