@@ -3,13 +3,19 @@
 from rlx.agent.actor_critic import ActorCritic
 from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state
 from rlx.agent.flat import flatten_parameters
+from rlx.agent.heads import ActionHead
+from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
 from rlx.agent.replay import replay, replay_inputs, values
 
 __all__ = [
+    "ActionHead",
     "ActorCritic",
     "ActorCriticAgent",
     "Agent",
     "AgentMaker",
+    "GRUActorCritic",
+    "LSTMActorCritic",
+    "RecurrentActorCritic",
     "flatten_parameters",
     "is_stateful",
     "replay",

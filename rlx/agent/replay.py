@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent.agent import Agent, is_stateful, reset_state
+from rlx.agent.agent import Agent, is_stateful
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 
 
@@ -55,6 +55,7 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
 
     The second is that of the true next observation: the final one where the episode was truncated, the next piece's
     first where the piece ends; and 0 where the episode terminated: nothing follows. Each observation is seen once.
+    Those that are no step's own have no stored `agent/` group: as `taken` they get that of the step before them.
 
     Args:
         agent: one whose outputs have `value` `[B]`.
@@ -63,38 +64,53 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     steps, bootstrap = trajectories.steps, trajectories.bootstrap
     row, time = bootstrap["row"], bootstrap["time"]
     info = trajectories.info.group("agent_info")
-    seen = bootstrap.exclude("row", "time")
     if is_stateful(agent, info if trajectories.batch_size else None):
-        value, after = _stateful_values(agent, trajectories, seen, row, time)
+        value, after = _stateful_values(agent, trajectories)
     else:
         value = replay(agent, trajectories)["value"]
-        info = info[row] if not info.is_empty else DictTensor.empty(seen.batch_size)
-        after = agent.forward(seen, DictTensor.empty(seen.batch_size), info)[0]["value"]
+        info = info[row] if not info.is_empty else DictTensor.empty(len(row))
+        taken = DictTensor.trusted({key: field[row, time] for key, field in steps.group("agent").items()}, len(row))
+        seen = bootstrap.exclude("row", "time")
+        after = agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"]
     following = torch.zeros_like(value)
     following[:, :-1] = value[:, 1:]
     following[row, time] = after
     return value, following.masked_fill_(steps["next/terminated"], 0.0)
 
 
-def _stateful_values(
-    agent: Agent, trajectories: Trajectories, bootstrap: DictTensor, row: Tensor, time: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return values step by step: the state after a step is what its bootstrap observation is seen with."""
-    steps, info = trajectories.steps, trajectories.info.group("agent_info")
-    seen, taken, state = steps.group("env"), steps.group("agent"), trajectories.info.group("agent_state")
-    value: list[Tensor] = []
-    after = torch.zeros(bootstrap.batch_size, device=steps.device)
-    for t in range(steps.max_length):
-        now = seen.at(t)
-        state = reset_state(agent, state, now["is_first"], info)
-        outputs, state = agent.forward(now, state, info, taken.at(t))
-        value.append(outputs["value"])
-        due = (time == t).nonzero().squeeze(1)
-        if len(due):
-            rows = row[due]
-            few_info = info[rows] if not info.is_empty else DictTensor.empty(len(rows))
-            after[due] = agent.forward(bootstrap[due], state[rows], few_info)[0]["value"]
-    return torch.stack(value, dim=1), after
+def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+    """Return the values of the steps `[B, T]` and of the bootstrap observations `[K]`, all in one replay.
+
+    Each bootstrap observation is put in as a step behind the one that it follows, and so seen with the state after that
+    one. It spoils no later state: what comes next in its sequence, if anything, begins an episode.
+    """
+    steps, bootstrap = trajectories.steps, trajectories.bootstrap
+    row, time = bootstrap["row"], bootstrap["time"]
+    size, length = steps.leading_shape
+    added = torch.zeros(size, length, dtype=torch.int64, device=steps.device)
+    added[row, time] = 1
+    place = torch.arange(length, device=steps.device) + added.cumsum(1) - added  # where each step goes
+    longest = length + (int(added.sum(1).max()) if size else 0)
+    rows = torch.arange(size, device=steps.device).unsqueeze(1)
+    behind = place[row, time] + 1
+
+    def insert(field: Tensor, new: Tensor) -> Tensor:
+        out = field.new_zeros(size, longest, *field.shape[2:])
+        out[rows, place] = field
+        out[row, behind] = new
+        return out
+
+    lengths = steps.lengths + added.sum(1)
+    seen, taken = steps.group("env"), steps.group("agent")
+    names = [key for key in seen if key.split("/")[0] in (*agent.inputs, "is_first")]
+    outputs = agent.forward_sequence(
+        TemporalDictTensor.trusted({key: insert(seen[key], bootstrap[key]) for key in names}, lengths, longest),
+        trajectories.info.group("agent_state"),
+        trajectories.info.group("agent_info"),
+        TemporalDictTensor.trusted({k: insert(v, v[row, time]) for k, v in taken.items()}, lengths, longest),
+    )
+    value = outputs["value"]
+    return value[rows, place], value[row, behind]
 
 
 def _in_time(

@@ -45,5 +45,34 @@ class Target(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._show(), reward, True, False, {}
 
 
+class Recall(gymnasium.Env[np.ndarray, int]):
+    """Shows a cue at the first step and asks for it `delay` steps later: pays 1 for the right action then, 0 else.
+
+    Who cannot remember the cue gets 0.5 an episode at most.
+    """
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, delay: int = 8) -> None:
+        self._delay, self._step, self._cue = delay, 0, 0
+
+    def _seen(self) -> np.ndarray:
+        cue = 2.0 * self._cue - 1.0 if self._step == 0 else 0.0
+        return np.array([cue, float(self._step == self._delay)], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._step, self._cue = 0, int(self.np_random.integers(2))
+        return self._seen(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        over = self._step == self._delay
+        reward = float(over and action == self._cue)
+        self._step += 1
+        return self._seen(), reward, over, False, {}
+
+
 gymnasium.register("Endless-v0", entry_point=Endless)
 gymnasium.register("Target-v0", entry_point=Target)
+gymnasium.register("Recall-v0", entry_point=Recall)
