@@ -7,6 +7,7 @@ then imports torch while the command itself does. Plain fork is never used (torc
 import multiprocessing
 import multiprocessing.context
 import sys
+from typing import cast
 
 # What a worker needs, imported once by the server. Missing ones are passed over.
 _PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.worker", "rlx.env", "rlx.agent"]
@@ -21,9 +22,20 @@ def context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
     if not _prepared:
-        forkserver.set_forkserver_preload(_PRELOAD)
+        forkserver.set_forkserver_preload([*_PRELOAD, *_launchers_own()])
         _prepared = True
     return forkserver
+
+
+def _launchers_own() -> list[str]:
+    """Return the module of this process's own start method, where a launcher (joblib) brought one.
+
+    Each worker is told to make it its own too, and dies where it does not know it.
+    """
+    method = cast("str | None", multiprocessing.get_start_method(allow_none=True))  # typeshed: never None
+    if method is None or method in multiprocessing.get_all_start_methods():
+        return []
+    return [type(multiprocessing.get_context(method)).__module__]
 
 
 def prestart() -> None:

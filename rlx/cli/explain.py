@@ -23,6 +23,9 @@ from yaml import MarkedYAMLError
 
 from rlx.errors import did_you_mean, nearest
 
+_EXTRAS = {"hydra/launcher=joblib": "rlx[joblib]"}
+"""Members that a package brings which rlx does without, and how to install it."""
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -150,6 +153,8 @@ def _explain_member(override: Override, composition: Composition) -> str | None:
         name = None if member is None else str(member).strip("'\"")
         if name is not None and name not in members:
             hint, known = did_you_mean(name, members), ", ".join(members)
+            if f"{group}={name}" in _EXTRAS:
+                hint = f" It comes with: pip install '{_EXTRAS[f'{group}={name}']}'."
             return f"{typed}: there is no '{name}' in the group '{group}'.{hint} Members of {group}: {known}."
     return None
 

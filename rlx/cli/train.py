@@ -18,6 +18,8 @@ from typing import Any, cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -111,9 +113,7 @@ def run_hydra(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--config-dir: there is no directory '{parsed.config_dir}'")
     overrides = list(parsed.overrides)
     if parsed.multirun and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-        # Hydra's own default is a time: two sweeps of the same second would write into each other.
-        name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
-        overrides.append(f"hydra.sweep.dir='runs/multirun/{name}'")
+        overrides.append(f"hydra.sweep.dir={_sweep_directory(overrides)}")
     conf = str(config_directory())
     composition = Composition(
         overrides=parsed.overrides,
@@ -135,6 +135,18 @@ def run_hydra(arguments: Sequence[str]) -> None:
         if message is None:
             raise
         raise ConfigError(message) from None
+
+
+def _sweep_directory(overrides: Sequence[str]) -> str:
+    """Return where the jobs of a multirun go: the `run_dir` that was typed, or a new directory; as Hydra takes it."""
+    with contextlib.suppress(OverrideParseException):  # composing the configuration tells of it
+        typed = [
+            one for one in OverridesParser.create().parse_overrides(list(overrides)) if one.key_or_group == "run_dir"
+        ]
+        if typed and not typed[-1].is_sweep_override() and typed[-1].value() is not None:
+            return "${run_dir}"
+    # Hydra's own default is a time: two sweeps of the same second would write into each other.
+    return f"'runs/multirun/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}'"
 
 
 def job(config: DictConfig) -> None:

@@ -1,35 +1,23 @@
 """The real program in a process of its own: few, for each takes a second or more."""
 
+import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+import pytest
 
-
-def rlx(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from rlx.cli.main import main; main()", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment)
-
-
-def processes_in(directory: Path) -> list[str]:
-    """Return the commands of the processes that work in `directory`; none where there is no /proc."""
-    found: list[str] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").resolve(strict=True) == directory:
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
+from rlx.run.metrics import read_metrics
+from tests.program import ROOT, SMALL, left_in, rlx
 
 
 def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
     seconds: list[float] = []
     for _ in range(3):
         start = os.times()
-        done = rlx("--help", cwd=tmp_path)
+        done = rlx(tmp_path, "--help")
         end = os.times()  # the processor's time: what else the machine does is not rlx's
         seconds.append(end.children_user + end.children_system - start.children_user - start.children_system)
     assert done.returncode == 0
@@ -47,16 +35,101 @@ def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
 def test_version_is_one_line(tmp_path: Path) -> None:
     import rlx as package
 
-    done = rlx("--version", cwd=tmp_path)
+    done = rlx(tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"rlx {package.__version__}\n")
 
 
 def test_bad_input_from_a_shell_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     for argument, beginning in (("algo.gama=1", "Error: algo.gama=1: "), ("algo.gamma=2", "Error: algo.gamma: ")):
-        done = rlx("train", argument, cwd=tmp_path)
+        done = rlx(tmp_path, "train", argument)
         assert done.returncode == 2
         assert done.stdout == ""
         assert done.stderr.startswith(beginning)
         assert done.stderr.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
-        assert processes_in(tmp_path) == []
+        assert left_in(tmp_path) == []
+
+
+def test_eval_from_a_shell_draws_actions_only_where_it_is_asked_to(tmp_path: Path) -> None:
+    # A policy as training begins, nearly uniform: what it draws is rarely what it likes best.
+    trained = rlx(tmp_path, "train", *SMALL, "batcher=local", "algo.learning_rate=1e-9", "run_dir=run")
+    assert trained.returncode == 0, trained.stderr
+    found = {}
+    for options in ("", "--stochastic"):
+        done = rlx(tmp_path, "eval", "run", *options.split(), "--episodes", "8", "--json")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        result = found[options] = json.loads(done.stdout)
+        assert set(result) >= {"episodes", "mean", "std", "returns", "lengths", "env_steps", "deterministic"}
+        assert result["episodes"] == len(result["returns"]) == len(result["lengths"]) == 8
+        assert result["mean"] == pytest.approx(sum(result["returns"]) / 8)
+        assert result["deterministic"] == (not options)
+    drawn = found["--stochastic"]
+    assert drawn["returns"] != found[""]["returns"]
+    told = rlx(tmp_path, "eval", "run/checkpoints/step-000000064", "--stochastic", "--episodes", "8")
+    assert told.stdout.startswith(f"return {drawn['mean']:.2f} ± {drawn['std']:.2f} over 8 episodes")
+    assert left_in(tmp_path) == []
+
+
+def test_configuration_is_shown_from_a_shell_and_nothing_is_run(tmp_path: Path) -> None:
+    shown = rlx(tmp_path, "train", "env=Pendulum", "algo.gamma=0.5", "--cfg", "job")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert "  id: Pendulum-v1" in lines
+    assert "  gamma: 0.5" in lines
+    assert not any(line.startswith("hydra") for line in lines)
+    tree = rlx(tmp_path, "train", "experiment=ppo_acrobot", "--info", "defaults-tree")
+    assert tree.returncode == 0, tree.stderr
+    assert "experiment: ppo_acrobot" in tree.stdout
+    everything = rlx(tmp_path, "train", "--info")
+    assert everything.returncode == 0, everything.stderr
+    assert "Config search path" in everything.stdout
+    assert "total_steps: 60000" in everything.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
+
+
+def test_jobs_of_a_multirun_and_where_they_lie(tmp_path: Path) -> None:
+    done = rlx(tmp_path, "train", "-m", *SMALL, "batcher=local", "seed=0,1", "run_dir='all of them'")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["all of them"]
+    assert sorted(path.name for path in (tmp_path / "all of them").iterdir()) == ["0", "1", "multirun.yaml"]
+    for number in ("0", "1"):
+        log = (tmp_path / "all of them" / number / "log.txt").read_text()
+        assert f" seed={number} " in next(line for line in log.splitlines() if " command: rlx train " in line)
+
+
+def test_failed_job_of_a_multirun_from_a_shell_leaves_the_others_whole(tmp_path: Path) -> None:
+    done = rlx(tmp_path, "train", "-m", *SMALL, "batcher=local", "algo.gamma=0.9,2,0.8", "run_dir=runs")
+    assert done.returncode == 2
+    assert "Error: algo.gamma: expected a number in [0, 1], got 2." in done.stderr
+    assert "Job 1 failed: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["0", "2", "multirun.yaml"]
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="needs rlx[joblib]")
+def test_joblib_launcher_runs_jobs_with_worker_processes_of_their_own(tmp_path: Path) -> None:
+    launcher = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = rlx(tmp_path, "train", *launcher, *SMALL, "seed=0,1", "run_dir=runs")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for number in ("0", "1"):
+        directory = tmp_path / "runs" / number
+        assert json.loads((directory / "summary.json").read_text())["status"] == "done"
+        assert [row["env_steps"] for row in read_metrics(directory / "metrics.csv")] == [64]
+        assert (
+            f" command: rlx train batcher.envs_per_worker=2 algo.num_steps=16 total_steps=64 seed={number} "
+            in (directory / "log.txt").read_text()
+        )
+    first, second = (read_metrics(tmp_path / "runs" / number / "metrics.csv")[0]["loss/value"] for number in "01")
+    assert first != second
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is not None, reason="rlx[joblib] is installed")
+def test_joblib_launcher_that_is_not_installed_is_told(tmp_path: Path) -> None:
+    done = rlx(tmp_path, "train", "-m", "hydra/launcher=joblib", "seed=0,1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'rlx[joblib]'" in done.stderr
