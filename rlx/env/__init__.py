@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlx.env.factory import make
     from rlx.env.gym_vec_env import GymVecEnv
+    from rlx.env.mixed import MixedVecEnv, make_mixed
     from rlx.env.native_gym_vec_env import NativeGymVecEnv
     from rlx.env.registry import list_ids, user_modules
     from rlx.env.spaces import to_specs
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Autoreset",
     "GymVecEnv",
+    "MixedVecEnv",
     "NativeGymVecEnv",
     "StepBuffer",
     "TorchCartPole",
     "VecEnv",
     "list_ids",
     "make",
+    "make_mixed",
     "to_specs",
     "user_modules",
 ]
@@ -31,12 +34,14 @@ __all__ = [
 _MODULES = {
     "Autoreset": "vec_env",
     "GymVecEnv": "gym_vec_env",
+    "MixedVecEnv": "mixed",
     "NativeGymVecEnv": "native_gym_vec_env",
     "StepBuffer": "vec_env",
     "TorchCartPole": "torch_cartpole",
     "VecEnv": "vec_env",
     "list_ids": "registry",
     "make": "factory",
+    "make_mixed": "mixed",
     "to_specs": "spaces",
     "user_modules": "registry",
 }

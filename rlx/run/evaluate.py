@@ -243,10 +243,12 @@ def check_trust(source: Path, env: Mapping[str, Any], agent: Mapping[str, Any], 
     from rlx.env.registry import user_modules
 
     named = {str(group.get("_target_", "")) for group in (env, agent)}
-    wrappers: list[str] = []
-    for entry in cast("list[Any]", env.get("wrappers") or []):
-        wrappers.extend([entry] if isinstance(entry, str) else map(str, entry))
-    modules = set(user_modules(str(env.get("id", "")), wrappers))
+    modules: set[str] = set()
+    for member in (env, *cast("list[Mapping[str, Any]]", env.get("members") or [])):
+        wrappers: list[str] = []
+        for entry in cast("list[Any]", member.get("wrappers") or []):
+            wrappers.extend([entry] if isinstance(entry, str) else map(str, entry))
+        modules.update(user_modules(str(member.get("id", "")), wrappers))
     foreign = {name for name in named if not name.startswith("rlx.")} | modules
     if foreign and config_dir is not None:
         text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))

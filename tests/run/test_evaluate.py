@@ -113,3 +113,11 @@ def test_code_that_a_checkpoint_names_is_not_imported_untrusted(
     finally:
         sys.modules.pop("never_imported", None)
     assert marker.exists()
+
+
+def test_code_that_a_member_of_a_mixed_batch_names_is_not_imported_untrusted(cartpole: Path, tmp_path: Path) -> None:
+    for member in ({"id": "never_imported:Any-v0"}, {"id": "CartPole-v1", "wrappers": ["never_imported.Wrapper"]}):
+        env = {"_target_": "rlx.env.make_mixed", "members": [{"id": "CartPole-v1"}, member]}
+        path = forged(cartpole, tmp_path, lambda config, env=env: config.update(env=env))
+        with pytest.raises(CheckpointError, match=r"never_imported.*--trust"):
+            evaluate_path(path)
