@@ -12,8 +12,9 @@ from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 class Agent(nn.Module):
     """A policy: given what it sees and its state, what it puts out and its next state.
 
-    Acting is `forward`, then `act`. Learning is `forward` alone, over stored steps. An agent knows no environment and
-    no worker; it is built from `EnvSpecs`. All batches have one row an environment.
+    Acting is `forward`, then `act` (and `remember`, where a draw lasts beyond its step). Learning is `forward` alone,
+    over stored steps. An agent knows no environment and no worker; it is built from `EnvSpecs`. All batches have one
+    row an environment.
 
     Attributes:
         inputs: the fields of the `env/` group that `forward` reads: `obs` (a nested space's `obs/...` included), and
@@ -61,6 +62,17 @@ class Agent(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no act()")
 
+    def remember(self, state: DictTensor, taken: DictTensor) -> DictTensor:
+        """Return the state with what `act` drew for later steps (an option) written into it; by default, as it is.
+
+        While acting, it follows `act`. While learning, `forward` itself has to return what it gives for `taken`.
+
+        Args:
+            state: `[B]`, the new state that `forward` returned.
+            taken: `[B]`, what `act` returned.
+        """
+        return state
+
     def act_into(
         self,
         observation: DictTensor,
@@ -69,7 +81,7 @@ class Agent(nn.Module):
         generator: torch.Generator,
         out: Mapping[str, Tensor],
     ) -> DictTensor:
-        """Do `forward`, then `act`, write what `act` returns into memory, and return the new state.
+        """Do `forward`, `act` and `remember`, write what `act` returns into memory, and return the new state.
 
         What the rollout loop calls at every step. Override it only to save time: small policies pay more for the
         tensors in between than for their arithmetic.
@@ -85,7 +97,7 @@ class Agent(nn.Module):
         taken = self.act(outputs, agent_info, generator)
         for key, memory in out.items():
             memory.copy_(taken[key])
-        return state
+        return self.remember(state, taken)
 
     def actor(self) -> "Agent":
         """Return the agent that workers run: this one, or a view of the same parameters without what acting can spare.

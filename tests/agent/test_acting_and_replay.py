@@ -7,7 +7,17 @@ from functools import partial
 import pytest
 import torch
 
-from rlx.agent import ActorCritic, ActorCriticAgent, Agent, GRUActorCritic, LSTMActorCritic, replay, reset_state, values
+from rlx.agent import (
+    ActorCritic,
+    ActorCriticAgent,
+    Agent,
+    GRUActorCritic,
+    LSTMActorCritic,
+    OptionActorCritic,
+    replay,
+    reset_state,
+    values,
+)
 from rlx.batcher import Batcher
 from rlx.data import DictTensor, EnvSpecs, Trajectories
 from rlx.env import make
@@ -15,11 +25,14 @@ from tests.agent.environments import ACTION_SPACES, ID
 
 MLP = {"hidden_sizes": [16], "activation": "tanh", "log_std_init": -0.5}
 MEMORY = MLP | {"state_size": 8, "critic_hidden_sizes": [8], "prev_action": True, "prev_reward": True}
+OPTIONS = MLP | {"num_options": 3, "option_steps": None, "termination_init": 0.2}
 MAKERS: dict[str, Callable[[EnvSpecs], ActorCriticAgent]] = {
     "mlp": partial(ActorCritic, **MLP),
     "gru": partial(GRUActorCritic, **MEMORY),
     "gru, observation only": partial(GRUActorCritic, **MEMORY | {"prev_action": False, "prev_reward": False}),
     "lstm": partial(LSTMActorCritic, **MEMORY),
+    "options, 3 steps": partial(OptionActorCritic, **OPTIONS | {"option_steps": 3}),
+    "options, learned ends": partial(OptionActorCritic, **OPTIONS),
 }
 STATEFUL = [name for name in MAKERS if name != "mlp"]
 
