@@ -4,6 +4,7 @@ from rlx.agent.actor_critic import ActorCritic
 from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state
 from rlx.agent.flat import flatten_parameters
 from rlx.agent.heads import ActionHead
+from rlx.agent.mixture import MixtureAgent
 from rlx.agent.options import OptionActorCritic
 from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
 from rlx.agent.replay import replay, replay_inputs, values
@@ -16,6 +17,7 @@ __all__ = [
     "AgentMaker",
     "GRUActorCritic",
     "LSTMActorCritic",
+    "MixtureAgent",
     "OptionActorCritic",
     "RecurrentActorCritic",
     "flatten_parameters",

@@ -13,6 +13,7 @@ from rlx.agent import (
     Agent,
     GRUActorCritic,
     LSTMActorCritic,
+    MixtureAgent,
     OptionActorCritic,
     replay,
     reset_state,
@@ -34,7 +35,14 @@ MAKERS: dict[str, Callable[[EnvSpecs], ActorCriticAgent]] = {
     "options, 3 steps": partial(OptionActorCritic, **OPTIONS | {"option_steps": 3}),
     "options, learned ends": partial(OptionActorCritic, **OPTIONS),
 }
-STATEFUL = [name for name in MAKERS if name != "mlp"]
+MAKERS |= {
+    "mixture of mlps": partial(MixtureAgent, members={"a": MAKERS["mlp"], "b": MAKERS["mlp"]}),
+    "mixture of mlp, gru, lstm": partial(MixtureAgent, members={key: MAKERS[key] for key in ("mlp", "gru", "lstm")}),
+    "mixture of options": partial(
+        MixtureAgent, members={"a": MAKERS["options, 3 steps"], "b": MAKERS["options, 3 steps"]}
+    ),
+}
+STATEFUL = [name for name in MAKERS if name not in ("mlp", "mixture of mlps")]
 
 
 def wild(make_agent: Callable[[EnvSpecs], ActorCriticAgent], specs: EnvSpecs) -> ActorCriticAgent:
@@ -129,7 +137,7 @@ def test_whole_sequences_equal_single_steps_with_their_gradients(name: str) -> N
             torch.testing.assert_close(fused, single, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", MAKERS)
 def test_values_see_what_follows_with_the_memory_of_what_came_before(name: str) -> None:
     agent, pieces = pieces_of(partial(all_kept, MAKERS[name]), "discrete")
     compared = 0
@@ -160,7 +168,8 @@ def check_truncations(agent: ActorCriticAgent, piece: Trajectories, following: t
         }
         final |= {f"prev_{key}": steps[f"agent/{key}"][row : row + 1, time] for key in ("action",)}
         final |= {"prev_reward": steps["next/reward"][row : row + 1, time]}
-        expected = agent.forward(DictTensor(final), state, empty)[0]["value"][0]
+        taken = steps.group("agent").at(time)[row]  # tells a mixture whose the row is
+        expected = agent.forward(DictTensor(final), state, empty, taken)[0]["value"][0]
         torch.testing.assert_close(following[row, time], expected, rtol=1e-5, atol=1e-5)
 
 
