@@ -27,6 +27,10 @@ _EXTRAS = {"hydra/launcher=joblib": "rlx[joblib]"}
 """Members that a package brings which rlx does without, and how to install it."""
 
 
+_NO_MEMBER = "Config group override must be"
+"""How the plain ValueError begins that Hydra raises for `group=null` and the like."""
+
+
 @dataclass(frozen=True)
 class Composition:
     """What a configuration was to be composed from.
@@ -77,7 +81,7 @@ def explain(error: Exception, composition: Composition) -> str | None:
     if isinstance(error, MarkedYAMLError):
         where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}" if error.problem_mark else "a file"
         return f"{where}: this is not valid YAML: {error.problem or error.context}"
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+    if not isinstance(error, (HydraException, OmegaConfBaseException)) and not str(error).startswith(_NO_MEMBER):
         return None
     overrides: list[Override] = []
     parser = OverridesParser.create()
@@ -149,10 +153,13 @@ def _explain_member(override: Override, composition: Composition) -> str | None:
     else:
         value: Any = override.value()
         wanted = cast("list[Any]", value) if isinstance(value, list) else [value]
+    known = ", ".join(members)
     for member in wanted:
-        name = None if member is None else str(member).strip("'\"")
-        if name is not None and name not in members:
-            hint, known = did_you_mean(name, members), ", ".join(members)
+        if member is None:
+            return f"{typed}: got null, expected a member of the group '{group}': {known}"
+        name = str(member).strip("'\"")
+        if name not in members:
+            hint = did_you_mean(name, members)
             if f"{group}={name}" in _EXTRAS:
                 hint = f" It comes with: pip install '{_EXTRAS[f'{group}={name}']}'."
             return f"{typed}: there is no '{name}' in the group '{group}'.{hint} Members of {group}: {known}."

@@ -71,5 +71,11 @@ def only_json_on_stdout(active: bool) -> Generator[Callable[[str], None]]:
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # the reader has seen enough: Typer ends the command without a word
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails once more on leaving
+        raise RlxError(f"cannot write to standard output: {error.strerror}") from None

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,8 +28,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlx.cli.explain import Composition, explain, explain_sweep
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
-from rlx.errors import ConfigError, RlxError, did_you_mean
+from rlx.errors import ConfigError, RlxError, RunDirectoryError, did_you_mean
 
+_FLAG_CUTOFF = 0.75
+"""How like a flag a word must be to be a slip of one, rather than a key written as one: --seed is no --resolve."""
 _OWN = "command-line"
 """What Hydra calls where --config-dir came from."""
 
@@ -82,7 +85,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
     for word in rest:
         if word.startswith("-"):
             flags = [flag for action in parser._actions for flag in action.option_strings]  # pyright: ignore[reportPrivateUsage]
-            raise ConfigError(f"{word}: there is no such flag.{did_you_mean(word.split('=')[0], flags)}")
+            name = word.split("=")[0]
+            near = did_you_mean(name, flags) if get_close_matches(name, flags, cutoff=_FLAG_CUTOFF) else ""
+            advice = near or f" Keys take no dashes: {name.lstrip('-').replace('-', '_')}=VALUE."
+            raise ConfigError(f"{word}: there is no such flag.{advice}")
     overrides = [*known.overrides, *rest]
     left = Counter(overrides)
     flags: list[str] = []
@@ -138,12 +144,21 @@ def run_hydra(arguments: Sequence[str]) -> None:
 
 
 def _sweep_directory(overrides: Sequence[str]) -> str:
-    """Return where the jobs of a multirun go: the `run_dir` that was typed, or a new directory; as Hydra takes it."""
+    """Return where the jobs of a multirun go: the `run_dir` that was typed, or a new directory; as Hydra takes it.
+
+    Raises:
+        RunDirectoryError: the `run_dir` holds something.
+    """
     with contextlib.suppress(OverrideParseException):  # composing the configuration tells of it
         typed = [
             one for one in OverridesParser.create().parse_overrides(list(overrides)) if one.key_or_group == "run_dir"
         ]
         if typed and not typed[-1].is_sweep_override() and typed[-1].value() is not None:
+            directory = Path(str(typed[-1].value())).expanduser()
+            if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
+                raise RunDirectoryError(
+                    f"run_dir: '{directory}' exists already; give the jobs of a multirun a path that does not exist yet"
+                )
             return "${run_dir}"
     # Hydra's own default is a time: two sweeps of the same second would write into each other.
     return f"'runs/multirun/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}'"

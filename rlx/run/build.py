@@ -31,7 +31,8 @@ def find_target(group: str, values: Mapping[str, Any]) -> Callable[..., Any]:
     dotted = values.get("_target_")
     parts = dotted.split(".") if isinstance(dotted, str) else []
     if not isinstance(dotted, str) or len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"{group}._target_: got {dotted!r}, expected a dotted name such as 'rlx.algo.ppo.train'")
+        got = f"got {dotted!r}" if "_target_" in values else "no value given"
+        raise ConfigError(f"{group}._target_: {got}, expected a dotted name such as 'rlx.algo.ppo.train'")
     module_name, _, name = dotted.rpartition(".")
     try:
         module = importlib.import_module(module_name)

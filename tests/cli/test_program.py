@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlx.run.metrics import read_metrics
-from tests.program import ROOT, SMALL, left_in, rlx
+from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx
 
 
 def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
@@ -97,6 +97,46 @@ def test_jobs_of_a_multirun_and_where_they_lie(tmp_path: Path) -> None:
     for number in ("0", "1"):
         log = (tmp_path / "all of them" / number / "log.txt").read_text()
         assert f" seed={number} " in next(line for line in log.splitlines() if " command: rlx train " in line)
+
+
+def test_multirun_in_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "metrics.csv").write_text("another run's\n")
+    done = rlx(tmp_path, "train", "-m", *SMALL, "seed=0,1", "run_dir=here")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("Error: run_dir: 'here' exists already")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["metrics.csv"]
+
+
+def test_standard_output_that_takes_nothing_is_told_in_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "list", "algos"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: cannot write to standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_closed_do_no_harm(tmp_path: Path, closed: str) -> None:
+    train = [*COMMAND, "train", *SMALL, "run_dir=run"]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "bash", *train],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "done"
+    assert left_in(tmp_path) == []
 
 
 def test_failed_job_of_a_multirun_from_a_shell_leaves_the_others_whole(tmp_path: Path) -> None:

@@ -14,6 +14,11 @@ def refused(target: object) -> str:
     return str(caught.value)
 
 
+def test_target_that_is_not_given_is_told() -> None:
+    with pytest.raises(ConfigError, match="no value given, expected a dotted name"):
+        find_target("algo", {"gamma": 1})
+
+
 def test_target_is_found() -> None:
     from rlx.algo.ppo import train
 
