@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.assemble import HANDED_BACK, SlotReader
-from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, ProcessHandle, all_ready, receive_all
+from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import probe_agent
+from rlx.batcher.process import OnFailure, ProcessHandle
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
@@ -51,6 +53,8 @@ class Batcher:
         evaluation: bool = False,
         stop_at_episode_end: bool = False,
         check_finite: bool = True,
+        on_failure: OnFailure = "restart",
+        step_timeout: Annotated[float, Range(0)] | None = None,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -65,6 +69,10 @@ class Batcher:
             evaluation: take environment seeds from the half that training never uses.
             stop_at_episode_end: each environment does one episode and waits for `reset`; lengths then differ.
             check_finite: check observations and rewards for NaN and infinity, once a piece.
+            on_failure: what to do about a worker process that dies, hangs, or whose environment raises: `restart` it
+                (an error after three restarts without an answer), or `raise` at once. Local workers always raise.
+            step_timeout: seconds that one step of a worker process's environments may take, before it counts as hung;
+                making or resetting them all may take that for each. None or 0: any time.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -84,7 +92,6 @@ class Batcher:
         self._version = -1
         self._version_in_flight = -1
         self._current: Trajectories | None = None
-        handle_kind: Callable[[WorkerOptions], Handle] = LocalHandle if workers == "local" else ProcessHandle
         try:
             for index in range(num_workers):
                 options = WorkerOptions(
@@ -98,7 +105,11 @@ class Batcher:
                     stop_at_episode_end=stop_at_episode_end,
                     check_finite=check_finite,
                 )
-                self._handles.append(handle_kind(options))
+                self._handles.append(
+                    LocalHandle(options)
+                    if workers == "local"
+                    else ProcessHandle(options, on_failure=on_failure, step_timeout=step_timeout)
+                )
             found: list[EnvSpecs] = receive_all(self._handles)
             self.specs = _agreed(found)
         except BaseException:
@@ -183,13 +194,13 @@ class Batcher:
 
         Raises:
             UserError: `execute` was not called.
-            EnvironmentFault: an environment raised.
-            WorkerError: a worker died.
+            EnvironmentFault: an environment raised, and restarts were not asked for or did not help.
+            WorkerError: a worker died or hung, likewise.
         """
         self._usable()
         if not self._in_flight:
             raise UserError("get() without execute(): nothing is being collected")
-        if not blocking and not all_ready(self._handles):
+        if not blocking and not self._or_close(all_ready):
             return None
         started = time.perf_counter()
         self.waiting = True
@@ -225,19 +236,30 @@ class Batcher:
         self._closed = True
         if self._current is not None:
             self._current.revoke("the batcher was closed; keep trajectories.clone() to use them longer")
-        for handle in self._handles:
-            handle.close()
         deadline = time.monotonic() + CLOSE_SECONDS
-        for handle in self._handles:
-            handle.join(deadline)
-        if self._layout is not None:
-            self._memory.close()
+        with ExitStack() as closing:  # all of it, in reverse order, even where an environment's close() raises
+            if self._layout is not None:
+                closing.callback(self._memory.close)
+            for handle in self._handles:
+                closing.callback(handle.join, deadline)
+            for handle in self._handles:
+                closing.callback(handle.close)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def restarts(self) -> int:
+        """Return how often workers were started again."""
+        return sum(handle.restarts for handle in self._handles)
+
+    @property
+    def dropped_steps(self) -> int:
+        """Return how many steps of unfinished pieces were lost with workers that were started again."""
+        return sum(handle.dropped_steps for handle in self._handles)
 
     @property
     def num_bytes(self) -> int:
@@ -266,8 +288,12 @@ class Batcher:
         self._receive()
 
     def _receive(self) -> list[Any]:
+        return self._or_close(receive_all)
+
+    def _or_close(self, wait: Callable[[list[Handle]], Any]) -> Any:
+        """Return what `wait` finds out about the workers; whatever it raises ends them all."""
         try:
-            return receive_all(self._handles)
+            return wait(self._handles)
         except BaseException:
             self.close()
             raise

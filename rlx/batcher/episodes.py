@@ -9,6 +9,7 @@ from torch import Tensor
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher, WorkerKind
 from rlx.batcher.pieces import Episode
+from rlx.batcher.process import OnFailure
 from rlx.batcher.worker import EnvMaker
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import UserError
@@ -40,7 +41,8 @@ class EpisodeBatcher(Batcher):
         workers: WorkerKind = "process",
         evaluation: bool = False,
         check_finite: bool = True,
-        **faults: Any,
+        on_failure: OnFailure = "restart",
+        step_timeout: Annotated[float, Range(0)] | None = None,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -55,7 +57,8 @@ class EpisodeBatcher(Batcher):
             workers: see there.
             evaluation: see there.
             check_finite: see there.
-            faults: `on_failure` and `step_timeout`.
+            on_failure: see there; the episodes that a worker had not finished begin anew.
+            step_timeout: see there.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -72,7 +75,8 @@ class EpisodeBatcher(Batcher):
             evaluation=evaluation,
             stop_at_episode_end=True,
             check_finite=check_finite,
-            **faults,
+            on_failure=on_failure,
+            step_timeout=step_timeout,
         )
         self.num_episodes = self.num_envs if num_episodes is None else num_episodes
         self._rounds: list[_Round] = []

@@ -66,7 +66,7 @@ class Memory:
         """
         self.num_bytes = max(num_bytes, mmap.PAGESIZE)
         if descriptor is None:
-            descriptor = _anonymous_file()
+            descriptor = anonymous_file()
             os.ftruncate(descriptor, self.num_bytes)
         self.descriptor = descriptor
         self._map = mmap.mmap(descriptor, self.num_bytes)
@@ -100,7 +100,8 @@ class Memory:
             self.descriptor = -1
 
 
-def _anonymous_file() -> int:
+def anonymous_file() -> int:
+    """Return the descriptor of a new empty file without a name: it is gone with its last descriptor and mapping."""
     if sys.platform == "linux":
         return os.memfd_create("rlx", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 
 from rlx.agent.agent import AgentMaker
+from rlx.batcher import wire
+from rlx.batcher.check import PieceCheck, check_outputs
+from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words, watch
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.data import DictTensor, EnvSpecs
 from rlx.env.vec_env import VecEnv
+from rlx.errors import AgentError, EnvironmentFault, UserError
 from rlx.seeding import derive, env_seed
 
 
@@ -48,7 +52,9 @@ class WorkerOptions:
         seed: the run's seed.
         evaluation: whether environment seeds come from the evaluation half.
         stop_at_episode_end: see `Rollout`.
-        check_finite: see `Rollout`.
+        check_finite: whether pieces are checked, by `PieceCheck`.
+        incarnation: how many processes this worker has had before; its environments' seeds depend on it, so that
+            nothing is played twice.
     """
 
     index: int
@@ -60,25 +66,44 @@ class WorkerOptions:
     evaluation: bool
     stop_at_episode_end: bool
     check_finite: bool
+    incarnation: int = 0
 
     @property
     def columns(self) -> slice:
         """Return which of all environments are this worker's."""
         return slice(self.first_row, self.first_row + self.num_envs)
 
+    @property
+    def root(self) -> int:
+        """Return the seed from which those of this incarnation's environments and draws derive."""
+        return derive(self.seed, "incarnation", self.incarnation) if self.incarnation else self.seed
+
+    @property
+    def env_seeds(self) -> list[int]:
+        """Return the reset seed of each environment."""
+        rows = range(self.first_row, self.first_row + self.num_envs)
+        return [env_seed(self.root, row, evaluation=self.evaluation) for row in rows]
+
 
 class Worker:
     """Some environments and an agent, which write pieces of experience into shared slots when told to."""
 
-    def __init__(self, options: WorkerOptions) -> None:
+    def __init__(self, options: WorkerOptions, words: Words | None = None) -> None:
         """Make the environments.
+
+        Args:
+            options: what it is made from.
+            words: where its environments' calls are counted; see `heartbeat`.
 
         Raises:
             EnvironmentFault: an environment's constructor raised.
         """
         self.options = options
         self.env = options.make_env(num_envs=options.num_envs)
-        self._rollout: Rollout | None = None
+        self._words: Words = [0] * NUM_WORDS if words is None else words
+        watch(self.env, self._words)
+        self._check: PieceCheck | None = None
+        self._rollout: _Rollout | None = None
         self._version = -1
         self._weights: list[list[Tensor]] = []
         self._entries: list[Tensor] = []
@@ -87,8 +112,23 @@ class Worker:
         """Return what the environments show and take."""
         return self.env.specs
 
-    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
-        """Make the agent and the rollout over `memory`, and begin the first episodes."""
+    def attach(
+        self,
+        layout: Layout,
+        memory: Memory,
+        agent_info: DictTensor,
+        env_info: DictTensor,
+        finished: Collection[int] = (),
+    ) -> None:
+        """Make the agent and the rollout over `memory`, and begin the first episodes.
+
+        Args:
+            layout: what lies where in `memory`.
+            memory: shared with the batcher.
+            agent_info: `[B]`.
+            env_info: `[B]`.
+            finished: in stop mode, the rows whose one episode a former incarnation has handed over already.
+        """
         options = self.options
         slots = [Slot(layout, memory, index, options.columns) for index in range(NUM_SLOTS)]
         with torch.random.fork_rng(devices=[]):
@@ -97,28 +137,34 @@ class Worker:
         weights = WeightsLayout.of(agent)
         self._weights = [weights.tensors(memory.tensor(block)) for block in layout.weights]
         self._entries = weights.entries(agent)
-        rows = range(options.first_row, options.first_row + options.num_envs)
-        self._rollout = Rollout(
+        actor, seeds = agent.actor(), options.env_seeds
+        if options.check_finite:
+            check_outputs(actor, layout.outputs, options.num_envs, options.first_row)
+            self._check = PieceCheck(
+                self.env, slots, first_row=options.first_row, seeds=seeds, stop=options.stop_at_episode_end
+            )
+        self._rollout = _Rollout(
             self.env,
-            agent.actor(),
+            actor,
             slots,
             first_row=options.first_row,
-            seeds=[env_seed(options.seed, row, evaluation=options.evaluation) for row in rows],
+            seeds=seeds,
             generator=torch.Generator().manual_seed(
-                derive(options.seed, "evaluation" if options.evaluation else "act", options.index)
+                derive(options.root, "evaluation" if options.evaluation else "act", options.index)
             ),
             agent_info=agent_info,
             env_info=env_info,
             stop_at_episode_end=options.stop_at_episode_end,
-            check_finite=options.check_finite,
+            check_finite=False,  # it is done here, where a failing step is looked into as well
         )
-        self._rollout.reset()
+        self._begin_episodes(self._rollout)
+        self._rollout.leave_out(finished)
 
     def reset(self, agent_info: DictTensor, env_info: DictTensor) -> None:
         """Begin new episodes, with these rows of information."""
         rollout = self._attached()
         rollout.agent_info, rollout.env_info = agent_info, env_info
-        rollout.reset()
+        self._begin_episodes(rollout)
 
     def run(self, slot: int, version: int, agent_info: DictTensor | None) -> PieceReport:
         """Write one piece into `slot` with the weights of `version`."""
@@ -128,7 +174,16 @@ class Worker:
             self._version = version
         if agent_info is not None:
             rollout.agent_info = agent_info
-        return rollout.run(slot)
+        self._words[CALLS] = 0
+        if self._check is None:
+            return rollout.run(slot)
+        try:
+            report = rollout.run(slot)
+        except (AgentError, EnvironmentFault):
+            self._check.blame(slot, self._words[CALLS])
+            raise
+        self._check.check(slot, report)
+        return report
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return `function(worker, *args)`: a way to look into a worker, or to measure inside it."""
@@ -138,9 +193,22 @@ class Worker:
         """Close the environments."""
         self.env.close()
 
-    def _attached(self) -> Rollout:
+    def _begin_episodes(self, rollout: "_Rollout") -> None:
+        rollout.reset()
+        if self._check is not None:
+            self._check.begin_episodes()
+
+    def _attached(self) -> "_Rollout":
         assert self._rollout is not None, "attach() comes first"
         return self._rollout
+
+
+class _Rollout(Rollout):
+    """A rollout that can go on where another one in stop mode was cut off."""
+
+    def leave_out(self, finished: Collection[int]) -> None:
+        """Let these rows wait for the next `reset`, as rows do whose one episode has ended."""
+        self._running[list(finished)] = False
 
 
 @dataclass(frozen=True)
@@ -151,50 +219,81 @@ class Failure:
         kind: name of the exception's class.
         message: its text.
         trace: its traceback, printed, causes included.
+        mendable: whether a new process may do better: an exception that the environment raised. What the user's agent,
+            makers or spaces do wrong is wrong again in a new process.
     """
 
     kind: str
     message: str
     trace: str
+    mendable: bool
 
     @classmethod
-    def of(cls, error: BaseException) -> "Failure":
+    def of(cls, error: BaseException, *, mendable: bool) -> "Failure":
         """Return what is to be told about `error`, which may not even be printable."""
         try:
             message = str(error)
         except Exception:
             message = "(its message cannot be printed)"
-        return cls(type(error).__name__, message, "".join(traceback.format_exception(error)))
+        try:
+            trace = "".join(traceback.format_exception(error))
+        except Exception:
+            trace = "(its traceback cannot be printed)"
+        return cls(type(error).__name__, _shortened(message, 4_000), _shortened(trace, 40_000), mendable)
 
 
-def serve(connection: Connection, options: WorkerOptions) -> None:
+def _shortened(text: str, most: int) -> str:
+    """Return `text`, or its beginning and end where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}\n[... {len(text) - most} characters ...]\n{text[-most // 2 :]}"
+
+
+def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     """Run a worker at the other end of `connection` until it is told to close or the parent is gone.
 
-    Messages are `(name of a Worker's method, arguments)`; each is answered by its result or a `Failure`.
+    Messages are `(name of a Worker's method, arguments)`; each is answered by its result or a `Failure`, after which
+    the process ends. The worker's specs are sent unasked.
+
+    Args:
+        connection: to the batcher.
+        parcel: holds the `WorkerOptions`.
+        beat: where signs of life are left.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
+    beat.answer_when_asked(lambda: () if worker is None else getattr(worker.env, "envs", ()))
+    beat.words[ALIVE] = 1
     torch.set_num_threads(1)
     worker: Worker | None = None
+    restarted = False
     try:
-        worker = Worker(options)
-        connection.send(worker.specs())
+        options: WorkerOptions = parcel.open()
+        restarted = options.incarnation > 0
+        worker = Worker(options, beat.words)
+        wire.send(connection, worker.specs())
         while True:
-            name, arguments = connection.recv()
-            if name == "close":
-                break
+            name, arguments = wire.receive(connection)
             if name == "attach":
                 arguments = (arguments[0], _receive_memory(connection, arguments[1]), *arguments[2:])
-            connection.send(getattr(worker, name)(*arguments))
-    except (EOFError, ConnectionError):
-        pass  # the parent is gone
+            beat.begin()
+            wire.send(connection, getattr(worker, name)(*arguments))
+    except wire.ClosedError:
+        pass  # the parent is gone, or closed its batcher
     except Exception as error:
-        with contextlib.suppress(ConnectionError, OSError):
-            connection.send(Failure.of(error))
+        # An environment that could be made once may fail now because of what broke it: a port in use, a server down.
+        mendable = restarted and not isinstance(error, UserError) if worker is None else _is_the_environments(error)
+        with contextlib.suppress(wire.ClosedError):
+            wire.send(connection, Failure.of(error, mendable=mendable))
     finally:
         if worker is not None:
             worker.close()
+
+
+def _is_the_environments(error: Exception) -> bool:
+    """Return whether an environment raised; a fault without a cause is an answer that breaks the contract instead."""
+    return isinstance(error, EnvironmentFault) and error.__cause__ is not None
 
 
 def _receive_memory(connection: Connection, num_bytes: int) -> Memory:

@@ -198,7 +198,7 @@ def test_publishing_another_agent_names_what_differs() -> None:
 @pytest.mark.parametrize("workers", ["local", "process"])
 def test_an_environment_that_raises_is_named_with_its_traceback(workers: str) -> None:
     broken = partial(make, ID, kwargs={"break_at": 7})
-    with batcher(broken, workers=workers) as b:
+    with batcher(broken, workers=workers, on_failure="raise") as b:
         b.collect()
         with pytest.raises(EnvironmentFault, match="the ledger tore") as caught:
             b.collect()
@@ -236,11 +236,11 @@ def test_a_nan_in_a_final_observation_is_found_though_the_reset_writes_over_it(m
 
 def test_a_worker_that_dies_is_named_and_leaves_no_other_behind() -> None:
     dying = partial(make, ID, kwargs={"break_at": 7, "how": "die"})
-    b = batcher(dying, workers="process")
+    b = batcher(dying, workers="process", on_failure="raise")
     b.collect()
     with pytest.raises(WorkerError, match=r"worker \d.*exit status 7"):
         b.collect()
-    assert not any(handle._process.is_alive() for handle in b._handles)
+    assert not any(handle.is_alive for handle in b._handles)
     with pytest.raises(UserError, match="closed"):
         b.collect()
     b.close()
@@ -291,7 +291,7 @@ def test_close_is_harmless_when_repeated_and_ends_every_process() -> None:
     b.execute()
     b.close()
     b.close()
-    assert not any(handle._process.is_alive() for handle in b._handles)
+    assert not any(handle.is_alive for handle in b._handles)
 
 
 def test_get_without_blocking_returns_none_until_the_piece_is_there() -> None:

@@ -1,0 +1,175 @@
+"""Signs of life: a page of memory that a worker process writes and its batcher reads, without a message.
+
+The worker counts its environments' steps there. When the count stands still for too long, the batcher asks where the
+worker is: a signal wakes a thread of the worker that does nothing else, and looks at the main thread's stack.
+"""
+
+import mmap
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, MutableSequence, Sequence
+from multiprocessing.reduction import DupFd
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rlx.batcher.memory import anonymous_file
+from rlx.env.fault import environment_fault, raised
+from rlx.errors import RlxError
+
+if TYPE_CHECKING:
+    from rlx.env.vec_env import VecEnv
+
+# The words of the page. The worker writes all but STOP.
+ALIVE = 0  # 1 once the worker's own code runs
+COMMANDS = 1  # commands begun
+CALLS = 2  # calls of the environments' step since the command began
+RESETS = 3  # calls of their reset, ever
+ROW = 4  # answer to "where are you?": 1 + the environment whose code runs, 0 where that is not known
+SAID = 5  # bytes of text in that answer; written last
+STOP = 6  # 1: the batcher wants the worker to end at its next step
+NUM_WORDS = 8
+
+_TEXT_START = 8 * NUM_WORDS
+_NUM_BYTES = 4 * mmap.PAGESIZE
+_QUESTION: int | None = getattr(signal, "SIGRTMIN", 0) + 4 if hasattr(signal, "SIGRTMIN") else None
+
+Words = MutableSequence[int]
+
+
+class Heartbeat:
+    """The page, on either side.
+
+    Attributes:
+        words: its numbers; see the names above.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        """Make a new page, or map the one behind `descriptor` (which is then owned by this object)."""
+        if descriptor is None:
+            descriptor = anonymous_file()
+            os.ftruncate(descriptor, _NUM_BYTES)
+        self._descriptor = descriptor
+        self._map = mmap.mmap(descriptor, _NUM_BYTES)
+        self._view = memoryview(self._map)[:_TEXT_START].cast("Q")
+        self.words: Words = self._view  # pyright: ignore[reportAttributeAccessIssue] (no stub calls it a sequence)
+
+    def seal(self) -> None:
+        """Let go of the descriptor: nobody else will map the page."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def close(self) -> None:
+        """Let go of the page; harmless when called again."""
+        self.seal()
+        if not self._map.closed:
+            self._view.release()
+            self._map.close()
+
+    def begin(self) -> None:
+        """Note that a command begins."""
+        self.words[CALLS] = 0
+        self.words[COMMANDS] += 1
+
+    def progress(self) -> tuple[int, ...]:
+        """Return numbers that stand still only while the worker does."""
+        words = self.words
+        return words[ALIVE], words[COMMANDS], words[CALLS], words[RESETS]
+
+    def ask(self, pid: int) -> bool:
+        """Ask the worker where it is; `answer` has it a little later. Return whether the question could be put."""
+        if _QUESTION is None:
+            return False
+        self.words[SAID] = 0
+        try:
+            os.kill(pid, _QUESTION)
+        except OSError:
+            return False
+        return True
+
+    def answer(self) -> tuple[int | None, str] | None:
+        """Return which of the worker's environments runs, if known, and its stack; None: no answer yet."""
+        said = self.words[SAID]
+        if not said:
+            return None
+        text = self._map[_TEXT_START : _TEXT_START + said].decode(errors="replace")
+        row = self.words[ROW]
+        return (row - 1 if row else None), text
+
+    def answer_when_asked(self, environments: Callable[[], Sequence[Any]]) -> None:
+        """Start the thread that answers; called in the worker's main thread, before others are made.
+
+        Args:
+            environments: returns the objects whose methods are the environments' code, row by row, as far as known.
+        """
+        if _QUESTION is None:
+            return
+        question, main = _QUESTION, threading.get_ident()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {question})  # other threads inherit it: only the one below hears
+
+        def listen() -> None:
+            while True:
+                signal.sigwait({question})
+                frame = sys._current_frames().get(main)  # pyright: ignore[reportPrivateUsage]
+                if frame is not None:
+                    self._tell(frame, environments())
+
+        threading.Thread(target=listen, daemon=True, name="rlx-where").start()
+
+    def _tell(self, frame: FrameType, environments: Sequence[Any]) -> None:
+        text = "".join(traceback.format_stack(frame)).encode()[-(_NUM_BYTES - _TEXT_START) :]
+        row = {id(environment): row for row, environment in enumerate(environments)}
+        found: int | None = None
+        layer: FrameType | None = frame
+        while layer is not None and found is None:
+            found = row.get(id(layer.f_locals.get("self")))
+            layer = layer.f_back
+        self._map[_TEXT_START : _TEXT_START + len(text)] = text
+        self.words[ROW] = 0 if found is None else found + 1
+        self.words[SAID] = len(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _map, (DupFd(self._descriptor),)
+
+
+def _map(descriptor: Any) -> Heartbeat:
+    beat = Heartbeat(descriptor.detach())
+    beat.seal()
+    return beat
+
+
+def watch(env: "VecEnv", words: Words) -> None:
+    """Count the calls of `env` in `words`, and let no exception of its out but an error that names it.
+
+    Whatever an environment raises becomes an `EnvironmentFault` whose cause is the exception. An `EnvironmentFault`
+    without a cause is a broken contract: no exception, but an answer that does not fit.
+    """
+    # The methods of this one object are replaced: a class around it would have to know all that an environment can
+    # declare, and would cost another call a step.
+    step, reset = env.step, env.reset
+
+    def watched_step(action: Any, out: Any, rows: Any = None) -> None:
+        if words[STOP]:
+            raise SystemExit(0)
+        try:
+            step(action, out, rows)
+        except RlxError:
+            raise
+        except Exception as error:
+            raise environment_fault(env.name, raised("step", error)) from error
+        words[CALLS] += 1
+
+    def watched_reset(out: Any, rows: Any = None, seeds: Any = None, env_info: Any = None) -> None:
+        try:
+            reset(out, rows, seeds, env_info)
+        except RlxError:
+            raise
+        except Exception as error:
+            raise environment_fault(env.name, raised("reset", error)) from error
+        words[RESETS] += 1
+
+    for name, method in (("step", watched_step), ("reset", watched_reset)):
+        setattr(env, name, method)
