@@ -19,9 +19,13 @@ class Agent(nn.Module):
     Attributes:
         inputs: the fields of the `env/` group that `forward` reads: `obs` (a nested space's `obs/...` included), and
             any of `prev_action` (as the action), `prev_reward` (float32) and `is_first` (bool).
+        history_length: how many earlier steps of its episode decide, with the state, what a step puts out; 0 for most.
+            Each piece then comes with up to so many steps before it, its `context`; see `recall`. An agent of several
+            layers that each look back counts the steps that reach it through all of them.
     """
 
     inputs: tuple[str, ...] = ("obs",)
+    history_length: int = 0
 
     def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
         """Return the state in which `batch_size` episodes begin; empty (the default) for a stateless agent.
@@ -31,6 +35,22 @@ class Agent(nn.Module):
             batch_size: the number of rows, B.
         """
         return DictTensor.empty(batch_size)
+
+    def recall(self, context: TemporalDictTensor, state: DictTensor, agent_info: DictTensor) -> DictTensor:
+        """Return `state` with the fields that are derived from the steps before it, such as a key-value cache.
+
+        For agents with a `history_length`. What `initial_state` returns is the truth: stored with each piece, and reset
+        where an episode begins. Fields that are added here are neither: they are worked out by this call, with the
+        weights of now, before an agent's first step and whenever its weights have changed; from there `forward` keeps
+        them up. So the true fields have to tell how much of the derived ones is of the row's own episode.
+
+        Args:
+            context: `[B, C]`, up to `history_length` steps before the next one, of the episodes that go on: the groups
+                `env/` (the fields named by `inputs`) and `agent/`. No fields where no row has any.
+            state: `[B]`, the state after those steps; it may hold derived fields of older weights.
+            agent_info: `[B]`.
+        """
+        return state
 
     def forward(
         self,
@@ -134,6 +154,27 @@ class Agent(nn.Module):
         fields = {key: torch.stack([step[key] for step in steps], dim=1) for key in steps[0]}
         return TemporalDictTensor.trusted(fields, observation.lengths, observation.max_length)
 
+    def forward_history(
+        self,
+        context: TemporalDictTensor,
+        observation: TemporalDictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: TemporalDictTensor | None = None,
+    ) -> TemporalDictTensor:
+        """Return what `forward_sequence` does, for sequences that go on from `context`: with a `history_length`.
+
+        Override it where context and sequence can be done in one call (a masked transformer).
+
+        Args:
+            context: `[B, C]`, as for `recall`.
+            observation: `[B, T]`, the `env/` group.
+            state: `[B]`, the state each sequence began with, without what `recall` adds.
+            agent_info: `[B]`.
+            taken: `[B, T]`, the stored `agent/` group.
+        """
+        return self.forward_sequence(observation, self.recall(context, state, agent_info), agent_info, taken)
+
 
 class AgentMaker(Protocol):
     """How a batcher makes its agents: `make_agent(specs)`, picklable, the same parameters' shapes each time."""
@@ -169,10 +210,15 @@ def reset_state(agent: Agent, state: DictTensor, is_first: Tensor, agent_info: D
     if state.is_empty or not bool(is_first.any()):
         return state
     initial = agent.initial_state(agent_info, state.batch_size)
-    return DictTensor.where(is_first, initial, state)
+    if not agent.history_length:
+        return DictTensor.where(is_first, initial, state)
+    derived = state.exclude(*initial)
+    return DictTensor.where(is_first, initial, state.select(*initial)) | derived
 
 
 def is_stateful(agent: Agent, agent_info: DictTensor | None = None) -> bool:
-    """Return whether the agent carries a state from step to step."""
+    """Return whether what the agent puts out depends on earlier steps: by a state, or by its history."""
+    if agent.history_length:
+        return True
     info = agent_info[:1] if agent_info is not None else DictTensor.empty(1)
     return not agent.initial_state(info, 1).is_empty

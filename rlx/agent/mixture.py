@@ -48,6 +48,9 @@ class MixtureAgent(ActorCriticAgent):
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise AgentError(f"agent.members: {name!r} can be no member's name, try '{name}_policy'")
         made = {name: member_maker(name, member)(specs) for name, member in members.items()}
+        for name, member in made.items():
+            if member.history_length:
+                raise AgentError(f"agent.members.{name}: {type(member).__name__} reads its history; no member can")
         check_alike(made, specs)
         self.members = nn.ModuleDict(made)
         self.router = Router(made)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlx.agent.agent import Agent, is_stateful
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.errors import AgentError
 
 
 def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
@@ -16,13 +17,17 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
 
     Args:
         agent: any agent; its stored outputs (`agent/`) are passed as `taken`.
-        trajectories: whole sequences with the states that they began with; for a stateless agent, steps in any order.
+        trajectories: whole sequences with the states that they began with, and their context for an agent with a
+            `history_length`; for a stateless agent, steps in any order.
+
+    Raises:
+        AgentError: the agent reads its history, and the sequences come without it.
     """
     steps = trajectories.steps
     seen, taken = steps.group("env"), steps.group("agent")
     info = trajectories.info.group("agent_info")
     if is_stateful(agent, info if trajectories.batch_size else None):
-        return agent.forward_sequence(seen, trajectories.info.group("agent_state"), info, taken)
+        return _sequences(agent, trajectories, seen, taken)
     size, length = steps.leading_shape
     if length == 1:
         outputs, _ = agent.forward(seen.at(0), DictTensor.empty(size), info, taken.at(0))
@@ -41,6 +46,22 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
         return out
 
     return _in_time(outputs, padded, steps)
+
+
+def _sequences(
+    agent: Agent, trajectories: Trajectories, seen: TemporalDictTensor, taken: TemporalDictTensor
+) -> TemporalDictTensor:
+    """Return the outputs for the sequences `seen` `[B, T]`, from where the trajectories began."""
+    info, context = trajectories.info, trajectories.context
+    state, agent_info = info.group("agent_state"), info.group("agent_info")
+    if not agent.history_length:
+        return agent.forward_sequence(seen, state, agent_info, taken)
+    if not context.max_length and seen.max_length and bool((~seen["is_first"][:, 0] & (seen.lengths > 0)).any()):
+        raise AgentError(
+            f"replay: {type(agent).__name__} reads {agent.history_length} steps of history, and these sequences begin "
+            "inside episodes without the steps before them: keep trajectories.context, as rows() and minibatches() do"
+        )
+    return agent.forward_history(context, seen, state, agent_info, taken)
 
 
 def replay_inputs(agent: Agent) -> tuple[str, ...]:
@@ -103,10 +124,10 @@ def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, 
     lengths = steps.lengths + added.sum(1)
     seen, taken = steps.group("env"), steps.group("agent")
     names = [key for key in seen if key.split("/")[0] in (*agent.inputs, "is_first")]
-    outputs = agent.forward_sequence(
+    outputs = _sequences(
+        agent,
+        trajectories,
         TemporalDictTensor.trusted({key: insert(seen[key], bootstrap[key]) for key in names}, lengths, longest),
-        trajectories.info.group("agent_state"),
-        trajectories.info.group("agent_info"),
         TemporalDictTensor.trusted({k: insert(v, v[row, time]) for k, v in taken.items()}, lengths, longest),
     )
     value = outputs["value"]

@@ -37,6 +37,7 @@ class SlotReader:
             "next/truncated": slot.truncated.transpose(0, 1),
         }
         self._rows = torch.arange(slot.layout.num_envs)
+        self._context = {key: value.transpose(0, 1) for key, value in slot.context.items()}
 
     def read(self, reports: list[PieceReport], agent_info: DictTensor, env_info: DictTensor) -> Trajectories:
         """Return what the slot holds now; valid until `revoke` is called on it."""
@@ -56,7 +57,12 @@ class SlotReader:
                 {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs
             )
         num_steps = sum(report.num_steps for report in reports)
-        return Trajectories(info, steps, lambda: self._bootstrap(piece), num_steps=num_steps, on_revoke=piece.revoke)
+        context = None
+        if self._context:
+            context = TemporalDictTensor.trusted(dict(self._context), slot.context_length, slot.layout.history_length)
+        return Trajectories(
+            info, steps, lambda: self._bootstrap(piece), context, num_steps=num_steps, on_revoke=piece.revoke
+        )
 
     def _bootstrap(self, piece: "_Reading") -> DictTensor:
         slot, rows = self._slot, self._rows

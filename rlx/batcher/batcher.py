@@ -10,6 +10,7 @@ from torch import nn
 
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.assemble import HANDED_BACK, SlotReader
+from rlx.batcher.context import context_specs
 from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
@@ -271,10 +272,18 @@ class Batcher:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             agent = self._make_agent(self.specs)
-        outputs, state = probe_agent(agent.actor(), self.specs, self._agent_info)
+        actor = agent.actor()
+        outputs, state = probe_agent(actor, self.specs, self._agent_info)
         self._weights = WeightsLayout.of(agent)
         layout = Layout.plan(
-            self.num_steps, self.num_envs, self.specs, outputs, state, weight_bytes=self._weights.num_bytes
+            self.num_steps,
+            self.num_envs,
+            self.specs,
+            outputs,
+            state,
+            weight_bytes=self._weights.num_bytes,
+            context=context_specs(actor, self.specs, outputs),
+            history_length=actor.history_length,
         )
         self._memory = Memory(layout.num_bytes)
         self._memory.reserve(0, layout.finals_start)

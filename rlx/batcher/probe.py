@@ -3,14 +3,14 @@
 import torch
 
 from rlx.agent.agent import Agent
-from rlx.data import DictTensor, EnvSpecs, Spec
+from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.errors import AgentError, did_you_mean
 
 INPUTS = ("obs", "prev_action", "prev_reward", "is_first")
 
 
 def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[dict[str, Spec], dict[str, Spec]]:
-    """Return the specs of what `act` returns and of the agent's state, after one step on observations of zeros.
+    """Return the specs of what `act` returns and of `initial_state`, after one step on observations of zeros.
 
     Args:
         agent: the agent that will act.
@@ -26,6 +26,8 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
             raise AgentError(
                 f"{name}.inputs: got {wanted!r}, expected some of {', '.join(INPUTS)}.{did_you_mean(wanted, INPUTS)}"
             )
+    if not isinstance(agent.history_length, int) or agent.history_length < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise AgentError(f"{name}.history_length: got {agent.history_length!r}, expected a number of steps, 0 or more")
     seen = {key: spec.zeros(size) for key, spec in specs.observation.items()}
     seen |= {f"prev_{key}": spec.zeros(size) for key, spec in specs.action.items()}
     seen |= {"prev_reward": torch.zeros(size), "is_first": torch.ones(size, dtype=torch.bool)}
@@ -33,6 +35,10 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
     with torch.inference_mode():
         state = agent.initial_state(agent_info, size)
         _check(f"{name}.initial_state()", state, size)
+        initial = state.specs()
+        if agent.history_length:
+            state = agent.recall(_no_steps(size, agent.history_length), state, agent_info)
+            _check(f"{name}.recall()", state, size)
         outputs, new_state = agent.forward(DictTensor({key: seen[key] for key in keys}, size), state, agent_info)
         _check(f"{name}.forward(): the outputs", outputs, size)
         _check(f"{name}.forward(): the new state", new_state, size)
@@ -40,7 +46,8 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
         _check(f"{name}.act()", taken, size)
     before, after = state.specs(), new_state.specs()
     if before != after:
-        raise AgentError(f"{name}: the state changes its form: initial_state() {before}, forward() {after}")
+        maker = "recall()" if agent.history_length else "initial_state()"
+        raise AgentError(f"{name}: the state changes its form: {maker} {before}, forward() {after}")
     given = taken.specs()
     for key, spec in specs.action.items():
         if key not in given:
@@ -50,7 +57,11 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
                 f"{name}.act(): {key!r} is {given[key].dtype} of shape [B, {_sizes(given[key])}], "
                 f"the environment expects {spec.dtype} of shape [B, {_sizes(spec)}]"
             )
-    return given, before
+    return given, initial
+
+
+def _no_steps(size: int, history_length: int) -> TemporalDictTensor:
+    return TemporalDictTensor.trusted({}, torch.zeros(size, dtype=torch.int64), history_length)
 
 
 def _sizes(spec: Spec) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.agent.agent import Agent, reset_state
+from rlx.batcher.context import Context
 from rlx.batcher.pieces import Episode, Piece, compact, tally
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
@@ -88,7 +89,9 @@ class Rollout:
             extra["prev_reward"] = self._prev_reward
         if "is_first" in agent.inputs:
             extra["is_first"] = self._is_first
-        self._looks_back = bool(extra) or not self._state.is_empty
+        self._looks_back = bool(extra) or not self._state.is_empty or agent.history_length > 0
+        self._context = Context(slots[0]) if agent.history_length else None
+        self._recall_due = True  # what the agent derives from its history has to be worked out anew
         self._pieces = [Piece(slot, env, extra) for slot in slots]
         self._running: Mask = np.ones(size, dtype=np.bool_)  # stop mode: all but those that have ended
         self._resetting: Mask = np.zeros(size, dtype=np.bool_)  # NEXT_STEP: rows whose next call is a reset
@@ -111,6 +114,13 @@ class Rollout:
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._state = self.agent.initial_state(self.agent_info, self.env.num_envs)
+        if self._context is not None:
+            self._context.clear()
+            self._recall_due = True
+
+    def agent_changed(self) -> None:
+        """Take note that the agent's weights or `agent_info` are others from the next piece on."""
+        self._recall_due = True
 
     @torch.inference_mode()
     def run(self, index: int) -> PieceReport:
@@ -138,6 +148,11 @@ class Rollout:
             slot.prev_action[key].copy_(value)
         slot.prev_reward.copy_(self._prev_reward)
         slot.is_first.copy_(self._is_first | torch.from_numpy(self._resetting))
+        if self._context is not None:
+            self._context.write(slot)
+            if self._recall_due:
+                self._state = self.agent.recall(self._context.steps, self._state, self.agent_info)
+                self._recall_due = False
         piece.num_finals = 0
         np.copyto(piece.resetting_at_start, self._resetting)
 
@@ -235,6 +250,8 @@ class Rollout:
         if valid is not None:
             lengths = compact(piece, valid, ended, num_calls, self.first_row)
         slot.length.copy_(torch.from_numpy(lengths))
+        if self._context is not None:
+            self._context.advance(slot)
         num_steps = int(lengths.sum())
         self._total_steps += num_steps
         if self.check_finite:

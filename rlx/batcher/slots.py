@@ -27,8 +27,11 @@ class Layout:
         specs: of the environments.
         outputs: what the agent's `act` returns, without the batch dimension, by name.
         state: the agent's state, likewise.
+        context: the fields of a step of context, likewise; none for most agents.
+        history_length: C, the most steps of context.
         slots: for each slot, the blocks by name: `obs...`, `agent/...`, `reward`, `terminated`, `truncated`, `length`,
-            `is_first`, `prev_reward`, `prev_action...`, `agent_state/...`, `final/row`, `final/time`, `final/obs...`.
+            `is_first`, `prev_reward`, `prev_action...`, `agent_state/...`, `context/...`, `context_length`,
+            `final/row`, `final/time`, `final/obs...`.
         weights: the two blocks of the agent's parameters and buffers, flat bytes.
         num_bytes: size of the whole memory.
         finals_start: byte at which the blocks of final observations begin: from here memory is reserved as it is used.
@@ -39,6 +42,8 @@ class Layout:
     specs: EnvSpecs
     outputs: dict[str, Spec]
     state: dict[str, Spec]
+    context: dict[str, Spec]
+    history_length: int
     slots: tuple[dict[str, Block], ...]
     weights: tuple[Block, ...]
     num_bytes: int
@@ -53,6 +58,9 @@ class Layout:
         outputs: Mapping[str, Spec],
         state: Mapping[str, Spec],
         weight_bytes: int,
+        *,
+        context: Mapping[str, Spec],
+        history_length: int,
     ) -> "Layout":
         """Place every block of both slots and both sets of weights in one memory."""
         steps, rows = num_steps, num_envs
@@ -76,6 +84,10 @@ class Layout:
             wanted[f"prev_{key}"] = ((rows, *spec.shape), spec.dtype)
         for key, spec in state.items():
             wanted[f"agent_state/{key}"] = ((rows, *spec.shape), spec.dtype)
+        for key, spec in context.items():
+            wanted[f"context/{key}"] = ((history_length, rows, *spec.shape), spec.dtype)
+        if history_length:
+            wanted["context_length"] = ((rows,), torch.int64)
 
         offset = 0
         kept: list[dict[str, Block]] = []
@@ -93,6 +105,8 @@ class Layout:
             specs=specs,
             outputs=dict(outputs),
             state=dict(state),
+            context=dict(context),
+            history_length=history_length,
             slots=tuple(kept),
             weights=tuple(weights.values()),
             num_bytes=offset,
@@ -125,6 +139,8 @@ class Slot:
         self.length, self.is_first, self.prev_reward = rows("length"), rows("is_first"), rows("prev_reward")
         self.prev_action = {key: rows(f"prev_{key}") for key in specs.action}
         self.state = {key: rows(f"agent_state/{key}") for key in layout.state}
+        self.context = {key: steps(f"context/{key}") for key in layout.context}
+        self.context_length = rows("context_length") if layout.history_length else self.length[:0]
         self.final_row = memory.tensor(blocks["final/row"])[finals]
         self.final_time = memory.tensor(blocks["final/time"])[finals]
         self.final_obs = {key: memory.tensor(blocks[f"final/{key}"])[finals] for key in specs.observation}

@@ -172,8 +172,10 @@ class Worker:
         if version != self._version:
             copy_all(self._entries, self._weights[version % len(self._weights)])
             self._version = version
+            rollout.agent_changed()
         if agent_info is not None:
             rollout.agent_info = agent_info
+            rollout.agent_changed()
         self._words[CALLS] = 0
         if self._check is None:
             return rollout.run(slot)

@@ -130,12 +130,14 @@ class Trajectories:
         full = self.is_full()
         order = torch.randperm(self.batch_size, generator=generator).to(self.steps.lengths.device)
         info, steps = self.info[order], self.steps[order]
+        context = self.context[order] if self.context.max_length else None
         nothing = DictTensor.empty(0)
         for start in range(0, self.batch_size, rows):
             piece = slice(start, start + rows)
             chosen = steps[piece]
             num_steps = chosen.batch_size * chosen.max_length if full else None
-            yield Trajectories(info[piece], chosen, nothing, num_steps=num_steps)
+            its_context = None if context is None else context[piece]
+            yield Trajectories(info[piece], chosen, nothing, its_context, num_steps)
 
     def to(self, device: torch.device | str) -> "Trajectories":
         """Return the trajectories on `device`; themselves where they are there already."""

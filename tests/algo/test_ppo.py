@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlx.agent import values
+from rlx.agent import Agent, values
 from rlx.algo.ppo import loss, with_advantages
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from tests.agent.agents import Recurrent, actor_critic, steps_of
@@ -13,17 +13,12 @@ from tests.agent.agents import Recurrent, actor_critic, steps_of
 NUMBERS = {"clip_coef": 0.2, "clip_vf": False, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
 
 
-class Fixed(torch.nn.Module):
+class Fixed(Agent):
     """An agent whose outputs are what a test wants them to be."""
-
-    inputs = ("obs",)
 
     def __init__(self, log_prob: list[float], value: list[float], entropy: float) -> None:
         super().__init__()
         self.now, self.value, self.h = torch.tensor(log_prob), torch.tensor(value), entropy
-
-    def initial_state(self, agent_info, batch_size):
-        return DictTensor.empty(batch_size)
 
     def forward(self, observation, state, agent_info, taken=None):
         return DictTensor({"value": self.value}), state
