@@ -24,6 +24,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Only what kills, stops and breaks things, to see what is left behind; `tests` has it, too."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    session.run("pytest", "-m", "faults", *session.posargs)
+
+
+@nox.session
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)

@@ -94,3 +94,11 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?`, or an empty string where nothing is near; made to end a message."""
     match = nearest(name, names)
     return f" Did you mean '{match}'?" if match is not None else ""
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of any exception, also of one that cannot print it."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be printed)"

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from rlx import errors
 from rlx.batcher import wire
 from rlx.batcher.handles import CLOSE_SECONDS, Command
-from rlx.batcher.heartbeat import ALIVE, CALLS, STOP, Heartbeat
+from rlx.batcher.heartbeat import ALIVE, CALLS, COMMANDS, STOP, Heartbeat
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.slots import Layout
@@ -178,6 +178,7 @@ class ProcessHandle:
         if self._limit is not None:
             wire.limit_time(self._connection, self._limit)
         self._booting: Literal["specs", "attach"] | None = "specs"
+        self._received = 0  # answers of this incarnation, the specs included, which no command asked for
         self._progress = self._beat.progress()
         self._looked()
 
@@ -194,6 +195,7 @@ class ProcessHandle:
         except Exception as error:
             return None, (WorkerError(f"{self._where()} sent what cannot be read here: {error!r}"), False)
         self._looked()
+        self._received += 1
         return answer, None
 
     def _looked(self) -> None:
@@ -258,7 +260,8 @@ class ProcessHandle:
         Raises:
             RlxError: `error`, or the first one since the last answer where restarts have not helped.
         """
-        calls = self._beat.words[CALLS]
+        # Where it ended between two commands, the calls are those of a piece that was handed over.
+        calls = self._beat.words[CALLS] if self._beat.words[COMMANDS] >= self._received else 0
         self._end(seconds)
         self._failures.append(error)
         if not mendable or self._on_failure == "raise":

@@ -27,7 +27,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.data import DictTensor, EnvSpecs
 from rlx.env.vec_env import VecEnv
-from rlx.errors import AgentError, EnvironmentFault, UserError
+from rlx.errors import AgentError, EnvironmentFault, UserError, message_of
 from rlx.seeding import derive, env_seed
 
 
@@ -233,10 +233,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException, *, mendable: bool) -> "Failure":
         """Return what is to be told about `error`, which may not even be printable."""
-        try:
-            message = str(error)
-        except Exception:
-            message = "(its message cannot be printed)"
+        message = message_of(error)
         try:
             trace = "".join(traceback.format_exception(error))
         except Exception:

@@ -1,6 +1,6 @@
 """Faults of the user's environment, told so that the user can find them again."""
 
-from rlx.errors import EnvironmentFault
+from rlx.errors import EnvironmentFault, message_of
 
 
 def environment_fault(
@@ -29,4 +29,4 @@ def environment_fault(
 
 def raised(doing: str, error: BaseException) -> str:
     """Return `step raised ValueError: boom`."""
-    return f"{doing} raised {type(error).__name__}: {error}"
+    return f"{doing} raised {type(error).__name__}: {message_of(error)}"

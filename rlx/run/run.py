@@ -229,6 +229,8 @@ class Run:
             "speed/steps_per_second": env_steps / seconds,
             "speed/collect_steps_per_second": env_steps / collect,
             "speed/learn_steps_per_second": env_steps / learn,
+            "batcher/restarts": batcher.restarts,
+            "batcher/dropped_steps": batcher.dropped_steps,
         }
 
     def _cannot_write(self, error: OSError) -> RunWriteError:
