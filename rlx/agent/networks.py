@@ -158,3 +158,11 @@ class Single(Protocol):
     def __call__(self, features: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the outputs."""
         ...
+
+
+def linear(num_inputs: int, num_outputs: int, gain: float) -> nn.Linear:
+    """Return a dense layer, orthogonally initialised with this gain, biases zero."""
+    layer = nn.Linear(num_inputs, num_outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer

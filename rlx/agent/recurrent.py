@@ -7,24 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rlx.agent.actor_critic import wants_mode
-from rlx.agent.agent import ActorCriticAgent, Agent
-from rlx.agent.heads import ActionHead
-from rlx.agent.networks import ACTIVATIONS, Activation, Encoder, TwinMLP
+from rlx.agent.memory import MemoryActorCritic
+from rlx.agent.networks import Activation, linear
 from rlx.agent.stretches import cut_at_resets
-from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
-from rlx.errors import AgentError, did_you_mean
+from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.validate import Range
 
 
-class RecurrentActorCritic(ActorCriticAgent):
+class RecurrentActorCritic(MemoryActorCritic):
     """What `GRUActorCritic` and `LSTMActorCritic` share: all but the recurrent cell.
 
     What the agent sees (the observation, and the previous action and reward where they are asked for) passes dense
-    layers, then the cell; the policy is linear in its output. The critic is a perceptron over what the agent sees and
-    the memory's output, and sends no gradient into the memory: errors of the value, many times the policy's signal,
-    would drown it. Outputs as those of `ActorCritic`: `value` `[B]` and the fields of the action's distributions. The
-    state is zero where an episode begins.
+    layers, then the cell; policy and critic are those of `MemoryActorCritic`. The state is zero where an episode
+    begins.
 
     Attributes:
         state_keys: the state's fields, `[B, H]` each; the first one is also the cell's output.
@@ -58,22 +53,10 @@ class RecurrentActorCritic(ActorCriticAgent):
                 range; usually -1 to 0.
         """
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise AgentError(
-                f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}."
-                f"{did_you_mean(activation, ACTIVATIONS)}"
-            )
-        seen = dict(specs.observation)
-        if prev_action:
-            seen |= {f"prev_{key}": spec for key, spec in specs.action.items()}
-        if prev_reward:
-            seen["prev_reward"] = Spec((), torch.float32)
-        self.inputs = ("obs", *["prev_action"] * prev_action, *["prev_reward"] * prev_reward)
-        self.encoder = Encoder(seen)
-        self.activation, gain = ACTIVATIONS[activation]
+        gain = self._make_inputs(specs, activation=activation, prev_action=prev_action, prev_reward=prev_reward)
         sizes = [self.encoder.num_features, *hidden_sizes]
         self.layers = nn.ModuleList(
-            [_linear(size, following, gain) for size, following in zip(sizes, hidden_sizes, strict=False)]
+            [linear(size, following, gain) for size, following in zip(sizes, hidden_sizes, strict=False)]
         )
         self.state_size = state_size
         self.memory = self.make_memory(sizes[-1], state_size)
@@ -83,14 +66,12 @@ class RecurrentActorCritic(ActorCriticAgent):
             else:
                 for gate in cast("tuple[Tensor, ...]", parameter.detach().split(state_size)):
                     nn.init.orthogonal_(gate)
-        self.head = ActionHead(specs.action, log_std_init=log_std_init)
-        self.policy = _linear(state_size, self.head.num_parameters, 0.01)
-        self.critic = TwinMLP(
-            self.encoder.num_features + state_size,
-            (1,),
-            hidden_sizes=critic_hidden_sizes,
+        self._make_outputs(
+            specs,
+            state_size,
+            critic_hidden_sizes=critic_hidden_sizes,
             activation=activation,
-            output_gains=(1.0,),
+            log_std_init=log_std_init,
         )
 
     def make_memory(self, input_size: int, state_size: int) -> nn.RNNBase:
@@ -117,25 +98,11 @@ class RecurrentActorCritic(ActorCriticAgent):
             seen = self.activation(layer(seen))
         return seen
 
-    def value(self, seen: Tensor, hidden: Tensor) -> Tensor:
-        """Return the value `[N]` of what the encoder gave `[N, E]` and the memory's output then `[N, H]`."""
-        return self.critic(torch.cat([seen, hidden.detach()], dim=-1))[0][:, 0]
-
-    def forward(
-        self,
-        observation: DictTensor,
-        state: DictTensor,
-        agent_info: DictTensor,
-        taken: DictTensor | None = None,
-    ) -> tuple[DictTensor, DictTensor]:
-        """Return the distributions' fields and `value` `[B]`, and the new state."""
-        seen = self.encoder(observation)
+    def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
+        """Return the cell's output `[B, H]` and the new state after one step."""
         new_state = self.step(self.features(seen), state)
-        fields = self.head.fields(self.policy(new_state[0]))
-        fields["value"] = self.value(seen, new_state[0])
-        size = observation.batch_size
         named = dict(zip(self.state_keys, new_state, strict=True))
-        return DictTensor.trusted(fields, size), DictTensor.trusted(named, size)
+        return new_state[0], DictTensor.trusted(named, state.batch_size)
 
     def forward_sequence(
         self,
@@ -162,26 +129,9 @@ class RecurrentActorCritic(ActorCriticAgent):
             packed = self.run(PackedSequence(features[stretches.place], stretches.counts), begun)
             outputs = cast("PackedSequence", packed).data
             hidden = outputs.new_zeros(size * length, self.state_size).index_copy(0, stretches.place, outputs)
-        fields = self.head.fields(self.policy(hidden))
-        fields["value"] = self.value(seen, hidden)
+        fields = self.fields(seen, hidden)
         in_time = {key: field.view(size, length, *field.shape[1:]) for key, field in fields.items()}
         return TemporalDictTensor.trusted(in_time, observation.lengths, length)
-
-    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
-        """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""
-        return DictTensor.trusted(self.head.sample(outputs, wants_mode(agent_info), generator), outputs.batch_size)
-
-    def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
-        """Return the log-probability of `taken` (a stored `agent/` group) under `outputs`, `[...]`."""
-        return self.head.log_prob(outputs, taken)
-
-    def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
-        """Return the entropy of the policy in nats, `[...]`."""
-        return self.head.entropy(outputs)
-
-    def actor(self) -> Agent:
-        """Return the policy and its memory alone."""
-        return _Actor(self)
 
 
 class GRUActorCritic(RecurrentActorCritic):
@@ -219,38 +169,3 @@ class LSTMActorCritic(RecurrentActorCritic):
     def run(self, features: Tensor | PackedSequence, state: DictTensor) -> Tensor | PackedSequence:
         """Return `hidden` at every step."""
         return self.memory(features, (state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0)))[0]
-
-
-class _Actor(Agent):
-    """The policy of a recurrent actor-critic, on the same parameters, without the critic."""
-
-    def __init__(self, agent: RecurrentActorCritic) -> None:
-        super().__init__()
-        self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
-        self.inputs = agent.inputs
-
-    def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
-        return self._agent[0].initial_state(agent_info, batch_size)
-
-    def forward(
-        self,
-        observation: DictTensor,
-        state: DictTensor,
-        agent_info: DictTensor,
-        taken: DictTensor | None = None,
-    ) -> tuple[DictTensor, DictTensor]:
-        agent, size = self._agent[0], observation.batch_size
-        new_state = agent.step(agent.features(agent.encoder(observation)), state)
-        fields = agent.head.fields(agent.policy(new_state[0]))
-        named = dict(zip(agent.state_keys, new_state, strict=True))
-        return DictTensor.trusted(fields, size), DictTensor.trusted(named, size)
-
-    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
-        return self._agent[0].act(outputs, agent_info, generator)
-
-
-def _linear(num_inputs: int, num_outputs: int, gain: float) -> nn.Linear:
-    layer = nn.Linear(num_inputs, num_outputs)
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -1,0 +1,153 @@
+"""What actor-critics that look back share: what they see, their policy and critic over what they remember of it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlx.agent.actor_critic import wants_mode
+from rlx.agent.agent import ActorCriticAgent, Agent
+from rlx.agent.heads import ActionHead
+from rlx.agent.networks import ACTIVATIONS, Activation, Encoder, TwinMLP, linear
+from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
+from rlx.errors import AgentError, did_you_mean
+
+
+class MemoryActorCritic(ActorCriticAgent):
+    """An actor-critic over a memory of any kind; a kind of memory is a subclass.
+
+    The policy is linear in what the memory puts out. The critic is a perceptron over what the agent sees and that, and
+    sends no gradient into the memory: errors of the value, many times the policy's signal, would drown it. Outputs as
+    those of `ActorCritic`: `value` `[B]` and the fields of the action's distributions.
+    """
+
+    def _make_inputs(self, specs: EnvSpecs, *, activation: Activation, prev_action: bool, prev_reward: bool) -> float:
+        """Make the encoder of what the agent sees, and return the gain of layers before the activation.
+
+        Args:
+            specs: what the environment shows and takes.
+            activation: applied after dense layers.
+            prev_action: whether the agent sees the action before (zero at an episode's first step).
+            prev_reward: whether the agent sees the reward before (zero at an episode's first step).
+
+        Raises:
+            AgentError: there is no such activation.
+        """
+        if activation not in ACTIVATIONS:
+            raise AgentError(
+                f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}."
+                f"{did_you_mean(activation, ACTIVATIONS)}"
+            )
+        seen = dict(specs.observation)
+        if prev_action:
+            seen |= {f"prev_{key}": spec for key, spec in specs.action.items()}
+        if prev_reward:
+            seen["prev_reward"] = Spec((), torch.float32)
+        self.inputs = ("obs", *["prev_action"] * prev_action, *["prev_reward"] * prev_reward)
+        self.encoder = Encoder(seen)
+        self.activation, gain = ACTIVATIONS[activation]
+        return gain
+
+    def _make_outputs(
+        self,
+        specs: EnvSpecs,
+        memory_size: int,
+        *,
+        critic_hidden_sizes: Sequence[int],
+        activation: Activation,
+        log_std_init: float,
+    ) -> None:
+        """Make the policy and the critic, orthogonally initialised with gains of 0.01 and 1, biases zero.
+
+        Args:
+            specs: what the environment shows and takes.
+            memory_size: width of the memory's output, H.
+            critic_hidden_sizes: widths of the critic's hidden layers.
+            activation: applied after each of them.
+            log_std_init: initial log of the standard deviation of continuous actions, as a part of half the range.
+        """
+        self.head = ActionHead(specs.action, log_std_init=log_std_init)
+        self.policy = linear(memory_size, self.head.num_parameters, 0.01)
+        self.critic = TwinMLP(
+            self.encoder.num_features + memory_size,
+            (1,),
+            hidden_sizes=critic_hidden_sizes,
+            activation=activation,
+            output_gains=(1.0,),
+        )
+
+    def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
+        """Return the memory's output `[B, H]` and the new state after one step.
+
+        Args:
+            seen: `[B, E]`, what the encoder made of the observation.
+            state: `[B]`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no memorise()")
+
+    def value(self, seen: Tensor, hidden: Tensor) -> Tensor:
+        """Return the value `[N]` of what the encoder gave `[N, E]` and the memory's output then `[N, H]`."""
+        return self.critic(torch.cat([seen, hidden.detach()], dim=-1))[0][:, 0]
+
+    def fields(self, seen: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+        """Return the distributions' fields and `value` `[N]`, likewise."""
+        fields = self.head.fields(self.policy(hidden))
+        fields["value"] = self.value(seen, hidden)
+        return fields
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        """Return the distributions' fields and `value` `[B]`, and the new state."""
+        seen = self.encoder(observation)
+        hidden, new_state = self.memorise(seen, state)
+        return DictTensor.trusted(self.fields(seen, hidden), observation.batch_size), new_state
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""
+        return DictTensor.trusted(self.head.sample(outputs, wants_mode(agent_info), generator), outputs.batch_size)
+
+    def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
+        """Return the log-probability of `taken` (a stored `agent/` group) under `outputs`, `[...]`."""
+        return self.head.log_prob(outputs, taken)
+
+    def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
+        """Return the entropy of the policy in nats, `[...]`."""
+        return self.head.entropy(outputs)
+
+    def actor(self) -> Agent:
+        """Return the policy and its memory alone."""
+        return _Actor(self)
+
+
+class _Actor(Agent):
+    """The policy of an actor-critic with a memory, on the same parameters, without the critic."""
+
+    def __init__(self, agent: MemoryActorCritic) -> None:
+        super().__init__()
+        self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
+        self.inputs, self.history_length = agent.inputs, agent.history_length
+
+    def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
+        return self._agent[0].initial_state(agent_info, batch_size)
+
+    def recall(self, context: TemporalDictTensor, state: DictTensor, agent_info: DictTensor) -> DictTensor:
+        return self._agent[0].recall(context, state, agent_info)
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        agent = self._agent[0]
+        hidden, new_state = agent.memorise(agent.encoder(observation), state)
+        return DictTensor.trusted(agent.head.fields(agent.policy(hidden)), observation.batch_size), new_state
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        return self._agent[0].act(outputs, agent_info, generator)
