@@ -8,6 +8,7 @@ from rlx.agent.mixture import MixtureAgent
 from rlx.agent.options import OptionActorCritic
 from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
 from rlx.agent.replay import replay, replay_inputs, values
+from rlx.agent.transformer import TransformerActorCritic
 
 __all__ = [
     "ActionHead",
@@ -20,6 +21,7 @@ __all__ = [
     "MixtureAgent",
     "OptionActorCritic",
     "RecurrentActorCritic",
+    "TransformerActorCritic",
     "flatten_parameters",
     "is_stateful",
     "replay",

@@ -15,6 +15,7 @@ from rlx.agent import (
     LSTMActorCritic,
     MixtureAgent,
     OptionActorCritic,
+    TransformerActorCritic,
     replay,
     reset_state,
     values,
@@ -26,12 +27,20 @@ from tests.agent.environments import ACTION_SPACES, ID
 
 MLP = {"hidden_sizes": [16], "activation": "tanh", "log_std_init": -0.5}
 MEMORY = MLP | {"state_size": 8, "critic_hidden_sizes": [8], "prev_action": True, "prev_reward": True}
+TRANSFORMER = MEMORY | {"num_layers": 2, "window": 3, "model_size": 8, "num_heads": 2, "feedforward_size": 16}
+del TRANSFORMER["hidden_sizes"], TRANSFORMER["state_size"]
 OPTIONS = MLP | {"num_options": 3, "option_steps": None, "termination_init": 0.2}
 MAKERS: dict[str, Callable[[EnvSpecs], ActorCriticAgent]] = {
     "mlp": partial(ActorCritic, **MLP),
     "gru": partial(GRUActorCritic, **MEMORY),
     "gru, observation only": partial(GRUActorCritic, **MEMORY | {"prev_action": False, "prev_reward": False}),
     "lstm": partial(LSTMActorCritic, **MEMORY),
+    "transformer": partial(TransformerActorCritic, **TRANSFORMER),
+    "transformer, observation only": partial(
+        TransformerActorCritic, **TRANSFORMER | {"prev_action": False, "prev_reward": False}
+    ),
+    "transformer, 1 layer over all": partial(TransformerActorCritic, **TRANSFORMER | {"num_layers": 1, "window": 12}),
+    "transformer, 3 layers": partial(TransformerActorCritic, **TRANSFORMER | {"num_layers": 3, "window": 2}),
     "options, 3 steps": partial(OptionActorCritic, **OPTIONS | {"option_steps": 3}),
     "options, learned ends": partial(OptionActorCritic, **OPTIONS),
 }
@@ -121,10 +130,13 @@ def test_whole_sequences_equal_single_steps_with_their_gradients(name: str) -> N
     piece = pieces[-1]
     lengths = torch.tensor([6, 4, 6, 0, 1, 6])  # ragged, as whole episodes are
     steps = type(piece.steps)({key: piece.steps[key] for key in piece.steps}, lengths)
-    piece = Trajectories(piece.info, steps, piece.bootstrap)
     arguments = (steps.group("env"), piece.info.group("agent_state"), DictTensor.empty(6), steps.group("agent"))
+    at_once, one_by_one = agent.forward_sequence, partial(Agent.forward_sequence, agent)
+    if agent.history_length:
+        at_once = partial(agent.forward_history, piece.context)
+        one_by_one = partial(Agent.forward_history, agent, piece.context)
     gradients = []
-    for run in (agent.forward_sequence, partial(Agent.forward_sequence, agent)):
+    for run in (at_once, one_by_one):
         agent.zero_grad()
         outputs = run(*arguments)
         mask = steps.mask()
@@ -159,6 +171,8 @@ def check_truncations(agent: ActorCriticAgent, piece: Trajectories, following: t
     steps, info = piece.steps, piece.info
     for row, time in (steps["next/truncated"] & ~steps["next/terminated"]).nonzero().tolist():
         state, empty = info.group("agent_state")[row], DictTensor.empty(1)
+        if agent.history_length:
+            state = agent.recall(piece.context[row], state, empty)
         for t in range(time + 1):
             seen = steps.group("env").at(t)[row]
             state = reset_state(agent, state, seen["is_first"], empty)
