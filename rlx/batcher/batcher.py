@@ -38,6 +38,8 @@ class Batcher:
         num_envs: B, over all workers.
         episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
         collect_seconds: time the caller has spent waiting in `get`.
+        cpu_seconds: CPU time that the workers have spent on the pieces handed over.
+        workers: `process` or `local`.
         waiting: whether a `get` is waiting for workers, or was when something interrupted it.
     """
 
@@ -84,7 +86,10 @@ class Batcher:
         self.num_steps = num_steps
         self.episodes: list[Episode] = []
         self.collect_seconds = 0.0
+        self.cpu_seconds = 0.0
+        self.workers: WorkerKind = workers
         self.waiting = False
+        self._resets_first = False  # the next piece begins with new episodes
         self._make_agent = make_agent
         self._handles: list[Handle] = []
         self._layout: Layout | None = None
@@ -119,12 +124,16 @@ class Batcher:
         nothing = DictTensor.empty(self.num_envs)
         self._agent_info, self._env_info = nothing, nothing
 
-    def reset(self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None) -> None:
+    def reset(
+        self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None, *, wait: bool = True
+    ) -> None:
         """Begin new episodes in all environments.
 
         Args:
             agent_info: `[num_envs]`, reaches the agent at every call: which kind of policy each row is.
             env_info: `[num_envs]`, reaches every reset of its environment: task, goal, level.
+            wait: wait until the environments are reset; otherwise the workers reset them as the next piece begins, and
+                what an environment raises then is raised by `get`. The first reset of all is always waited for.
 
         Raises:
             AgentError: the agent's outputs do not fit the environments.
@@ -137,6 +146,9 @@ class Batcher:
         self._env_info = self._rows_of("env_info", env_info)
         if self._layout is None:
             self._attach()
+            return
+        self._resets_first = not wait
+        if not wait:
             return
         for handle in self._handles:
             columns = handle.options.columns
@@ -179,8 +191,11 @@ class Batcher:
             self._agent_info = self._rows_of("agent_info", agent_info)
         slot = self._next_slot
         for handle in self._handles:
-            info = None if agent_info is None else self._agent_info[handle.options.columns]
-            handle.send("run", slot, self._version, info)
+            columns = handle.options.columns
+            anew = self._resets_first
+            info = None if agent_info is None and not anew else self._agent_info[columns]
+            handle.send("run", slot, self._version, info, self._env_info[columns] if anew else None)
+        self._resets_first = False
         self._in_flight.append(slot)
         self._version_in_flight = self._version
         self._next_slot = (slot + 1) % NUM_SLOTS
@@ -213,6 +228,7 @@ class Batcher:
             self._current.revoke(HANDED_BACK)
         for report in reports:
             self.episodes.extend(report.episodes)
+            self.cpu_seconds += report.cpu_seconds
         self._current = self._readers[slot].read(reports, self._agent_info, self._env_info)
         return self._current, sum(report.num_running for report in reports)
 

@@ -82,18 +82,21 @@ class EpisodeBatcher(Batcher):
         self._rounds: list[_Round] = []
         self._given: tuple[DictTensor | None, DictTensor | None] = None, None
 
-    def reset(self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None) -> None:
+    def reset(
+        self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None, *, wait: bool = True
+    ) -> None:
         """Settle what the next episodes are played with; they begin at `execute`.
 
         Args:
             agent_info: `[num_envs]`, reaches the agent at every call.
             env_info: `[num_envs]`, reaches every reset of its environment.
+            wait: as for `Batcher`.
 
         Raises:
             AgentError: the agent's outputs do not fit the environments.
             UserError: episodes are being collected.
         """
-        super().reset(agent_info, env_info)
+        super().reset(agent_info, env_info, wait=wait)
         self._given = agent_info, env_info
 
     def execute(self, agent_info: DictTensor | None = None) -> None:
@@ -136,7 +139,7 @@ class EpisodeBatcher(Batcher):
                 return self._joined(), 0
 
     def _begin_round(self) -> None:
-        super().reset(*self._given)
+        super().reset(*self._given, wait=False)
         super().execute()
         self._rounds.append(_Round(self.num_envs, first_episode=len(self.episodes)))
 

@@ -127,8 +127,9 @@ class ProcessHandle:
             self._still += min(now - self._looked_at, self._limit / 4)
         self._looked_at = now
         doing = self._unanswered[0][0] if self._booting is None and self._unanswered else self._booting
-        # Other commands make or reset every environment, and show no progress in between.
-        limit = self._limit * (1 if doing == "run" else self.options.num_envs)
+        # Other commands make or reset every environment, and show no progress in between; so may a piece's beginning.
+        stepping = doing == "run" and (self._beat.words[CALLS] or not _begins_anew(self._unanswered[0]))
+        limit = self._limit * (1 if stepping else self.options.num_envs)
         if not self._beat.words[ALIVE]:
             limit = max(limit, _START_SECONDS)
         if self._still > limit:
@@ -242,8 +243,11 @@ class ProcessHandle:
             if name == "reset":
                 agent_info, env_info = arguments
                 self._finished.clear()
-            elif arguments[2] is not None:
-                agent_info = arguments[2]
+            else:
+                agent_info = agent_info if arguments[2] is None else arguments[2]
+                if _begins_anew((name, arguments)):
+                    env_info = arguments[3]
+                    self._finished.clear()
             self._attachment = (layout, memory, agent_info, env_info)
             if isinstance(answer, PieceReport) and self.options.stop_at_episode_end:
                 self._finished.update(row - self.options.first_row for row, _, _ in answer.episodes)
@@ -272,7 +276,8 @@ class ProcessHandle:
             raise type(first)(f"{first}{again}") from first.__cause__
         dropped = 0
         if self._booting is None and self._unanswered and self._unanswered[0][0] == "run":
-            dropped = calls * (self.options.num_envs - len(self._finished))
+            finished = 0 if _begins_anew(self._unanswered[0]) else len(self._finished)
+            dropped = calls * (self.options.num_envs - finished)
         self.restarts += 1
         self.dropped_steps += dropped
         self.options = replace(self.options, incarnation=self.options.incarnation + 1)
@@ -353,6 +358,12 @@ class ProcessHandle:
             error = WorkerError(f"{self._where()} raised {failure.kind}: {failure.message}")
         error.__cause__ = RemoteTraceback(f"\n{failure.trace}")
         return error
+
+
+def _begins_anew(command: Command) -> bool:
+    """Return whether this is a `run` that begins with a reset."""
+    name, arguments = command
+    return name == "run" and arguments[3] is not None
 
 
 def _pidfd(pid: int) -> int | None:

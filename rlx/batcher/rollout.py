@@ -28,12 +28,14 @@ class PieceReport:
         num_running: in stop mode, the environments whose episode goes on; otherwise all of them.
         num_finals: final observations written.
         episodes: the episodes that ended.
+        cpu_seconds: CPU time that the piece took.
     """
 
     num_steps: int
     num_running: int
     num_finals: int
     episodes: list[Episode]
+    cpu_seconds: float = 0.0
 
 
 class Rollout:

@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -166,17 +167,31 @@ class Worker:
         rollout.agent_info, rollout.env_info = agent_info, env_info
         self._begin_episodes(rollout)
 
-    def run(self, slot: int, version: int, agent_info: DictTensor | None) -> PieceReport:
-        """Write one piece into `slot` with the weights of `version`."""
+    def run(self, slot: int, version: int, agent_info: DictTensor | None, env_info: DictTensor | None) -> PieceReport:
+        """Write one piece into `slot`.
+
+        Args:
+            slot: where to.
+            version: of the weights to act with.
+            agent_info: `[B]`, replaces the rows so far; None: these go on.
+            env_info: `[B]`, to begin new episodes with, along with `agent_info`; None: episodes go on.
+        """
+        began = time.process_time()
         rollout = self._attached()
         if version != self._version:
             copy_all(self._entries, self._weights[version % len(self._weights)])
             self._version = version
             rollout.agent_changed()
-        if agent_info is not None:
+        if agent_info is not None and env_info is not None:
+            self.reset(agent_info, env_info)
+        elif agent_info is not None:
             rollout.agent_info = agent_info
             rollout.agent_changed()
         self._words[CALLS] = 0
+        report = self._checked_run(rollout, slot)
+        return replace(report, cpu_seconds=time.process_time() - began)
+
+    def _checked_run(self, rollout: "_Rollout", slot: int) -> PieceReport:
         if self._check is None:
             return rollout.run(slot)
         try:

@@ -33,7 +33,10 @@ class Progress:
 
     def update(self, row: Row) -> None:
         """Take the counters of a row."""
-        self.env_steps = int(as_number(row.get("env_steps")) or 0)
+        steps = int(as_number(row.get("env_steps")) or 0)
+        if steps < self.env_steps:
+            return  # an evaluation's row, told under the steps of its weights
+        self.env_steps = steps
         wall_time = as_number(row.get("wall_time")) or 0.0
         self._recent.append((wall_time, self.env_steps))
         while len(self._recent) > 2 and self._recent[1][0] <= wall_time - _SPEED_WINDOW_S:

@@ -2,8 +2,9 @@
 
 import math
 import re
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -21,7 +22,8 @@ from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 MOST_ENVS = 128
 """Environments that play at once, at most."""
 
-_PIECE_STEPS = 64
+_PIECE_STEPS = 64, 1024
+_PIECE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,29 @@ class Evaluator:
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
         self._kind: WorkerKind = workers
         self._batcher: Batcher | None = None
+        self._learner: Batcher | None = None
+        self._found: list[tuple[float, int]] | None = None  # return and length of the episodes played; None: idle
+        self._result: EvaluationResult | None = None
+        self._spent = 0.0, 0.0
 
-    def start(self) -> Batcher:
-        """Return the batcher that plays, started now where it was not."""
+    def start(self, specs: EnvSpecs | None = None) -> Batcher:
+        """Return the batcher that plays, started now where it was not.
+
+        Args:
+            specs: what the environments show, where that is known already: pieces are then as long as memory allows,
+                since workers rest between a piece's end and the next `poll`.
+        """
         if self._batcher is None:
             each = math.ceil(min(self._episodes, MOST_ENVS) / self._num_workers)
+            steps, most = _PIECE_STEPS
+            if specs is not None:
+                num_bytes = sum(spec.zeros(1).nbytes for spec in specs.observation.values())
+                steps = max(steps, min(most, _PIECE_BYTES // max(1, num_bytes * each * self._num_workers)))
             self._batcher = Batcher(
                 *self._makers,
                 num_workers=self._num_workers,
                 envs_per_worker=each,
-                num_steps=_PIECE_STEPS,
+                num_steps=steps,
                 seed=self._seed,
                 workers=self._kind,
                 evaluation=True,
@@ -127,32 +142,86 @@ class Evaluator:
             agent: made by `make_agent`, with the weights to play with.
             env_steps: environment steps that they were trained for.
         """
-        batcher = self.start()
-        found: list[tuple[float, int]] = []
-        info = DictTensor({"deterministic": torch.full((batcher.num_envs,), self._deterministic)}, batcher.num_envs)
-        while len(found) < self._episodes:
-            batcher.reset(agent_info=info)
-            batcher.publish(agent)
-            running = batcher.num_envs
-            while running:
-                batcher.execute()
-                piece = batcher.get()
-                assert piece is not None
-                running = piece[1]
-            found.extend((episode[1], episode[2]) for episode in sorted(batcher.episodes))
-            batcher.episodes.clear()
-        found = found[: self._episodes]
-        returns, lengths = [episode[0] for episode in found], [episode[1] for episode in found]
-        return EvaluationResult(returns, lengths, env_steps, self._seed, self._deterministic)
+        self._begin(agent, self.start())
+        result = self._advance(blocking=True)
+        assert result is not None
+        return replace(result, env_steps=env_steps)
 
-    def evaluate(self, agent: nn.Module) -> dict[str, float]:
-        """Return `eval/return`, `eval/return_std` and `eval/length` of an evaluation."""
-        result = self.play(agent)
+    def begin(self, agent: nn.Module, learner: Batcher) -> None:
+        """Begin an evaluation with the weights of now, and return at once: only the first one starts the workers.
+
+        Args:
+            agent: made by `make_agent`; its weights are copied.
+            learner: the batcher that trains, whose environments are like these.
+        """
+        self._learner = learner
+        self._begin(agent, self.start(learner.specs))
+        self._spent = self._cpu_seconds()
+
+    def poll(self) -> None:
+        """Take in what the workers have done, and let them go on; waits for nothing (but for local workers' work)."""
+        if self._result is None and self._found is not None:
+            self._result = self._advance(blocking=False)
+
+    def finish(self) -> dict[str, float]:
+        """Wait for the end of the evaluation that was begun, and return what it found.
+
+        Returns:
+            `eval/return` (mean), `eval/return_std`, `eval/length` (mean), and `eval/cpu_share`: the part of the CPU
+            time of learner and workers, since the evaluation began, that its steps took.
+        """
+        result = self._result or self._advance(blocking=True)
+        assert result is not None
+        self._result = None
+        own, all_of_us = (now - then for now, then in zip(self._cpu_seconds(), self._spent, strict=True))
         return {
             "eval/return": result.mean,
             "eval/return_std": result.std,
             "eval/length": sum(result.lengths) / len(result.lengths),
+            "eval/cpu_share": own / max(all_of_us, 1e-9),
         }
+
+    @property
+    def waiting(self) -> bool:
+        """Return whether somebody waits for the workers, or did when something interrupted it."""
+        return self._batcher is not None and self._batcher.waiting
+
+    def _begin(self, agent: nn.Module, batcher: Batcher) -> None:
+        assert self._found is None, "an evaluation is under way"
+        self._found = []
+        self._begin_round(batcher)
+        batcher.publish(agent)
+        batcher.execute()
+
+    def _begin_round(self, batcher: Batcher) -> None:
+        """Let each environment begin an episode with the next piece."""
+        info = DictTensor({"deterministic": torch.full((batcher.num_envs,), self._deterministic)}, batcher.num_envs)
+        batcher.reset(agent_info=info, wait=False)
+
+    def _advance(self, *, blocking: bool) -> EvaluationResult | None:
+        """Return the result once all episodes are played; None where that would mean to wait."""
+        batcher, found = self.start(), self._found
+        assert found is not None, "begin() comes first"
+        while len(found) < self._episodes:
+            piece = batcher.get(blocking)
+            if piece is None:
+                return None
+            if not piece[1]:  # the round is over
+                found.extend((episode[1], episode[2]) for episode in sorted(batcher.episodes))
+                batcher.episodes.clear()
+                if len(found) >= self._episodes:
+                    break
+                self._begin_round(batcher)
+            batcher.execute()
+        self._found = None
+        returns, lengths = zip(*found[: self._episodes], strict=True)
+        return EvaluationResult(list(returns), list(lengths), None, self._seed, self._deterministic)
+
+    def _cpu_seconds(self) -> tuple[float, float]:
+        """Return the CPU time of the evaluation's steps, and that of learner and workers together."""
+        batchers = [batcher for batcher in (self._batcher, self._learner) if batcher is not None]
+        remote = sum(batcher.cpu_seconds for batcher in batchers if batcher.workers == "process")
+        return self.start().cpu_seconds, time.process_time() + remote
 
     def close(self) -> None:
         """End the workers; harmless when called again."""

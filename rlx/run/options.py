@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from rlx.batcher.batcher import Batcher
+
 
 class Stateful(Protocol):
     """What a checkpoint can hold: modules, optimisers, schedules, generators wrapped so."""
@@ -18,10 +20,23 @@ class Stateful(Protocol):
 
 
 class EvaluatorLike(Protocol):
-    """What evaluates an agent between two iterations."""
+    """What evaluates an agent beside its training."""
 
-    def evaluate(self, agent: nn.Module) -> dict[str, float]:
-        """Return metrics, `eval/return` and the like."""
+    def begin(self, agent: nn.Module, learner: Batcher) -> None:
+        """Begin an evaluation with the weights of now, in environments as `learner` has them."""
+        ...
+
+    def poll(self) -> None:
+        """Let the evaluation go on, without waiting for anything."""
+        ...
+
+    def finish(self) -> dict[str, float]:
+        """Wait for the end of the evaluation, and return its metrics: `eval/return` and the like."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Return whether somebody waits for its workers, or did when something interrupted it."""
         ...
 
     def close(self) -> None:

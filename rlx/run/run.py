@@ -27,7 +27,7 @@ from rlx.run.directory import (
 )
 from rlx.run.files import reason_of
 from rlx.run.log import RunLog, surroundings
-from rlx.run.metrics import CsvSink, MetricSink, Value
+from rlx.run.metrics import CsvSink, MetricSink, Row, Value
 from rlx.run.options import EvaluatorLike, RunOptions, Stateful
 from rlx.run.signals import StopRequested, StopSignals
 from rlx.run.tensorboard import TensorBoardSink
@@ -80,6 +80,8 @@ class Run:
         self._recent: deque[tuple[float, int]] = deque(maxlen=EPISODE_WINDOW)
         self._num_episodes = 0
         self._last_row: dict[str, Value] = {}
+        self._evaluating: dict[str, Value] | None = None  # steps and iteration of the weights that are being evaluated
+        self._evaluation_wait = 0.0
         self._saved_at = -1
         self._stopped_early = False
 
@@ -138,7 +140,7 @@ class Run:
         return self.env_steps < self.total_steps and not self._stopped_early
 
     def log(self, terms: Mapping[str, Tensor | float], *, env_steps: int) -> None:
-        """End an iteration: count its steps, write a row, save and evaluate when due, and stop if asked to.
+        """End an iteration: count its steps, write a row, save and begin to evaluate when due, and stop if asked to.
 
         The only point where checkpoints are written and signals are obeyed.
 
@@ -155,21 +157,13 @@ class Run:
         before, self.env_steps = self.env_steps, self.env_steps + env_steps
         row = self._counters(env_steps)
         row.update({key: float(value) for key, value in terms.items()})
-        if self._due(self.options.evaluate_every, before) and self._evaluator is not None and self._agent is not None:
-            found = self._evaluator.evaluate(self._agent)
-            row.update(found)
-            told = ", ".join(f"{key} {value:.6g}" for key, value in found.items())
-            self._log.info(f"evaluation at {self.env_steps:,} steps: {told}")
-        self._last_row = row
-        try:
-            for sink in self._sinks:
-                sink.write(row)
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._last_row.update(row)
+        self._write(row)
         goal, reached = self.options.stop_at_return, row["episode/return"]
         if goal is not None and len(self._recent) == EPISODE_WINDOW and cast(float, reached) >= goal:
             self._stopped_early = True
             self._log.info(f"stop_at_return: the mean return of the last {EPISODE_WINDOW} episodes is {reached:.6g}")
+        self._evaluate(before)
         stop = self._signals.reached()
         if stop is not None or self._due(self.options.checkpoint_every, before):
             self.save()
@@ -201,6 +195,49 @@ class Run:
         self._saved_at = self.env_steps
         self._log.info(f"checkpoint at {self.env_steps:,} steps: {path.relative_to(self._directory)}")
         return path
+
+    def _evaluate(self, before: int) -> None:
+        """Begin an evaluation when one is due; what the one before found is written then, or at the end of the run.
+
+        Between these points nobody waits for it, and nothing depends on how long it takes.
+        """
+        evaluator, agent, batcher = self._evaluator, self._agent, self._batcher
+        if evaluator is None or agent is None or batcher is None:
+            return
+        if not self._due(self.options.evaluate_every, before):
+            evaluator.poll()
+            return
+        self._finish_evaluation(evaluator)
+        started = time.perf_counter()
+        self._evaluating = {"env_steps": self.env_steps, "iteration": self.iteration}
+        evaluator.begin(agent, batcher)
+        self._evaluation_wait = time.perf_counter() - started
+        if not self.running():
+            self._finish_evaluation(evaluator)
+
+    def _finish_evaluation(self, evaluator: EvaluatorLike) -> None:
+        """Wait for the evaluation that was begun, if any, and write its row, under the steps of its weights."""
+        if self._evaluating is None:
+            return
+        started = time.perf_counter()
+        found = evaluator.finish()
+        now = time.perf_counter()
+        waited = self._evaluation_wait + now - started
+        row: dict[str, Value] = {**self._evaluating, "wall_time": now - self._clock.started, **found}
+        row["time/eval_wait"] = waited
+        self._evaluating = None
+        self._clock.last += waited  # neither collecting nor learning
+        self._last_row.update(found)
+        self._write(row)
+        told = ", ".join(f"{key} {value:.6g}" for key, value in found.items())
+        self._log.info(f"evaluation at {row['env_steps']:,} steps: {told}; waited for {waited:.3f} s")
+
+    def _write(self, row: Row) -> None:
+        try:
+            for sink in self._sinks:
+                sink.write(row)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def average_gradients(self, module: nn.Module) -> None:
         """Average gradients over the ranks of a distributed learner; alone, nothing."""
@@ -264,7 +301,10 @@ class Run:
         # A stop while the batcher was waiting finds all as the last log() left it; inside an update it would not. What
         # could not be written was found out by log() itself.
         stopped = isinstance(error, KeyboardInterrupt)
-        consistent = error is None or problem is not None or (stopped and self._batcher.waiting)
+        if self._evaluating is not None and stopped:
+            self._log.info(f"the evaluation at {self._evaluating['env_steps']:,} steps was cut off")
+        waiting = self._batcher.waiting or (self._evaluator is not None and self._evaluator.waiting)
+        consistent = error is None or problem is not None or (stopped and waiting)
         if consistent and self.env_steps != self._saved_at:
             try:
                 self.save()

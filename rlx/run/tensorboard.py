@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.run.files import RecordFile
-from rlx.run.metrics import Row
+from rlx.run.metrics import FIRST_COLUMNS, Row
 
 _file_numbers = itertools.count()
 
@@ -41,6 +41,7 @@ class TensorBoardSink:
         self._summary: Any = summaries.Summary
         directory = Path(path)
         directory.mkdir(parents=True, exist_ok=True)
+        self._last_step = -1
         moment = time.time()
         name = f"events.out.tfevents.{int(moment):010d}.{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
         self._file = RecordFile(directory / name)
@@ -55,12 +56,16 @@ class TensorBoardSink:
         Raises:
             OSError: the file could not be written (a full disk); it is as it was before.
         """
+        step = int(row.get("env_steps") or 0)
+        # What is found out late belongs to steps that lie in the past. TensorBoard takes a tag that goes back in steps
+        # for a run begun anew, and forgets what it had of it.
+        left_out = {"env_steps"} if step > self._last_step else set(FIRST_COLUMNS)
+        self._last_step = max(step, self._last_step)
         scalars = [
             self._summary.Value(tag=name, simple_value=float(value))
             for name, value in row.items()
-            if name != "env_steps" and value is not None and not isinstance(value, str)
+            if name not in left_out and value is not None and not isinstance(value, str)
         ]
-        step = int(row.get("env_steps") or 0)
         self._append(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
 
     def flush(self) -> None:

@@ -114,6 +114,21 @@ def test_local_and_process_workers_give_the_same_data() -> None:
         assert torch.equal(pieces[0].steps[key], pieces[1].steps[key]), key
 
 
+@pytest.mark.parametrize("workers", ["local", "process"])
+@pytest.mark.parametrize("mode", MODES)
+def test_episodes_that_begin_with_the_next_piece_are_those_that_a_reset_begins(mode: str, workers: str) -> None:
+    make_agent = Counter if mode in ("per_instance", "next_step") else Parity
+    found = []
+    for wait in (True, False):
+        with batcher(MODES[mode], make_agent, workers=workers) as b:
+            b.collect()
+            b.reset(wait=wait)
+            pieces = [b.collect().clone() for _ in range(2)]
+            found.append([row_of(piece, row) for piece in pieces for row in range(b.num_envs)])
+            assert pieces[0].steps["env/is_first"][:, 0].all()
+    assert found[0] == found[1]
+
+
 def test_trajectories_refuse_access_after_the_next_get() -> None:
     with batcher() as b:
         first = b.collect()

@@ -242,3 +242,12 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines():
 def test_rich_is_imported_only_for_a_terminal():
     script = "import sys, rlx.run.console; assert not {'rich', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+
+
+def test_a_row_about_the_past_does_not_turn_progress_back() -> None:
+    stream = io.StringIO()
+    console = ConsoleSink(1_000, stream=stream, live=False, interval_s=0)
+    for entry in (row(200, 1.0), row(300, 2.0), row(200, 2.5, **{"eval/return": 7.0})):
+        console.write(entry)
+    console.close()
+    assert stream.getvalue().splitlines()[-1] == " 30% | 300 / 1,000 steps | 100 steps/s | 0:07 left | eval/return 7"

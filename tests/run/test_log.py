@@ -67,7 +67,8 @@ def test_log_tells_how_a_run_began_what_happened_and_how_it_ended(tmp_path: Path
     ]
     assert len(at) == 4
     assert told[at[-1]] == "INFO checkpoint at 128 steps: checkpoints/step-000000128"
-    assert "eval/return " in told[at[0]]
+    assert "checkpoint at 64 " in told[at[0]]
+    assert "evaluation at 64 steps: eval/return " in told[at[1]]  # told when the next is due, under its weights' steps
     assert told[-1].startswith("INFO done at 128 steps, after ")
 
 

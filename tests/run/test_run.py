@@ -1,6 +1,8 @@
 """A run from its first row to its summary: what is logged, saved, stopped, evaluated, and repeated."""
 
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlx.batcher import Batcher
 from rlx.cli.members import config_directory
 from rlx.env import make
 from rlx.errors import EnvironmentFault, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from rlx.run.evaluate import Evaluator
+from rlx.run.evaluate import Evaluator, evaluate_path
 from rlx.run.launch import launch
 from rlx.run.metrics import read_metrics
 from rlx.run.run import EPISODE_WINDOW
@@ -42,21 +45,23 @@ ALWAYS = {
     "speed/collect_steps_per_second", "speed/learn_steps_per_second", "loss/total", "loss/policy", "loss/value",
     "loss/entropy", "ppo/approx_kl", "ppo/clip_fraction", "explained_variance", "grad_norm", "learning_rate",
 }  # fmt: skip
+EVALUATED = {"eval/return", "eval/return_std", "eval/length", "eval/cpu_share", "time/eval_wait"}
 
 
 def test_every_iteration_is_a_row_in_csv_and_in_tensorboard(tmp_path: Path) -> None:
     directory = run(tmp_path / "run", "evaluation.every=128", "evaluation.episodes=2")
     rows = read_metrics(directory / "metrics.csv")
-    assert set(rows[0]) >= ALWAYS | {"eval/return", "eval/return_std", "eval/length"}
-    assert [row["env_steps"] for row in rows] == [64, 128, 192]
-    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert set(rows[0]) >= ALWAYS | EVALUATED
+    assert [row["env_steps"] for row in rows] == [64, 128, 192, 128, 192]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 2, 3]
     events = EventAccumulator(str(directory / "tensorboard"))
     events.Reload()
     columns = {column for row in rows for column in row} - {"env_steps"}  # which is every event's step
     assert set(events.Tags()["scalars"]) == columns
     for column in columns:
         told = {event.step: event.value for event in events.Scalars(column)}
-        expected = {row["env_steps"]: row[column] for row in rows if row[column] is not None}
+        told_of = rows[:3] if column in ("iteration", "wall_time") else rows  # an evaluation's steps lie in the past
+        expected = {row["env_steps"]: row[column] for row in told_of if row[column] is not None}
         assert told == pytest.approx(expected, rel=1e-6, nan_ok=True), column  # events hold 32-bit numbers
     assert summary(directory)["status"] == "done"
     assert OmegaConf.load(directory / "config.yaml").algo.num_steps == 16
@@ -65,9 +70,11 @@ def test_every_iteration_is_a_row_in_csv_and_in_tensorboard(tmp_path: Path) -> N
 def test_the_same_seed_gives_the_same_rows_and_weights_with_local_and_process_workers(tmp_path: Path) -> None:
     found = []
     for name, workers in (("a", ()), ("b", ()), ("c", ("batcher=process", "batcher.num_workers=1"))):
-        directory = run(tmp_path / name, "seed=7", *workers, "batcher.envs_per_worker=4")
+        evaluation = ("evaluation.every=64", "evaluation.episodes=2")
+        directory = run(tmp_path / name, "seed=7", *workers, *evaluation, "batcher.envs_per_worker=4")
         rows = read_metrics(directory / "metrics.csv")
-        kept = [{key: row[key] for key in row if key != "wall_time" and not key.startswith("speed/")} for row in rows]
+        timed = ("wall_time", "speed/", "time/", "eval/cpu_share")
+        kept = [{key: row[key] for key in row if not key.startswith(timed)} for row in rows]
         found.append((kept, load_checkpoint(find_checkpoint(directory)).state["agent"]))
     for rows, weights in found[1:]:
         assert rows == found[0][0]
@@ -86,9 +93,15 @@ def test_checkpoints_come_when_due_and_the_last_are_kept(tmp_path: Path) -> None
 
 
 def test_evaluations_are_rows_keyed_by_the_weights_steps(tmp_path: Path) -> None:
-    directory = run(tmp_path / "run", "evaluation.every=128", "evaluation.episodes=3")
-    rows = read_metrics(directory / "metrics.csv")
-    assert [row["eval/return"] is not None for row in rows] == [False, True, True]
+    options = ("evaluation.every=64", "evaluation.episodes=3", "checkpoint.every=64", "checkpoint.keep_last=9")
+    directory = run(tmp_path / "run", *options)
+    rows = [row for row in read_metrics(directory / "metrics.csv") if row["eval/return"] is not None]
+    assert [(row["env_steps"], row["iteration"]) for row in rows] == [(64, 1), (128, 2), (192, 3)]
+    assert all(row["episode/count"] is None for row in rows)
+    # The learner went on meanwhile; the weights that played are those of the row's steps.
+    first = evaluate_path(directory / "checkpoints/step-000000064", episodes=3, num_workers=1)
+    assert (first.mean, first.std) == (rows[0]["eval/return"], rows[0]["eval/return_std"])
+    assert summary(directory)["eval/return"] == rows[-1]["eval/return"]
 
 
 def test_stop_at_return_waits_for_a_full_window_of_episodes(tmp_path: Path) -> None:
@@ -134,6 +147,31 @@ def test_what_cannot_start_leaves_nothing_behind(tmp_path: Path, change: str) ->
         with pytest.raises(RunDirectoryError):
             run(tmp_path / "run", change)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_learner_never_waits_for_an_evaluation_between_its_decision_points() -> None:
+    makers = Parity, partial(make, ID)
+    settings = {"num_workers": 2, "envs_per_worker": 3, "num_steps": 5, "seed": 3}
+    with Batcher(*makers, **settings) as learner, Evaluator(*makers, episodes=200, seed=3) as evaluator:
+        agent = Parity(learner.specs)
+        evaluator.begin(agent, learner)
+        workers = [handle.pid for handle in evaluator.start()._handles]
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # it takes for ever
+        for _ in range(20):
+            learner.collect()
+            evaluator.poll()
+        assert learner.collect().num_steps == 30
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+        while evaluator._result is None:  # 200 episodes are two rounds: they follow each other without finish()
+            learner.collect()
+            evaluator.poll()
+        found = evaluator.finish()
+    with Evaluator(*makers, episodes=200, seed=3) as alone:
+        result = alone.play(agent)
+    assert (found["eval/return"], found["eval/return_std"]) == (result.mean, result.std)
+    assert 0.0 < found["eval/cpu_share"] < 1.0
 
 
 def test_evaluation_plays_exactly_n_episodes_and_does_not_favour_short_ones() -> None:
