@@ -31,6 +31,16 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def legacy_gym(session: nox.Session) -> None:
+    """Run the tests of old gym environments with the real package, in both forms of its calls."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    for version in ("0.26.2", "0.25.2"):
+        session.install("setuptools", *CONSTRAINTS)
+        session.install("--no-build-isolation", f"gym=={version}")
+        session.run("pytest", "tests/env/test_legacy_gym.py", *session.posargs, env={"RLX_NEEDS_GYM": "1"})
+
+
+@nox.session
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)

@@ -16,9 +16,11 @@ def members(group: str) -> list[str]:
 
 
 CASES = [
-    *(f"env={name}" for name in members("env") if name != "gym"),
+    *(f"env={name}" for name in members("env") if name not in ("gym", "legacy_gym", "atari")),
     "env=gym env.id=CartPole-v1",
-    *(f"agent={name}" for name in members("agent")),
+    "env=legacy_gym env.id=CartPole-v1",
+    "env=atari env.game=SpaceInvaders agent=conv",
+    *(f"agent={name}" for name in members("agent") if name != "conv"),
     *(f"algo={name}" for name in members("algo")),
     *(f"batcher={name}" for name in members("batcher")),
     *(f"+experiment={name}" for name in members("experiment")),
@@ -30,6 +32,8 @@ RESETTING = ("Vec", "Torch")
 
 @pytest.mark.parametrize("overrides", CASES)
 def test_every_shipped_configuration_trains_two_iterations(overrides: str, tmp_path: Path) -> None:
+    if "legacy_gym" in overrides:
+        pytest.importorskip("gym", reason="gym is not installed: nox -s legacy_gym")
     small = ["algo.num_steps=8", "batcher.envs_per_worker=2", "algo.num_epochs=1", "logger.console=false"]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         words = overrides.replace("+experiment=", "experiment=").split()

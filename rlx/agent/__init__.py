@@ -2,6 +2,7 @@
 
 from rlx.agent.actor_critic import ActorCritic
 from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state
+from rlx.agent.convolution import ConvActorCritic
 from rlx.agent.flat import flatten_parameters
 from rlx.agent.heads import ActionHead
 from rlx.agent.mixture import MixtureAgent
@@ -16,6 +17,7 @@ __all__ = [
     "ActorCriticAgent",
     "Agent",
     "AgentMaker",
+    "ConvActorCritic",
     "GRUActorCritic",
     "LSTMActorCritic",
     "MixtureAgent",

@@ -53,8 +53,8 @@ class Encoder(nn.Module):
         self.num_features = sum(
             sum(spec.nvec) if spec.kind in ("discrete", "multi_discrete") else spec.numel for spec in specs.values()
         )
-        only = next(iter(specs.values()))
-        self.is_plain = len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
+        only = specs.get("obs")  # a nested space's keys are `obs/<key>`, even where there is one only
+        self.is_plain = only is not None and len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
 
     def forward(self, observation: DictTensor) -> Tensor:
         """Return the features `[B, num_features]` float32 of `observation` `[B]`."""

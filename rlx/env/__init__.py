@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlx.env.atari import make_atari
     from rlx.env.factory import make
     from rlx.env.gym_vec_env import GymVecEnv
+    from rlx.env.legacy_gym import make_legacy_gym
     from rlx.env.mixed import MixedVecEnv, make_mixed
     from rlx.env.native_gym_vec_env import NativeGymVecEnv
     from rlx.env.registry import list_ids, user_modules
@@ -26,6 +28,8 @@ __all__ = [
     "VecEnv",
     "list_ids",
     "make",
+    "make_atari",
+    "make_legacy_gym",
     "make_mixed",
     "to_specs",
     "user_modules",
@@ -41,6 +45,8 @@ _MODULES = {
     "VecEnv": "vec_env",
     "list_ids": "registry",
     "make": "factory",
+    "make_atari": "atari",
+    "make_legacy_gym": "legacy_gym",
     "make_mixed": "mixed",
     "to_specs": "spaces",
     "user_modules": "registry",

@@ -51,7 +51,7 @@ def make(
         UnsupportedSpaceError: rlx has no layout for one of the spaces.
         EnvironmentFault: the environment's constructor raised.
     """
-    _check_numbers(num_envs, max_episode_steps, reward_scale)
+    check_numbers(num_envs, max_episode_steps, reward_scale)
     entry = find(id)
     keywords = dict(kwargs or {})
     if vectorization == "native":
@@ -69,7 +69,12 @@ def make(
     return GymVecEnv(make_env, num_envs, name=id, reward_scale=reward_scale)
 
 
-def _check_numbers(num_envs: int, max_episode_steps: int | None, reward_scale: float) -> None:
+def check_numbers(num_envs: int, max_episode_steps: int | None, reward_scale: float) -> None:
+    """Refuse numbers out of range, by key.
+
+    Raises:
+        ConfigError: one is.
+    """
     if num_envs < 1:
         raise ConfigError(f"env.num_envs: got {num_envs}; expected an integer >= 1")
     if max_episode_steps is not None and max_episode_steps < 1:
@@ -97,17 +102,26 @@ def _instance_maker(
             env: GymEnv = gymnasium.make(entry, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except gymnasium.error.DependencyNotInstalled as error:
             raise missing_dependency(env_id, entry, error) from None
-        if wraps:
-            env = RawReward(env)
-        for name, wrap in wraps:
-            try:
-                env = wrap(env)
-            except Exception as error:
-                env.close()
-                raise environment_fault(env_id, raised(f"the wrapper '{name}'", error)) from error
-        return env
+        return wrapped(env, wraps, env_id)
 
     return make_env
+
+
+def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str) -> GymEnv:
+    """Return an instance within the user's wrappers, beneath which the bare environment's reward is kept.
+
+    Raises:
+        EnvironmentFault: a wrapper raised; the instance is closed.
+    """
+    if wraps:
+        env = RawReward(env)
+    for name, wrap in wraps:
+        try:
+            env = wrap(env)
+        except Exception as error:
+            env.close()
+            raise environment_fault(env_id, raised(f"the wrapper '{name}'", error)) from error
+    return env
 
 
 def _make_native(

@@ -39,6 +39,7 @@ class NativeGymVecEnv(VecEnv):
         env: the vector environment; it is closed with this one.
         name: what messages call the environment: its id.
         reward_scale: what rewards are multiplied with.
+        clip_reward: whether rewards are clipped to [-1, 1], before they are scaled.
 
     Raises:
         ConfigError: the environment declares no autoreset mode, or one that rlx does not know.
@@ -46,7 +47,12 @@ class NativeGymVecEnv(VecEnv):
     """
 
     def __init__(
-        self, env: "VectorEnv[Any, Any, Any]", *, name: str = "environment", reward_scale: float = 1.0
+        self,
+        env: "VectorEnv[Any, Any, Any]",
+        *,
+        name: str = "environment",
+        reward_scale: float = 1.0,
+        clip_reward: bool = False,
     ) -> None:
         self.name = name
         self.env = env
@@ -54,7 +60,7 @@ class NativeGymVecEnv(VecEnv):
         self.autoreset = _autoreset(env, name)
         self.row_reset = self.autoreset is Autoreset.NONE
         self.row_seeds = isinstance(env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
-        self.raw_reward = reward_scale != 1.0
+        self.raw_reward = clip_reward or reward_scale != 1.0
         observation_space, action_space = _single_spaces(env)
         try:
             self.specs = to_specs(observation_space, action_space)
@@ -62,7 +68,7 @@ class NativeGymVecEnv(VecEnv):
             raise UnsupportedSpaceError(f"environment '{name}': {error}") from None
         self._writer = ObservationWriter(observation_space)
         self._reader = ActionReader(action_space, env.num_envs)
-        self._reward_scale = reward_scale
+        self._reward_scale, self._clip_reward = reward_scale, clip_reward
         self._shape = (env.num_envs,)
         self._seed: int | None = None
         self._steps = 0
@@ -122,6 +128,8 @@ class NativeGymVecEnv(VecEnv):
         if self.raw_reward:
             if out.raw_reward_np is not None:
                 out.raw_reward_np[:] = rewards
+            if self._clip_reward:
+                np.clip(out.reward_np, -1.0, 1.0, out=out.reward_np)
             out.reward_np *= self._reward_scale
         if self.autoreset is Autoreset.SAME_STEP:
             self._write_final(cast("Mapping[str, Any]", info), out)

@@ -11,7 +11,7 @@ from rlx.errors import ConfigError, did_you_mean
 # Which extra of rlx brings what an environment family needs, by the package that holds the family.
 _EXTRAS = {
     "gymnasium.envs.box2d": "rlx[box2d]",
-    "gymnasium.envs.mujoco": "gymnasium[mujoco]",
+    "gymnasium.envs.mujoco": "rlx[mujoco]",
     "gymnasium.envs.phys2d": "gymnasium[jax]",
     "gymnasium.envs.tabular": "gymnasium[jax]",
     "gymnasium.envs.toy_text": "gymnasium[toy-text]",

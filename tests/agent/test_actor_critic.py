@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributions as reference
 
-from rlx.agent import flatten_parameters
+from rlx.agent import ActorCritic, flatten_parameters
 from rlx.agent.distribution import make_distributions
 from rlx.agent.networks import TwinMLP
 from rlx.data import DictTensor, EnvSpecs, Spec
@@ -194,3 +194,19 @@ def test_flat_parameters_share_memory_with_the_module() -> None:
         assert flat.grad.sum() == agent.network.weights[0].numel()
     flat.data.zero_()
     assert all((parameter == 0).all() for parameter in agent.parameters())
+
+
+def test_a_dictionary_of_one_vector_is_seen_like_the_vector() -> None:
+    action = {"action": Spec((), torch.int64, kind="discrete", nvec=(3,))}
+    agent = ActorCritic(
+        EnvSpecs({"obs/speed": Spec((2,), torch.float32)}, action),
+        hidden_sizes=[4],
+        activation="tanh",
+        log_std_init=0.0,
+    )
+    seen, nothing = DictTensor({"obs/speed": torch.randn(5, 2)}), DictTensor.empty(5)
+    outputs, _ = agent(seen, nothing, nothing)
+    acted = {"action": torch.zeros(5, dtype=torch.int64), "logits": torch.zeros(5, 3)}
+    with torch.no_grad():
+        agent.actor().act_into(seen, nothing, nothing, torch.Generator(), acted)
+    torch.testing.assert_close(acted["logits"], outputs["logits"].detach())
