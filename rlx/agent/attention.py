@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +68,11 @@ class WindowBlock(nn.Module):
         """
         super().__init__()
         self.num_heads, self.window, self.activation = num_heads, window, activation
+        self.scale = (size // num_heads) ** -0.5
         self.attention_norm = nn.LayerNorm(size)
-        self.query, self.key_value = linear(size, size, 1.0), linear(size, 2 * size, 1.0)
+        self.query_key_value = linear(size, 3 * size, 1.0)
+        for part in cast("tuple[Tensor, ...]", self.query_key_value.weight.detach().split(size)):
+            nn.init.orthogonal_(part)
         self.ages = nn.Parameter(torch.randn(num_heads, window, size // num_heads) * 0.02)
         self.attention_output = linear(size, size, gain)
         self.feedforward_norm = nn.LayerNorm(size)
@@ -90,17 +94,18 @@ class WindowBlock(nn.Module):
             cache: `[B, 2, H, W, D]`.
             place: of this step.
         """
-        normed = self.attention_norm(x)
-        query = self._scaled(self.query(normed).unflatten(-1, (self.num_heads, -1)))
+        projected = self.query_key_value(self.attention_norm(x)).view(len(x), 3, self.num_heads, -1)
+        query = projected[:, 0] * self.scale
         if torch.is_grad_enabled():
             cache = cache.clone()
-        cache[place.row, :, :, place.slot] = self.key_value(normed).unflatten(-1, (2, self.num_heads, -1))
+        cache[place.row, :, :, place.slot] = projected[:, 1:]
         keys, values = cache.unbind(1)
-        by_age = torch.einsum("bhd,had->bha", query, self.ages)
-        scores = (keys @ query.unsqueeze(-1)).squeeze(-1) + by_age.gather(-1, place.age.expand_as(by_age))
-        weights = scores.masked_fill(place.unseen, _NEVER).softmax(-1)
-        attended = (weights.unsqueeze(-2) @ values).flatten(1)
-        return self._feed_forward(x + self.attention_output(attended)), cache
+        by_age = (query.transpose(0, 1) @ self.ages.transpose(1, 2)).transpose(0, 1)
+        bias = by_age.gather(-1, place.age.expand_as(by_age)).masked_fill(place.unseen, _NEVER)
+        attended = F.scaled_dot_product_attention(
+            query.unsqueeze(2), keys, values, attn_mask=bias.unsqueeze(2), scale=1.0
+        )
+        return self._feed_forward(x + self.attention_output(attended.flatten(1))), cache
 
     def sequence(self, x: Tensor, segment: Tensor) -> Tensor:
         """Return the outputs `[B, P - W + 1, E]` of whole sequences: of the steps that have W - 1 before them.
@@ -110,18 +115,19 @@ class WindowBlock(nn.Module):
             segment: `[B, P]` int64, which steps see each other: those of the same number.
         """
         kept = x[:, self.window - 1 :]
-        query = self._scaled(self.query(self.attention_norm(kept)).unflatten(-1, (self.num_heads, -1)))
-        keys, values = self.keys_values(x).unbind(1)
-        attended = attend_to_window(query.transpose(1, 2), keys, values, self.ages, segment)
+        query, keys, values = self._projected(x).unbind(1)
+        query = query[:, :, self.window - 1 :] * self.scale
+        attended = attend_to_window(query, keys, values, self.ages, segment)
         return self._feed_forward(kept + self.attention_output(attended.transpose(1, 2).flatten(2)))
 
     def keys_values(self, x: Tensor) -> Tensor:
         """Return keys and values `[B, 2, H, P, D]` of the steps `[B, P, E]`."""
-        both = self.key_value(self.attention_norm(x)).unflatten(-1, (2, self.num_heads, -1))
-        return both.permute(0, 2, 3, 1, 4)
+        return self._projected(x)[:, 1:]
 
-    def _scaled(self, query: Tensor) -> Tensor:
-        return query * query.shape[-1] ** -0.5
+    def _projected(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values, `[B, 3, H, P, D]`."""
+        projected = self.query_key_value(self.attention_norm(x))
+        return projected.view(*x.shape[:2], 3, self.num_heads, -1).permute(0, 2, 3, 1, 4)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.narrow(self.activation(self.widen(self.feedforward_norm(x))))
