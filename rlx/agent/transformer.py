@@ -67,6 +67,7 @@ class TransformerActorCritic(MemoryActorCritic):
         self.window = window
         self.history_length = num_layers * (window - 1)
         self.embed = linear(self.encoder.num_features, model_size, 1.0)
+        nn.init.normal_(self.embed.bias)  # beside it, the norms leave an observation its magnitude
         self.blocks = nn.ModuleList(
             [
                 WindowBlock(

@@ -1,5 +1,7 @@
 """The transformer gives at replay what its cache gave while acting, sees its window and no more, at a constant cost."""
 
+import os
+import signal
 from collections import Counter
 from functools import partial
 
@@ -221,6 +223,23 @@ def test_window_attention_is_masked_attention_over_all_pairs(window: int, num_qu
                 scores = torch.stack([query[row, head, q] @ (keys[row, head, k] + ages[head, here - k]) for k in seen])
                 expected[row, head, q] = scores.softmax(0) @ values_[row, head, seen]
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.faults
+def test_replay_gives_acting_logits_after_a_worker_was_replaced() -> None:
+    with Batcher(
+        maker(), partial(make, "Pendulum-v1"), num_workers=2, envs_per_worker=2, num_steps=5, seed=0
+    ) as batcher:
+        agent = maker()(batcher.specs)
+        shuffle_weights(agent, 0)
+        batcher.publish(agent)
+        for number in range(6):
+            if number == 3:
+                os.kill(batcher._handles[0].pid, signal.SIGKILL)
+            piece = batcher.collect()
+            check_logits(agent, piece)
+        assert batcher.restarts == 1
+        assert piece.info["agent_state/position"].tolist() == [10, 10, 25, 25]
 
 
 def test_acting_on_from_inside_an_episode_without_its_past_is_refused() -> None:
