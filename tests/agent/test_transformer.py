@@ -187,6 +187,21 @@ def test_a_step_costs_the_same_however_long_the_episode_is() -> None:
     assert state["position"].tolist() == [60, 60]
 
 
+def test_a_piece_costs_the_same_however_long_the_episode_is() -> None:
+    with Batcher(
+        maker(), partial(make, "Pendulum-v1"), num_workers=1, envs_per_worker=2, num_steps=8, seed=0, workers="local"
+    ) as batcher:
+        agent = maker()(batcher.specs)
+        found = []
+        for _ in range(20):  # 160 of an episode's 200 steps
+            batcher.publish(agent)
+            with Costs() as costs:
+                batcher.collect()
+            found.append((costs.operations, costs.numbers))
+    assert found[1][1] > 0
+    assert all(cost == found[1] for cost in found[2:])
+
+
 def test_a_replay_costs_in_proportion_to_the_steps() -> None:
     agent = maker(window=4)(SPECS)
     numbers = []
