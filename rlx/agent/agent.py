@@ -143,16 +143,7 @@ class Agent(nn.Module):
             agent_info: `[B]`.
             taken: `[B, T]`, the stored `agent/` group.
         """
-        steps: list[DictTensor] = []
-        for t in range(observation.max_length):
-            seen = observation.at(t)
-            state = reset_state(self, state, seen["is_first"], agent_info)
-            outputs, state = self.forward(seen, state, agent_info, None if taken is None else taken.at(t))
-            steps.append(outputs)
-        if not steps:
-            return TemporalDictTensor({}, observation.lengths)
-        fields = {key: torch.stack([step[key] for step in steps], dim=1) for key in steps[0]}
-        return TemporalDictTensor.trusted(fields, observation.lengths, observation.max_length)
+        return step_through(self, observation, state, agent_info, taken)
 
     def forward_history(
         self,
@@ -194,6 +185,35 @@ class ActorCriticAgent(Agent):
     def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the policy's entropy in nats, `[...]`."""
         raise NotImplementedError(f"{type(self).__name__} has no entropy()")
+
+
+def step_through(
+    agent: Agent,
+    observation: TemporalDictTensor,
+    state: DictTensor,
+    agent_info: DictTensor | TemporalDictTensor,
+    taken: TemporalDictTensor | None,
+) -> TemporalDictTensor:
+    """Return an agent's outputs `[B, T]`, one call of `forward` a step, resetting its state where `is_first`.
+
+    Args:
+        agent: any agent.
+        observation: `[B, T]`, the `env/` group.
+        state: `[B]`, the state each sequence begins with.
+        agent_info: `[B]`, or `[B, T]` where it changes from episode to episode.
+        taken: `[B, T]`, the stored `agent/` group.
+    """
+    steps: list[DictTensor] = []
+    for t in range(observation.max_length):
+        seen = observation.at(t)
+        info = agent_info if isinstance(agent_info, DictTensor) else agent_info.at(t)
+        state = reset_state(agent, state, seen["is_first"], info)
+        outputs, state = agent.forward(seen, state, info, None if taken is None else taken.at(t))
+        steps.append(outputs)
+    if not steps:
+        return TemporalDictTensor({}, observation.lengths)
+    fields = {key: torch.stack([step[key] for step in steps], dim=1) for key in steps[0]}
+    return TemporalDictTensor.trusted(fields, observation.lengths, observation.max_length)
 
 
 def reset_state(agent: Agent, state: DictTensor, is_first: Tensor, agent_info: DictTensor) -> DictTensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent.agent import Agent, is_stateful
+from rlx.agent.agent import Agent, is_stateful, step_through
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 
@@ -26,15 +26,20 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
     steps = trajectories.steps
     seen, taken = steps.group("env"), steps.group("agent")
     info = trajectories.info.group("agent_info")
+    drawn = _drawn(trajectories)
     if is_stateful(agent, info if trajectories.batch_size else None):
-        return _sequences(agent, trajectories, seen, taken)
+        return _sequences(agent, trajectories, seen, taken, drawn)
     size, length = steps.leading_shape
     if length == 1:
+        info = info if drawn is None else drawn.at(0)
         outputs, _ = agent.forward(seen.at(0), DictTensor.empty(size), info, taken.at(0))
         return _in_time(outputs, lambda value: value.unsqueeze(1), steps)
     flat = seen.flatten()
     count = flat.batch_size
-    info = DictTensor.empty(count) if info.is_empty else info[torch.repeat_interleave(steps.lengths)]
+    if drawn is not None:
+        info = drawn.flatten()
+    else:
+        info = DictTensor.empty(count) if info.is_empty else info[torch.repeat_interleave(steps.lengths)]
     outputs, _ = agent.forward(flat, DictTensor.empty(count), info, taken.flatten())
     if count == size * length:
         return _in_time(outputs, lambda value: value.view(size, length, *value.shape[1:]), steps)
@@ -48,12 +53,24 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
     return _in_time(outputs, padded, steps)
 
 
+def _drawn(trajectories: Trajectories) -> TemporalDictTensor | None:
+    """Return the `agent_info` `[B, T]` that a sampler drew for each episode; None where it is the sequences' own."""
+    drawn = trajectories.steps.group("agent_info")
+    return drawn if any(True for _ in drawn) else None
+
+
 def _sequences(
-    agent: Agent, trajectories: Trajectories, seen: TemporalDictTensor, taken: TemporalDictTensor
+    agent: Agent,
+    trajectories: Trajectories,
+    seen: TemporalDictTensor,
+    taken: TemporalDictTensor,
+    drawn: TemporalDictTensor | None,
 ) -> TemporalDictTensor:
     """Return the outputs for the sequences `seen` `[B, T]`, from where the trajectories began."""
     info, context = trajectories.info, trajectories.context
     state, agent_info = info.group("agent_state"), info.group("agent_info")
+    if not agent.history_length and drawn is not None:
+        return step_through(agent, seen, state, drawn, taken)
     if not agent.history_length:
         return agent.forward_sequence(seen, state, agent_info, taken)
     if not context.max_length and seen.max_length and bool((~seen["is_first"][:, 0] & (seen.lengths > 0)).any()):
@@ -65,9 +82,9 @@ def _sequences(
 
 
 def replay_inputs(agent: Agent) -> tuple[str, ...]:
-    """Return the step fields and groups under `env/` that `replay` reads: select them before cutting minibatches."""
+    """Return the step fields and groups besides `agent/` that `replay` reads: select them before making minibatches."""
     stateful = is_stateful(agent) and "is_first" not in agent.inputs
-    return tuple(f"env/{name}" for name in (*agent.inputs, *(["is_first"] if stateful else [])))
+    return (*(f"env/{name}" for name in (*agent.inputs, *(["is_first"] if stateful else []))), "agent_info")
 
 
 @torch.no_grad()
@@ -89,7 +106,11 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
         value, after = _stateful_values(agent, trajectories)
     else:
         value = replay(agent, trajectories)["value"]
-        info = info[row] if not info.is_empty else DictTensor.empty(len(row))
+        drawn = _drawn(trajectories)
+        if drawn is not None:
+            info = DictTensor.trusted({key: field[row, time] for key, field in drawn.items()}, len(row))
+        else:
+            info = info[row] if not info.is_empty else DictTensor.empty(len(row))
         taken = DictTensor.trusted({key: field[row, time] for key, field in steps.group("agent").items()}, len(row))
         seen = bootstrap.exclude("row", "time")
         after = agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"]
@@ -123,12 +144,16 @@ def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, 
 
     lengths = steps.lengths + added.sum(1)
     seen, taken = steps.group("env"), steps.group("agent")
+    drawn = _drawn(trajectories)
+    if drawn is not None:
+        drawn = TemporalDictTensor.trusted({k: insert(v, v[row, time]) for k, v in drawn.items()}, lengths, longest)
     names = [key for key in seen if key.split("/")[0] in (*agent.inputs, "is_first")]
     outputs = _sequences(
         agent,
         trajectories,
         TemporalDictTensor.trusted({key: insert(seen[key], bootstrap[key]) for key in names}, lengths, longest),
         TemporalDictTensor.trusted({k: insert(v, v[row, time]) for k, v in taken.items()}, lengths, longest),
+        drawn,
     )
     value = outputs["value"]
     return value[rows, place], value[row, behind]

@@ -6,8 +6,10 @@ if TYPE_CHECKING:
     from rlx.batcher.batcher import Batcher as Batcher
     from rlx.batcher.batcher import BatcherMaker as BatcherMaker
     from rlx.batcher.episodes import EpisodeBatcher as EpisodeBatcher
+    from rlx.batcher.sampler import Info as Info
+    from rlx.batcher.sampler import Sampler as Sampler
 
-__all__ = ["Batcher", "BatcherMaker", "EpisodeBatcher"]
+__all__ = ["Batcher", "BatcherMaker", "EpisodeBatcher", "Info", "Sampler"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from rlx.batcher.episodes import EpisodeBatcher
 
         return EpisodeBatcher
+    if name in ("Info", "Sampler"):
+        from rlx.batcher import sampler
+
+        return getattr(sampler, name)
     if name in __all__:
         from rlx.batcher import batcher
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlx.batcher.rollout import PieceReport
+from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import DataRevokedError
@@ -36,11 +37,15 @@ class SlotReader:
             "next/terminated": slot.terminated.transpose(0, 1),
             "next/truncated": slot.truncated.transpose(0, 1),
         }
+        self._views |= {key: value.transpose(0, 1) for key, value in slot.sampled.items()}
         self._rows = torch.arange(slot.layout.num_envs)
         self._context = {key: value.transpose(0, 1) for key, value in slot.context.items()}
 
-    def read(self, reports: list[PieceReport], agent_info: DictTensor, env_info: DictTensor) -> Trajectories:
-        """Return what the slot holds now; valid until `revoke` is called on it."""
+    def read(self, reports: list[PieceReport], agent_info: Info, env_info: Info) -> Trajectories:
+        """Return what the slot holds now; valid until `revoke` is called on it.
+
+        What samplers drew is a field of each step; `info` has what each sequence began with.
+        """
         slot = self._slot
         piece = _Reading(slot, self._columns, [report.num_finals for report in reports])
         fields = dict(self._views)
@@ -51,7 +56,10 @@ class SlotReader:
         for key, first in slot.prev_action.items():
             fields[f"env/prev_{key}"] = Lazy(lambda key=key, first=first: piece.shifted(first, slot.outputs[key]))
         steps = TemporalDictTensor.trusted(fields, slot.length, slot.layout.num_steps)
-        info = agent_info.add_prefix("agent_info") | env_info.add_prefix("env_info")
+        info = DictTensor.trusted({key: value[0] for key, value in slot.sampled.items()}, slot.layout.num_envs)
+        for name, given in (("agent_info", agent_info), ("env_info", env_info)):
+            if isinstance(given, DictTensor):
+                info = info | given.add_prefix(name)
         if slot.state:
             info = info | DictTensor.trusted(
                 {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs

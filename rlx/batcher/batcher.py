@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import nn
@@ -17,10 +17,11 @@ from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import probe_agent
 from rlx.batcher.process import OnFailure, ProcessHandle
 from rlx.batcher.rollout import PieceReport
+from rlx.batcher.sampler import Info, columns_of, sample_specs
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker import EnvMaker, WorkerOptions
-from rlx.data import DictTensor, EnvSpecs, Trajectories
+from rlx.data import DictTensor, EnvSpecs, Spec, Trajectories
 from rlx.errors import AgentError, SpecError, UserError
 from rlx.validate import Range
 
@@ -122,12 +123,15 @@ class Batcher:
             self.close()
             raise
         nothing = DictTensor.empty(self.num_envs)
-        self._agent_info, self._env_info = nothing, nothing
+        self._agent_info: Info = nothing
+        self._env_info: Info = nothing
 
-    def reset(
-        self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None, *, wait: bool = True
-    ) -> None:
+    def reset(self, agent_info: Info | None = None, env_info: Info | None = None, *, wait: bool = True) -> None:
         """Begin new episodes in all environments.
+
+        Either kind of information may be a `Sampler` instead of rows: it is called in the worker, before each episode,
+        and what it draws is kept with each step, as `steps["agent_info/..."]` and `steps["env_info/..."]`. It has to be
+        there from the first reset on, before weights are published.
 
         Args:
             agent_info: `[num_envs]`, reaches the agent at every call: which kind of policy each row is.
@@ -137,7 +141,7 @@ class Batcher:
 
         Raises:
             AgentError: the agent's outputs do not fit the environments.
-            UserError: a piece is being collected, or rows are missing.
+            UserError: a piece is being collected, rows are missing, or a sampler comes too late.
         """
         self._usable()
         if self._in_flight:
@@ -152,7 +156,7 @@ class Batcher:
             return
         for handle in self._handles:
             columns = handle.options.columns
-            handle.send("reset", self._agent_info[columns], self._env_info[columns])
+            handle.send("reset", columns_of(self._agent_info, columns), columns_of(self._env_info, columns))
         self._receive()
 
     def publish(self, agent: nn.Module) -> None:
@@ -188,13 +192,15 @@ class Batcher:
                 raise UserError("the workers have no weights yet: call publish(agent) before execute()")
             self._version = 0
         if agent_info is not None:
+            if not isinstance(self._agent_info, DictTensor):
+                raise UserError("execute(agent_info): it is drawn by a sampler for each episode; see reset()")
             self._agent_info = self._rows_of("agent_info", agent_info)
         slot = self._next_slot
         for handle in self._handles:
             columns = handle.options.columns
             anew = self._resets_first
-            info = None if agent_info is None and not anew else self._agent_info[columns]
-            handle.send("run", slot, self._version, info, self._env_info[columns] if anew else None)
+            info = None if agent_info is None and not anew else columns_of(self._agent_info, columns)
+            handle.send("run", slot, self._version, info, columns_of(self._env_info, columns) if anew else None)
         self._resets_first = False
         self._in_flight.append(slot)
         self._version_in_flight = self._version
@@ -289,7 +295,14 @@ class Batcher:
             torch.manual_seed(0)
             agent = self._make_agent(self.specs)
         actor = agent.actor()
-        outputs, state = probe_agent(actor, self.specs, self._agent_info)
+        sampled: dict[str, Spec] = {}
+        rows = {"agent_info": self._agent_info, "env_info": self._env_info}
+        for name, info in rows.items():
+            if not isinstance(info, DictTensor):
+                specs, one = sample_specs(name, info, travels=self.workers == "process")
+                sampled |= {f"{name}/{key}": spec for key, spec in specs.items()}
+                rows[name] = DictTensor.cat([one] * self.num_envs)
+        outputs, state = probe_agent(actor, self.specs, cast(DictTensor, rows["agent_info"]))
         self._weights = WeightsLayout.of(agent)
         layout = Layout.plan(
             self.num_steps,
@@ -300,6 +313,7 @@ class Batcher:
             weight_bytes=self._weights.num_bytes,
             context=context_specs(actor, self.specs, outputs),
             history_length=actor.history_length,
+            sampled=sampled,
         )
         self._memory = Memory(layout.num_bytes)
         self._memory.reserve(0, layout.finals_start)
@@ -308,8 +322,9 @@ class Batcher:
         self._readers = [SlotReader(Slot(layout, self._memory, index), columns) for index in range(NUM_SLOTS)]
         self._layout = layout
         for handle in self._handles:
-            rows = handle.options.columns
-            handle.attach(layout, self._memory, self._agent_info[rows], self._env_info[rows])
+            own = handle.options.columns
+            given = columns_of(self._agent_info, own), columns_of(self._env_info, own)
+            handle.attach(layout, self._memory, *given)
         self._receive()
 
     def _receive(self) -> list[Any]:
@@ -323,9 +338,22 @@ class Batcher:
             self.close()
             raise
 
-    def _rows_of(self, name: str, info: DictTensor | None) -> DictTensor:
+    def _rows_of(self, name: str, info: Info | None) -> Info:
         if info is None:
-            return DictTensor.empty(self.num_envs)
+            info = DictTensor.empty(self.num_envs)
+        if self._layout is not None:
+            drawn = {key: spec for key, spec in self._layout.sampled.items() if key.startswith(f"{name}/")}
+            if isinstance(info, DictTensor) == bool(drawn):
+                raise UserError(
+                    f"{name}: whether it is drawn by a sampler is settled by the first reset(), before publish() and "
+                    f"execute(): it {'is' if drawn else 'is not'}"
+                )
+            if not isinstance(info, DictTensor):
+                specs, _ = sample_specs(name, info, travels=self.workers == "process")
+                if {f"{name}/{key}": spec for key, spec in specs.items()} != drawn:
+                    raise SpecError(f"{name}: the new sampler draws {specs}, the first one {drawn}")
+        if not isinstance(info, DictTensor):
+            return info
         if info.batch_size != self.num_envs:
             raise SpecError(f"{name}: got {info.batch_size} rows, expected one an environment, {self.num_envs}")
         return info

@@ -10,6 +10,7 @@ from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher, WorkerKind
 from rlx.batcher.pieces import Episode
 from rlx.batcher.process import OnFailure
+from rlx.batcher.sampler import Info
 from rlx.batcher.worker import EnvMaker
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import UserError
@@ -80,11 +81,9 @@ class EpisodeBatcher(Batcher):
         )
         self.num_episodes = self.num_envs if num_episodes is None else num_episodes
         self._rounds: list[_Round] = []
-        self._given: tuple[DictTensor | None, DictTensor | None] = None, None
+        self._given: tuple[Info | None, Info | None] = None, None
 
-    def reset(
-        self, agent_info: DictTensor | None = None, env_info: DictTensor | None = None, *, wait: bool = True
-    ) -> None:
+    def reset(self, agent_info: Info | None = None, env_info: Info | None = None, *, wait: bool = True) -> None:
         """Settle what the next episodes are played with; they begin at `execute`.
 
         Args:
@@ -221,7 +220,8 @@ class _Round:
         if length <= self._capacity:
             return
         self._capacity = max(length, 2 * self._capacity)
-        stored = [f"env/{key}" for key in observed] + [key for key in steps if key.startswith("agent/")]
+        kept = ("agent/", "agent_info/", "env_info/")
+        stored = [f"env/{key}" for key in observed] + [key for key in steps if key.startswith(kept)]
         for key in [*stored, "next/reward", "next/terminated", "next/truncated"]:
             pattern = steps[key]
             larger = pattern.new_zeros(pattern.shape[0], self._capacity, *pattern.shape[2:])

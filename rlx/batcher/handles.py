@@ -6,9 +6,9 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from rlx.batcher.memory import Memory
+from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
 from rlx.batcher.worker import Worker, WorkerOptions
-from rlx.data import DictTensor
 
 CLOSE_SECONDS = 1.0
 """How long workers have to end by themselves."""
@@ -57,7 +57,7 @@ class Handle(Protocol):
         """Look whether the worker still does something; called while it is waited for and sends nothing."""
         ...
 
-    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+    def attach(self, layout: Layout, memory: Memory, agent_info: Info, env_info: Info) -> None:
         """Send the command `attach`, memory included."""
         ...
 
@@ -99,7 +99,7 @@ class LocalHandle:
     def look(self) -> None:
         """Do nothing: it always answers."""
 
-    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+    def attach(self, layout: Layout, memory: Memory, agent_info: Info, env_info: Info) -> None:
         """Send the command `attach`, memory included."""
         self.send("attach", layout, memory, agent_info, env_info)
 

@@ -167,7 +167,7 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     order = np.argsort(~valid[:, gaps], axis=0, kind="stable")
     last = order[np.maximum(lengths[gaps] - 1, 0), np.arange(len(gaps))] + 1
     source, columns, after, end = (torch.from_numpy(index) for index in (order, gaps, last, lengths[gaps]))
-    for block in (*slot.outputs.values(), slot.reward, slot.terminated, slot.truncated):
+    for block in (*slot.outputs.values(), *slot.sampled.values(), slot.reward, slot.terminated, slot.truncated):
         block[:num_calls, columns] = block[source, columns]
     for block in slot.obs.values():
         following = block[after, columns]

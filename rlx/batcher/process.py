@@ -25,10 +25,11 @@ from rlx.batcher.handles import CLOSE_SECONDS, Command
 from rlx.batcher.heartbeat import ALIVE, CALLS, COMMANDS, STOP, Heartbeat
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport
+from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
 from rlx.batcher.start import context
 from rlx.batcher.worker import Failure, WorkerOptions, serve
-from rlx.data import DictTensor, EnvSpecs
+from rlx.data import EnvSpecs
 from rlx.errors import EnvironmentFault, RlxError, SpecError, WorkerError
 
 OnFailure = Literal["restart", "raise"]
@@ -73,7 +74,7 @@ class ProcessHandle:
         self._unanswered: deque[Command] = deque([("specs", ())])
         self._failures: list[RlxError] = []  # since the last answer
         self._specs: EnvSpecs | None = None
-        self._attachment: tuple[Layout, Memory, DictTensor, DictTensor] | None = None  # once it has been answered
+        self._attachment: tuple[Layout, Memory, Info, Info] | None = None  # once it has been answered
         self._finished: set[int] = set()  # in stop mode, the rows whose episode has been handed over
         self._running = False
         self._start()
@@ -99,7 +100,7 @@ class ProcessHandle:
         if self._booting is None:
             self._transmit((name, arguments))
 
-    def attach(self, layout: Layout, memory: Memory, agent_info: DictTensor, env_info: DictTensor) -> None:
+    def attach(self, layout: Layout, memory: Memory, agent_info: Info, env_info: Info) -> None:
         """Send the command `attach`, memory included."""
         self.send("attach", layout, memory, agent_info, env_info)
 

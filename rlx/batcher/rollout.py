@@ -1,6 +1,5 @@
 """The rollout loop: one agent stepping some environments and writing what happens into a slot. There is no other."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from rlx.agent.agent import Agent, reset_state
 from rlx.batcher.context import Context
 from rlx.batcher.pieces import Episode, Piece, compact, tally
+from rlx.batcher.sampler import Drawn
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
 from rlx.env.vec_env import Autoreset, VecEnv
@@ -59,6 +59,8 @@ class Rollout:
         env_info: DictTensor,
         stop_at_episode_end: bool,
         check_finite: bool,
+        agent_drawn: Drawn | None = None,
+        env_drawn: Drawn | None = None,
     ) -> None:
         """Prepare the views of every step; nothing is stepped before `reset`.
 
@@ -73,14 +75,18 @@ class Rollout:
             env_info: `[B]`, passed to every reset; empty for none.
             stop_at_episode_end: stop mode.
             check_finite: whether observations and rewards are checked for NaN and infinity, once a piece.
+            agent_drawn: draws `agent_info` for each episode; None: it stays as given.
+            env_drawn: likewise `env_info`.
         """
         self.env, self.agent, self.generator = env, agent, generator
-        self.agent_info, self.env_info = agent_info, env_info
+        self.agent_drawn, self.env_drawn = agent_drawn, env_drawn
+        self.agent_info = agent_info if agent_drawn is None else agent_drawn.rows
+        self.env_info = env_info if env_drawn is None else env_drawn.rows
         self.first_row, self.seeds = first_row, seeds
         self.stop, self.check_finite = stop_at_episode_end, check_finite
         size = env.num_envs
         self._next_obs = env.allocate()  # the observation with which the next piece begins
-        self._state = agent.initial_state(agent_info, size)
+        self._state = agent.initial_state(self.agent_info, size)
         self._prev_action = {key: spec.zeros(size) for key, spec in env.specs.action.items()}
         self._prev_reward = torch.zeros(size)
         self._is_first = torch.ones(size, dtype=torch.bool)
@@ -92,6 +98,7 @@ class Rollout:
         if "is_first" in agent.inputs:
             extra["is_first"] = self._is_first
         self._looks_back = bool(extra) or not self._state.is_empty or agent.history_length > 0
+        self._looks_back |= agent_drawn is not None
         self._context = Context(slots[0]) if agent.history_length else None
         self._recall_due = True  # what the agent derives from its history has to be worked out anew
         self._pieces = [Piece(slot, env, extra) for slot in slots]
@@ -104,6 +111,9 @@ class Rollout:
 
     def reset(self) -> None:
         """Begin a new episode in every environment; the first reset seeds them, later ones go on from there."""
+        for drawn in (self.agent_drawn, self.env_drawn):
+            if drawn is not None:
+                drawn.draw(range(self.env.num_envs))
         self.env.reset(
             self._next_obs,
             seeds=None if self._seeded else self.seeds,
@@ -155,6 +165,9 @@ class Rollout:
             if self._recall_due:
                 self._state = self.agent.recall(self._context.steps, self._state, self.agent_info)
                 self._recall_due = False
+        for drawn in (self.agent_drawn, self.env_drawn):
+            if drawn is not None:
+                drawn.write(slot.sampled, 0)
         piece.num_finals = 0
         np.copyto(piece.resetting_at_start, self._resetting)
 
@@ -191,7 +204,7 @@ class Rollout:
                         running[counted] = False
                         rows = self._rows_to_step()
                 if looks_back:
-                    state = self._look_back(actions[t], buffer.reward, done, state)
+                    state = self._look_back(piece, t, done, state)
         self._state = state
         return piece.num_steps
 
@@ -201,20 +214,29 @@ class Rollout:
         return np.flatnonzero(self._running).tolist()
 
     def _reset_rows(self, piece: Piece, t: int, rows: list[int]) -> None:
+        self._draw(self.env_drawn, piece, t, rows)
         env_info = None if self.env_info.is_empty else self.env_info[rows]
         self.env.reset(piece.buffers[t], rows=rows, env_info=env_info)
 
-    def _look_back(self, action: Mapping[str, Tensor], reward: Tensor, done: Mask, state: DictTensor) -> DictTensor:
-        """Update what the agent remembers of this step: its state, and the previous action and reward."""
+    def _draw(self, drawn: Drawn | None, piece: Piece, t: int, rows: list[int]) -> None:
+        """Draw for the episodes that begin behind step t; in stop mode none does."""
+        if drawn is not None and rows and not self.stop:
+            drawn.draw(rows)
+            drawn.write(piece.slot.sampled, t + 1, rows)
+
+    def _look_back(self, piece: Piece, t: int, done: Mask, state: DictTensor) -> DictTensor:
+        """Update what the agent remembers of step t: its state, and the previous action and reward."""
         for key, value in self._prev_action.items():
-            value.copy_(action[key])
-        self._prev_reward.copy_(reward)
+            value.copy_(piece.actions[t][key])
+        self._prev_reward.copy_(piece.buffers[t].reward)
         if self.env.autoreset is Autoreset.NEXT_STEP:  # an episode's first observation comes one call later
             self._is_first.copy_(torch.from_numpy(self._resetting))
             np.copyto(self._resetting, done)
         else:
             self._is_first.copy_(torch.from_numpy(done))
         self._forget(self._is_first)
+        if self.agent_drawn is not None:
+            self._draw(self.agent_drawn, piece, t, np.flatnonzero(self._is_first.numpy()).tolist())
         return reset_state(self.agent, state, self._is_first, self.agent_info)
 
     def _forget(self, is_first: Tensor) -> None:

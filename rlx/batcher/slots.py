@@ -29,9 +29,10 @@ class Layout:
         state: the agent's state, likewise.
         context: the fields of a step of context, likewise; none for most agents.
         history_length: C, the most steps of context.
+        sampled: what samplers draw for each episode, likewise, by `agent_info/...` and `env_info/...`.
         slots: for each slot, the blocks by name: `obs...`, `agent/...`, `reward`, `terminated`, `truncated`, `length`,
             `is_first`, `prev_reward`, `prev_action...`, `agent_state/...`, `context/...`, `context_length`,
-            `final/row`, `final/time`, `final/obs...`.
+            `sampled/...`, `final/row`, `final/time`, `final/obs...`.
         weights: the two blocks of the agent's parameters and buffers, flat bytes.
         num_bytes: size of the whole memory.
         finals_start: byte at which the blocks of final observations begin: from here memory is reserved as it is used.
@@ -44,6 +45,7 @@ class Layout:
     state: dict[str, Spec]
     context: dict[str, Spec]
     history_length: int
+    sampled: dict[str, Spec]
     slots: tuple[dict[str, Block], ...]
     weights: tuple[Block, ...]
     num_bytes: int
@@ -61,6 +63,7 @@ class Layout:
         *,
         context: Mapping[str, Spec],
         history_length: int,
+        sampled: Mapping[str, Spec],
     ) -> "Layout":
         """Place every block of both slots and both sets of weights in one memory."""
         steps, rows = num_steps, num_envs
@@ -88,6 +91,8 @@ class Layout:
             wanted[f"context/{key}"] = ((history_length, rows, *spec.shape), spec.dtype)
         if history_length:
             wanted["context_length"] = ((rows,), torch.int64)
+        for key, spec in sampled.items():
+            wanted[f"sampled/{key}"] = ((steps, rows, *spec.shape), spec.dtype)
 
         offset = 0
         kept: list[dict[str, Block]] = []
@@ -107,6 +112,7 @@ class Layout:
             state=dict(state),
             context=dict(context),
             history_length=history_length,
+            sampled=dict(sampled),
             slots=tuple(kept),
             weights=tuple(weights.values()),
             num_bytes=offset,
@@ -140,6 +146,7 @@ class Slot:
         self.prev_action = {key: rows(f"prev_{key}") for key in specs.action}
         self.state = {key: rows(f"agent_state/{key}") for key in layout.state}
         self.context = {key: steps(f"context/{key}") for key in layout.context}
+        self.sampled = {key: steps(f"sampled/{key}") for key in layout.sampled}
         self.context_length = rows("context_length") if layout.history_length else self.length[:0]
         self.final_row = memory.tensor(blocks["final/row"])[finals]
         self.final_time = memory.tensor(blocks["final/time"])[finals]

@@ -24,6 +24,7 @@ from rlx.batcher.check import PieceCheck, check_outputs
 from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words, watch
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
+from rlx.batcher.sampler import Drawn, Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.data import DictTensor, EnvSpecs
@@ -117,8 +118,8 @@ class Worker:
         self,
         layout: Layout,
         memory: Memory,
-        agent_info: DictTensor,
-        env_info: DictTensor,
+        agent_info: Info,
+        env_info: Info,
         finished: Collection[int] = (),
     ) -> None:
         """Make the agent and the rollout over `memory`, and begin the first episodes.
@@ -126,8 +127,8 @@ class Worker:
         Args:
             layout: what lies where in `memory`.
             memory: shared with the batcher.
-            agent_info: `[B]`.
-            env_info: `[B]`.
+            agent_info: `[B]`, or what draws it for each episode.
+            env_info: likewise.
             finished: in stop mode, the rows whose one episode a former incarnation has handed over already.
         """
         options = self.options
@@ -153,21 +154,30 @@ class Worker:
             generator=torch.Generator().manual_seed(
                 derive(options.root, "evaluation" if options.evaluation else "act", options.index)
             ),
-            agent_info=agent_info,
-            env_info=env_info,
+            agent_info=agent_info if isinstance(agent_info, DictTensor) else DictTensor.empty(options.num_envs),
+            env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
+            agent_drawn=self._drawn("agent_info", agent_info, layout),
+            env_drawn=self._drawn("env_info", env_info, layout),
             stop_at_episode_end=options.stop_at_episode_end,
             check_finite=False,  # it is done here, where a failing step is looked into as well
         )
         self._begin_episodes(self._rollout)
         self._rollout.leave_out(finished)
 
-    def reset(self, agent_info: DictTensor, env_info: DictTensor) -> None:
-        """Begin new episodes, with these rows of information."""
+    def reset(self, agent_info: Info, env_info: Info) -> None:
+        """Begin new episodes, with these rows of information, or what draws them."""
         rollout = self._attached()
-        rollout.agent_info, rollout.env_info = agent_info, env_info
+        if isinstance(agent_info, DictTensor):
+            rollout.agent_info = agent_info
+        elif rollout.agent_drawn is not None:
+            rollout.agent_drawn.sampler = agent_info
+        if isinstance(env_info, DictTensor):
+            rollout.env_info = env_info
+        elif rollout.env_drawn is not None:
+            rollout.env_drawn.sampler = env_info
         self._begin_episodes(rollout)
 
-    def run(self, slot: int, version: int, agent_info: DictTensor | None, env_info: DictTensor | None) -> PieceReport:
+    def run(self, slot: int, version: int, agent_info: Info | None, env_info: Info | None) -> PieceReport:
         """Write one piece into `slot`.
 
         Args:
@@ -184,7 +194,7 @@ class Worker:
             rollout.agent_changed()
         if agent_info is not None and env_info is not None:
             self.reset(agent_info, env_info)
-        elif agent_info is not None:
+        elif isinstance(agent_info, DictTensor):
             rollout.agent_info = agent_info
             rollout.agent_changed()
         self._words[CALLS] = 0
@@ -209,6 +219,15 @@ class Worker:
     def close(self) -> None:
         """Close the environments."""
         self.env.close()
+
+    def _drawn(self, name: str, info: Info, layout: Layout) -> Drawn | None:
+        """Return what draws `info` for each episode; None where it is given."""
+        if isinstance(info, DictTensor):
+            return None
+        options, prefix = self.options, f"{name}/"
+        specs = {key.removeprefix(prefix): spec for key, spec in layout.sampled.items() if key.startswith(prefix)}
+        root = derive(options.root, "evaluation") if options.evaluation else options.root
+        return Drawn(name, info, specs, first_row=options.first_row, num_rows=options.num_envs, seed=root)
 
     def _begin_episodes(self, rollout: "_Rollout") -> None:
         rollout.reset()

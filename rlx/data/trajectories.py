@@ -105,12 +105,15 @@ class Trajectories:
         """
         flat = self.steps.flatten()
         count = flat.batch_size
-        fields = {key: flat[key].unsqueeze(1) for key in flat}
+        drawn = [key for key in flat if key.startswith(("agent_info/", "env_info/"))]  # by samplers, for each episode
+        fields = {key: flat[key].unsqueeze(1) for key in flat if key not in drawn}
         lengths = torch.ones(count, dtype=torch.int64, device=self.steps.lengths.device)
-        keys = [key for key in self.info if not key.startswith("agent_state/")]
+        keys = [key for key in self.info if not key.startswith("agent_state/") and key not in drawn]
         info = DictTensor.empty(count)
         if keys:
             info = self.info.select(*keys)[torch.repeat_interleave(self.steps.lengths)]
+        if drawn:
+            info = info | flat.select(*drawn)
         steps = TemporalDictTensor.trusted(fields, lengths, 1)
         return Trajectories(info, steps, DictTensor.empty(0), num_steps=count)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlx.env.registry import list_ids, user_modules
     from rlx.env.spaces import to_specs
     from rlx.env.torch_cartpole import TorchCartPole
+    from rlx.env.trials import Trials
     from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NativeGymVecEnv",
     "StepBuffer",
     "TorchCartPole",
+    "Trials",
     "VecEnv",
     "list_ids",
     "make",
@@ -42,6 +44,7 @@ _MODULES = {
     "NativeGymVecEnv": "native_gym_vec_env",
     "StepBuffer": "vec_env",
     "TorchCartPole": "torch_cartpole",
+    "Trials": "trials",
     "VecEnv": "vec_env",
     "list_ids": "registry",
     "make": "factory",

@@ -1,0 +1,118 @@
+"""`agent_info` and `env_info` that are drawn anew for each episode, where the episode is played."""
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from rlx.data import DictTensor, Spec
+from rlx.errors import SpecError, UserError
+from rlx.seeding import derive
+
+Sampler = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+"""`sampler(row, generator)` returns the fields of one row for its next episode, without the batch dimension.
+
+`row` is the environment's index among all workers', `generator` the row's own: what is drawn does not depend on the
+number of workers, nor on which episode ends first. It must be picklable to reach a worker process.
+"""
+
+Info = DictTensor | Sampler
+"""`[B]` rows that stay as they are, or what draws a row for each episode."""
+
+
+def columns_of(info: Info, columns: slice) -> Info:
+    """Return a worker's part: its rows, or the sampler."""
+    return info[columns] if isinstance(info, DictTensor) else info
+
+
+def sample_specs(name: str, sampler: Sampler, *, travels: bool) -> tuple[dict[str, Spec], DictTensor]:
+    """Return what a sampler draws, without the batch dimension, and one draw, `[1]`.
+
+    Args:
+        name: `agent_info` or `env_info`, for messages.
+        sampler: it is called once, with a generator of its own.
+        travels: whether it has to reach another process.
+
+    Raises:
+        UserError: it cannot travel, or does not return tensors.
+    """
+    if travels:
+        try:
+            pickle.dumps(sampler)
+        except Exception as error:
+            raise UserError(
+                f"{name}: the sampler must be picklable to reach a worker process ({error}): use a function or a class "
+                "of a module, or functools.partial of one; or batcher=local"
+            ) from error
+    drawn = dict(sampler(0, torch.Generator().manual_seed(0)))
+    wrong = [key for key, value in drawn.items() if not isinstance(value, Tensor)]  # pyright: ignore[reportUnnecessaryIsInstance]
+    if wrong or not drawn:
+        got = f"{wrong[0]!r} is a {type(drawn[wrong[0]]).__name__}" if wrong else "nothing"
+        raise UserError(f"{name}: the sampler is expected to return tensors by name, got {got}")
+    one = DictTensor({key: value.unsqueeze(0) for key, value in drawn.items()})
+    return one.specs(), one
+
+
+class Drawn:
+    """The rows of one worker's environments, each drawn at its episode's beginning.
+
+    Attributes:
+        sampler: what draws; another one may take its place.
+        rows: `[B]`, of the episodes that go on; changed in place.
+    """
+
+    def __init__(
+        self, name: str, sampler: Sampler, specs: Mapping[str, Spec], *, first_row: int, num_rows: int, seed: int
+    ) -> None:
+        """Prepare; nothing is drawn yet.
+
+        Args:
+            name: `agent_info` or `env_info`.
+            sampler: what draws.
+            specs: what it draws, without the batch dimension.
+            first_row: index of the first environment among all workers'.
+            num_rows: B.
+            seed: where the rows' generators grow from.
+        """
+        self.sampler = sampler
+        self._name, self._specs, self._first_row = name, dict(specs), first_row
+        self._fields = {key: spec.zeros(num_rows) for key, spec in specs.items()}
+        self.rows = DictTensor.trusted(self._fields, num_rows)
+        self._generators = [
+            torch.Generator().manual_seed(derive(seed, name, first_row + row)) for row in range(num_rows)
+        ]
+
+    def draw(self, rows: Iterable[int]) -> None:
+        """Draw these rows anew.
+
+        Raises:
+            SpecError: the sampler returned other fields than at first.
+        """
+        for row in rows:
+            drawn = self.sampler(self._first_row + row, self._generators[row])
+            if drawn.keys() != self._fields.keys():
+                raise SpecError(f"{self._name}: the sampler returned {sorted(drawn)}, before {sorted(self._fields)}")
+            for key, value in drawn.items():
+                spec = self._specs[key]
+                if value.shape != spec.shape or value.dtype != spec.dtype:
+                    raise SpecError(
+                        f"{self._name}: the sampler returned {key!r} as {value.dtype} {list(value.shape)}, "
+                        f"before {spec.dtype} {list(spec.shape)}"
+                    )
+                self._fields[key][row] = value
+
+    def write(self, memory: Mapping[str, Tensor], start: int, rows: list[int] | None = None) -> None:
+        """Write the rows into `[T, B, ...]` memory, from step `start` of a piece to its end.
+
+        Args:
+            memory: by `agent_info/...` or `env_info/...`.
+            start: the first step that they belong to.
+            rows: which of them; None for all.
+        """
+        for key, value in self._fields.items():
+            target = memory[f"{self._name}/{key}"][start:]
+            if rows is None:
+                target.copy_(value.expand_as(target))
+            else:
+                target[:, rows] = value[rows]
