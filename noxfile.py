@@ -41,6 +41,13 @@ def legacy_gym(session: nox.Session) -> None:
 
 
 @nox.session
+def envpool(session: nox.Session) -> None:
+    """Run the tests of EnvPool's environments with the real package, a large one."""
+    session.install("-e", ".[test,envpool]", *CONSTRAINTS)
+    session.run("pytest", "tests/env/test_envpool.py", *session.posargs, env={"RLX_NEEDS_ENVPOOL": "1"})
+
+
+@nox.session
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)

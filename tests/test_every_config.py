@@ -16,9 +16,10 @@ def members(group: str) -> list[str]:
 
 
 CASES = [
-    *(f"env={name}" for name in members("env") if name not in ("gym", "legacy_gym", "atari")),
+    *(f"env={name}" for name in members("env") if name not in ("gym", "legacy_gym", "atari", "envpool")),
     "env=gym env.id=CartPole-v1",
     "env=legacy_gym env.id=CartPole-v1",
+    "env=envpool env.id=CartPole-v1",
     "env=atari env.game=SpaceInvaders agent=conv",
     *(f"agent={name}" for name in members("agent") if name != "conv"),
     *(f"algo={name}" for name in members("algo")),
@@ -27,13 +28,15 @@ CASES = [
 ]
 
 # Environments that reset their rows themselves: what a row's call spends on that is no step.
-RESETTING = ("Vec", "Torch")
+RESETTING = ("Vec", "Torch", "envpool")
 
 
 @pytest.mark.parametrize("overrides", CASES)
 def test_every_shipped_configuration_trains_two_iterations(overrides: str, tmp_path: Path) -> None:
     if "legacy_gym" in overrides:
         pytest.importorskip("gym", reason="gym is not installed: nox -s legacy_gym")
+    if "envpool" in overrides:
+        pytest.importorskip("envpool", reason="envpool is not installed: nox -s envpool")
     small = ["algo.num_steps=8", "batcher.envs_per_worker=2", "algo.num_epochs=1", "logger.console=false"]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         words = overrides.replace("+experiment=", "experiment=").split()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlx.env.atari import make_atari
+    from rlx.env.envpool import make_envpool
     from rlx.env.factory import make
     from rlx.env.gym_vec_env import GymVecEnv
     from rlx.env.legacy_gym import make_legacy_gym
@@ -31,6 +32,7 @@ __all__ = [
     "list_ids",
     "make",
     "make_atari",
+    "make_envpool",
     "make_legacy_gym",
     "make_mixed",
     "to_specs",
@@ -49,6 +51,7 @@ _MODULES = {
     "list_ids": "registry",
     "make": "factory",
     "make_atari": "atari",
+    "make_envpool": "envpool",
     "make_legacy_gym": "legacy_gym",
     "make_mixed": "mixed",
     "to_specs": "spaces",

@@ -97,8 +97,9 @@ class NativeGymVecEnv(VecEnv):
             mask = np.zeros(self.num_envs, np.bool_)
             mask[list(rows)] = True
             options = {"reset_mask": mask}
+        seed: Any = self._seed_argument(rows, seeds)
         try:
-            answer: Any = self.env.reset(seed=cast(Any, self._seed_argument(rows, seeds)), options=options)
+            answer: Any = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._fault(raised("reset", error)) from error
         observations, _ = self._unpack("reset", answer, ("observations", "info"))
