@@ -21,12 +21,14 @@ class Trials(gymnasium.Wrapper[Any, Any, Any, Any]):
     On the command line: `env.wrappers='[{rlx.env.Trials: {num_episodes: 3}}]'`.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], num_episodes: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], num_episodes: int, same_seed: bool = False) -> None:
         """Wrap an environment.
 
         Args:
             env: makes the episodes.
             num_episodes: of each trial, >= 1, usually 2 to 10.
+            same_seed: reset each episode of a trial with the same seed, drawn for the trial: for environments whose
+                task, such as a level, follows from their seed.
 
         Raises:
             ConfigError: fewer than one episode.
@@ -37,10 +39,16 @@ class Trials(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.observation_space = spaces.Dict({"obs": env.observation_space, "begins": spaces.MultiBinary(1)})
         self._num_episodes, self._left = num_episodes, num_episodes
         self._options: dict[str, Any] | None = None
+        self._same_seed, self._seed = same_seed, 0
+        self._generator = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a trial; `options` hold for all of its episodes."""
         self._left, self._options = self._num_episodes, options
+        if seed is not None:
+            self._generator = np.random.default_rng(seed)
+        if self._same_seed:
+            self._seed = seed = int(self._generator.integers(2**31))
         observation, info = self.env.reset(seed=seed, options=options)
         return _shown(observation, True), info
 
@@ -50,7 +58,7 @@ class Trials(gymnasium.Wrapper[Any, Any, Any, Any]):
         over = bool(terminated or truncated)
         self._left -= over
         if over and self._left:
-            observation, info = self.env.reset(options=self._options)
+            observation, info = self.env.reset(seed=self._seed if self._same_seed else None, options=self._options)
         return _shown(observation, over and self._left > 0), reward, over and not self._left, False, info
 
 

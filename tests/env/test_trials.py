@@ -35,6 +35,19 @@ def test_it_is_a_wrapper_by_name_and_tasks_reach_it() -> None:
             assert out.obs["obs/begins"].flatten().tolist() == [step < 3] * 2
 
 
+def test_episodes_of_a_trial_may_share_the_seed_from_which_their_task_follows() -> None:
+    arms: list[int] = []
+    env = Trials(Bandit(), num_episodes=3, same_seed=True)
+    for trial in range(12):
+        env.reset(seed=7 if trial in (0, 6) else None)
+        arms.append(env.unwrapped._arm)
+        for _ in range(2):
+            env.step(0)
+            assert env.unwrapped._arm == arms[-1]
+    assert arms[:6] == arms[6:]
+    assert set(arms) == {0, 1}
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_trial_has_an_episode_at_least(number: int) -> None:
     with pytest.raises(ConfigError, match="num_episodes"):

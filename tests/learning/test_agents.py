@@ -63,7 +63,11 @@ def test_an_agent_with_a_memory_solves_cartpole(tmp_path: Path, agent: str) -> N
 
 def test_a_memory_learns_to_find_out_the_task_within_a_trial(tmp_path: Path) -> None:
     """Two arms, five pulls: chance is 2.5, knowing the arm after one pull is 4.5."""
-    task = ("env=gym", "env.id=tests.batcher.tasks:Bandit-v0", "env.wrappers=[{rlx.env.Trials: {num_episodes: 5}}]")
+    task = (
+        "env=gym",
+        "env.id=tests.batcher.tasks:Bandit-v0",
+        "env.wrappers=[{rlx.env.Trials: {num_episodes: 5, same_seed: true}}]",
+    )
     agent = ("agent=gru", "agent.prev_action=true", "agent.prev_reward=true", "batcher.envs_per_worker=16")
     numbers = ("algo.num_steps=25", "algo.batch_size=200", "algo.learning_rate=3e-3", "total_steps=60_000")
     run = trained(tmp_path / "run", *task, *agent, *numbers)
