@@ -67,8 +67,9 @@ def make_atari(
         try:
             from ale_py.vector_env import AtariVectorEnv
         except ImportError as error:
+            package = (error.name or "ale_py").partition(".")[0]
             raise ConfigError(
-                f"env: Atari games need the package '{error.name or 'ale_py'}', which is not installed; "
+                f"env: Atari games need the package '{package}', which is not installed; "
                 "install it with: pip install 'rlx[atari]'"
             ) from None
     rom = find_game(game)

@@ -1,5 +1,6 @@
 """Atari through ALE's vector environment: the transitions of the raw library, with true ends and no reset steps."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -102,6 +103,13 @@ def test_returns_are_counted_before_rewards_are_clipped() -> None:
 def test_wrong_keys_are_named_with_the_nearest_right_one(changes: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_atari(1, **(KEYS | changes))
+
+
+def test_without_ale_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ale_py.vector_env")
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ConfigError, match=r"need the package 'ale_py'.*pip install 'rlx\[atari\]'"):
+        make_atari(1, **KEYS)
 
 
 def test_games_have_both_ways_of_writing() -> None:

@@ -19,6 +19,7 @@ from rlx.validate import validate
 
 CONF = Path(__file__).parents[2] / "conf" / "env"
 SHIPPED = sorted(path.stem for path in CONF.glob("*.yaml"))
+MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Walker2d")
 
 MODULE = """
 import gymnasium
@@ -102,6 +103,7 @@ def test_each_shipped_yaml_fits_its_target_and_runs(name: str) -> None:
 
 def test_the_issues_environments_are_shipped() -> None:
     wanted = {"CartPole", "Acrobot", "MountainCar", "MountainCarContinuous", "Pendulum", "LunarLander", "gym"}
+    wanted |= {"Pong", "Breakout", "atari", "envpool", "legacy_gym", *MUJOCO}
     assert wanted <= set(SHIPPED)
 
 
@@ -235,14 +237,18 @@ def test_a_module_that_cannot_be_imported_is_a_fault(name: str, said: str, modul
         make(f"my_package.{name}:Foo-v0", 2)
 
 
-def test_a_missing_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+@pytest.mark.parametrize(
+    ("id", "family", "package"),
+    [("LunarLander-v3", "box2d", "Box2D"), *((f"{name}-v5", "mujoco", "mujoco") for name in MUJOCO)],
+)
+def test_a_missing_engine_says_what_to_install(
+    id: str, family: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"gymnasium.envs.{family}")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "Box2D", None)
-    with pytest.raises(
-        ConfigError, match=r"env.id: 'LunarLander-v3' needs .*; install it with: pip install 'rlx\[box2d\]'"
-    ):
-        make("LunarLander-v3", 2)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"env.id: '{id}' needs .*; install it with: pip install 'rlx\[{family}\]'"):
+        make(id, 2)
 
 
 def test_user_modules_are_those_that_are_not_gymnasiums() -> None:
