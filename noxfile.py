@@ -106,6 +106,14 @@ def bench(session: nox.Session) -> None:
     session.run("python", "scripts/bench_data.py")
 
 
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Measure collection beside other toolkits'."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    session.install("stable-baselines3", "torchrl", "opencv-python-headless", *CONSTRAINTS)
+    session.run("python", "scripts/bench_peers.py", *session.posargs)
+
+
 def _compare_configuration(session: nox.Session, built: Path) -> None:
     """Fail unless the wheel holds the configuration files that git knows: all of them and no other."""
     listed = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, check=True, capture_output=True, text=True)

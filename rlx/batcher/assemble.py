@@ -41,16 +41,21 @@ class SlotReader:
         self._rows = torch.arange(slot.layout.num_envs)
         self._context = {key: value.transpose(0, 1) for key, value in slot.context.items()}
 
-    def read(self, reports: list[PieceReport], agent_info: Info, env_info: Info) -> Trajectories:
+    def read(
+        self, reports: list[PieceReport], agent_info: Info, env_info: Info, version: int | None = None
+    ) -> Trajectories:
         """Return what the slot holds now; valid until `revoke` is called on it.
 
-        What samplers drew is a field of each step; `info` has what each sequence began with.
+        What samplers drew is a field of each step; `info` has what each sequence began with. `version` is that of the
+        weights, where the steps are to carry it.
         """
         slot = self._slot
         piece = _Reading(slot, self._columns, [report.num_finals for report in reports])
         fields = dict(self._views)
         for key in slot.obs:
             fields[f"next/{key}"] = Lazy(lambda key=key: piece.next_obs(key))
+        if version is not None:
+            fields["agent/policy_version"] = torch.tensor(version).expand(slot.reward.T.shape)
         fields["env/is_first"] = Lazy(piece.is_first)
         fields["env/prev_reward"] = Lazy(lambda: piece.shifted(slot.prev_reward, slot.reward))
         for key, first in slot.prev_action.items():

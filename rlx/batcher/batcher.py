@@ -59,6 +59,7 @@ class Batcher:
         check_finite: bool = True,
         on_failure: OnFailure = "restart",
         step_timeout: Annotated[float, Range(0)] | None = None,
+        asynchronous: bool = False,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -77,6 +78,8 @@ class Batcher:
                 (an error after three restarts without an answer), or `raise` at once. Local workers always raise.
             step_timeout: seconds that one step of a worker process's environments may take, before it counts as hung;
                 making or resetting them all may take that for each. None or 0: any time.
+            asynchronous: let `collect` order the next piece before it returns one: the workers run ahead by one piece,
+                with the weights that they have, while the learner computes. Steps then carry `agent/policy_version`.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -89,6 +92,7 @@ class Batcher:
         self.collect_seconds = 0.0
         self.cpu_seconds = 0.0
         self.workers: WorkerKind = workers
+        self.asynchronous = asynchronous
         self.waiting = False
         self._resets_first = False  # the next piece begins with new episodes
         self._make_agent = make_agent
@@ -97,7 +101,7 @@ class Batcher:
         self._in_flight: list[int] = []
         self._next_slot = 0
         self._version = -1
-        self._version_in_flight = -1
+        self._version_executed = -1
         self._current: Trajectories | None = None
         try:
             for index in range(num_workers):
@@ -144,6 +148,8 @@ class Batcher:
             UserError: a piece is being collected, rows are missing, or a sampler comes too late.
         """
         self._usable()
+        if self._in_flight and self.asynchronous:
+            self.get()  # what the workers ran ahead with is of the old episodes, and goes
         if self._in_flight:
             raise UserError("reset() while a piece is being collected: call get() first")
         self._agent_info = self._rows_of("agent_info", agent_info)
@@ -169,7 +175,7 @@ class Batcher:
         if self._layout is None:
             self.reset()
         # The block that a piece in flight reads is never written to, however often weights are published meanwhile.
-        version = (self._version_in_flight if self._in_flight else self._version) + 1
+        version = self._version_executed + 1
         copy_all(self._weight_views[version % 2], self._weights.entries(agent))
         self._version = version
 
@@ -203,7 +209,7 @@ class Batcher:
             handle.send("run", slot, self._version, info, columns_of(self._env_info, columns) if anew else None)
         self._resets_first = False
         self._in_flight.append(slot)
-        self._version_in_flight = self._version
+        self._version_executed = self._version
         self._next_slot = (slot + 1) % NUM_SLOTS
 
     def get(self, blocking: bool = True) -> tuple[Trajectories, int] | None:
@@ -235,19 +241,35 @@ class Batcher:
         for report in reports:
             self.episodes.extend(report.episodes)
             self.cpu_seconds += report.cpu_seconds
-        self._current = self._readers[slot].read(reports, self._agent_info, self._env_info)
+        version = self._version_executed if self.asynchronous else None
+        self._current = self._readers[slot].read(reports, self._agent_info, self._env_info, version)
         return self._current, sum(report.num_running for report in reports)
 
     def collect(self) -> Trajectories:
-        """Collect one piece and return it: `execute`, then `get`."""
-        self.execute()
+        """Collect one piece and return it: `execute`, then `get`.
+
+        With `asynchronous`, the next one is ordered at once. Its steps are taken while the learner computes, with the
+        weights published so far: `agent/policy_version` `[B, T]` int64 is their number, counted from 0 on over the
+        weights that were used, and one less than the newest's from the second piece on. Nothing depends on who is
+        faster.
+        """
+        if not self._in_flight:
+            self.execute()
         piece = self.get()
         assert piece is not None
+        if self.asynchronous:
+            self.execute()
         return piece[0]
 
     def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Return `function(worker, *args)` of every worker, in order; the function must be picklable."""
+        """Return `function(worker, *args)` of every worker, in order; the function must be picklable.
+
+        Raises:
+            UserError: a piece is being collected.
+        """
         self._usable()
+        if self._in_flight:
+            raise UserError("call() while a piece is being collected: call get() first")
         for handle in self._handles:
             handle.send("call", function, *args)
         return self._receive()

@@ -318,3 +318,45 @@ def test_get_without_blocking_returns_none_until_the_piece_is_there() -> None:
         piece, running = b.get()
         assert running == b.num_envs
         assert piece.num_steps == 6 * 20_000
+
+
+class Versioned(Parity):
+    """Puts out its only parameter."""
+
+    def __init__(self, specs) -> None:
+        super().__init__(specs)
+        self.number = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, state = super().forward(observation, state, agent_info)
+        return outputs | DictTensor({"number": self.number.expand(observation.batch_size)}), state
+
+    def act(self, outputs, agent_info, generator):
+        return super().act(outputs, agent_info, generator) | outputs.select("number")
+
+
+@pytest.mark.parametrize("workers", ["local", "process"])
+def test_workers_that_run_ahead_say_with_which_weights_and_lose_no_step(workers: str) -> None:
+    with batcher(make_agent=Versioned, workers=workers, asynchronous=True) as b:
+        agent = Versioned(b.specs)
+        rows: list[list[dict]] = [[] for _ in range(b.num_envs)]
+        versions = []
+        for update in range(6):
+            with torch.no_grad():
+                agent.number.fill_(update)
+            b.publish(agent)
+            b.publish(agent)  # again, before anybody used it: the same version
+            steps = b.collect()
+            versions.append(set(steps.steps["agent/policy_version"].flatten().tolist()))
+            assert steps.steps["agent/policy_version"].dtype == torch.int64
+            assert torch.equal(steps.steps["agent/number"], steps.steps["agent/policy_version"].float())
+            for row in range(b.num_envs):
+                rows[row].extend(row_of(steps, row))
+        assert versions == [{0}, {0}, {1}, {2}, {3}, {4}]
+        for row, found in enumerate(rows):
+            wanted = expected_steps(env_seed(3, row), 30)
+            assert [step["env/obs"] for step in found] == [step["env/obs"] for step in wanted]
+        with pytest.raises(UserError, match="call"):
+            b.call(str)
+        b.reset()  # drops what they ran ahead with
+        assert b.collect().steps["env/is_first"][:, 0].all()
