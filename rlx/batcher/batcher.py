@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal, Protocol, Self, cast
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
 from torch import nn
@@ -17,11 +17,11 @@ from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import probe_agent
 from rlx.batcher.process import OnFailure, ProcessHandle
 from rlx.batcher.rollout import PieceReport
-from rlx.batcher.sampler import Info, columns_of, sample_specs
+from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker import EnvMaker, WorkerOptions
-from rlx.data import DictTensor, EnvSpecs, Spec, Trajectories
+from rlx.data import DictTensor, EnvSpecs, Trajectories
 from rlx.errors import AgentError, SpecError, UserError
 from rlx.validate import Range
 
@@ -317,14 +317,9 @@ class Batcher:
             torch.manual_seed(0)
             agent = self._make_agent(self.specs)
         actor = agent.actor()
-        sampled: dict[str, Spec] = {}
-        rows = {"agent_info": self._agent_info, "env_info": self._env_info}
-        for name, info in rows.items():
-            if not isinstance(info, DictTensor):
-                specs, one = sample_specs(name, info, travels=self.workers == "process")
-                sampled |= {f"{name}/{key}": spec for key, spec in specs.items()}
-                rows[name] = DictTensor.cat([one] * self.num_envs)
-        outputs, state = probe_agent(actor, self.specs, cast(DictTensor, rows["agent_info"]))
+        given = {"agent_info": self._agent_info, "env_info": self._env_info}
+        sampled, rows = draw_once(given, self.num_envs, travels=self.workers == "process")
+        outputs, state = probe_agent(actor, self.specs, rows["agent_info"])
         self._weights = WeightsLayout.of(agent)
         layout = Layout.plan(
             self.num_steps,
@@ -361,24 +356,8 @@ class Batcher:
             raise
 
     def _rows_of(self, name: str, info: Info | None) -> Info:
-        if info is None:
-            info = DictTensor.empty(self.num_envs)
-        if self._layout is not None:
-            drawn = {key: spec for key, spec in self._layout.sampled.items() if key.startswith(f"{name}/")}
-            if isinstance(info, DictTensor) == bool(drawn):
-                raise UserError(
-                    f"{name}: whether it is drawn by a sampler is settled by the first reset(), before publish() and "
-                    f"execute(): it {'is' if drawn else 'is not'}"
-                )
-            if not isinstance(info, DictTensor):
-                specs, _ = sample_specs(name, info, travels=self.workers == "process")
-                if {f"{name}/{key}": spec for key, spec in specs.items()} != drawn:
-                    raise SpecError(f"{name}: the new sampler draws {specs}, the first one {drawn}")
-        if not isinstance(info, DictTensor):
-            return info
-        if info.batch_size != self.num_envs:
-            raise SpecError(f"{name}: got {info.batch_size} rows, expected one an environment, {self.num_envs}")
-        return info
+        planned = None if self._layout is None else self._layout.sampled
+        return fitting(name, info, self.num_envs, planned, travels=self.workers == "process")
 
     def _usable(self) -> None:
         if self._closed:

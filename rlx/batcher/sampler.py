@@ -54,6 +54,60 @@ def sample_specs(name: str, sampler: Sampler, *, travels: bool) -> tuple[dict[st
     return one.specs(), one
 
 
+def draw_once(
+    given: Mapping[str, Info], num_envs: int, *, travels: bool
+) -> tuple[dict[str, Spec], dict[str, DictTensor]]:
+    """Return what samplers draw, as `name/key`, and rows `[num_envs]` of every kind of information to try things on.
+
+    Args:
+        given: by name, `agent_info` and `env_info`.
+        num_envs: over all workers.
+        travels: see `sample_specs`.
+    """
+    sampled: dict[str, Spec] = {}
+    rows: dict[str, DictTensor] = {}
+    for name, info in given.items():
+        if isinstance(info, DictTensor):
+            rows[name] = info
+            continue
+        specs, one = sample_specs(name, info, travels=travels)
+        sampled |= {f"{name}/{key}": spec for key, spec in specs.items()}
+        rows[name] = DictTensor.cat([one] * num_envs)
+    return sampled, rows
+
+
+def fitting(name: str, info: Info | None, num_envs: int, planned: Mapping[str, Spec] | None, *, travels: bool) -> Info:
+    """Return what a batcher was given, None as no information, where it fits the batcher.
+
+    Args:
+        name: `agent_info` or `env_info`.
+        info: as the user gave it.
+        num_envs: the rows it needs.
+        planned: what the memory, once it is laid out, has a place for each step for: what samplers draw.
+        travels: see `sample_specs`.
+
+    Raises:
+        SpecError: rows are missing, or a sampler draws other fields than the one before.
+        UserError: a sampler comes, or goes, after the memory was laid out.
+    """
+    if info is None:
+        info = DictTensor.empty(num_envs)
+    if planned is not None:
+        drawn = {key: spec for key, spec in planned.items() if key.startswith(f"{name}/")}
+        if isinstance(info, DictTensor) == bool(drawn):
+            raise UserError(
+                f"{name}: whether it is drawn by a sampler is settled by the first reset(), before publish() and "
+                f"execute(): it {'is' if drawn else 'is not'}"
+            )
+        if not isinstance(info, DictTensor):
+            specs, _ = sample_specs(name, info, travels=travels)
+            if {f"{name}/{key}": spec for key, spec in specs.items()} != drawn:
+                raise SpecError(f"{name}: the new sampler draws {specs}, the first one {drawn}")
+    if isinstance(info, DictTensor) and info.batch_size != num_envs:
+        raise SpecError(f"{name}: got {info.batch_size} rows, expected one an environment, {num_envs}")
+    return info
+
+
 class Drawn:
     """The rows of one worker's environments, each drawn at its episode's beginning.
 
