@@ -311,6 +311,11 @@ class Batcher:
         """Return the bytes of shared memory, both slots and both sets of weights."""
         return 0 if self._layout is None else self._layout.num_bytes
 
+    @property
+    def bytes_by_block(self) -> dict[str, int]:
+        """Return what `num_bytes` is made of; see `Layout.bytes_by_block`."""
+        return {} if self._layout is None else self._layout.bytes_by_block()
+
     def _attach(self) -> None:
         """Ask an agent what it puts out, lay out the memory, and have the workers map it."""
         with torch.random.fork_rng(devices=[]):

@@ -119,6 +119,20 @@ class Layout:
             finals_start=finals_start,
         )
 
+    def bytes_by_block(self) -> dict[str, int]:
+        """Return what the memory is made of: each field's bytes in all slots, the `weights`, and the `alignment`.
+
+        A field takes slots x T x B x the bytes of its spec; observations T + 1, and as many final ones as there are
+        steps, of which memory is used only for those that occur.
+        """
+        found: dict[str, int] = {}
+        for slot in self.slots:
+            for name, block in slot.items():
+                found[name] = found.get(name, 0) + block.num_bytes
+        found["weights"] = sum(block.num_bytes for block in self.weights)
+        found["alignment"] = self.num_bytes - sum(found.values())
+        return found
+
 
 class Slot:
     """One slot's tensors, whole or the columns of one worker."""

@@ -5,6 +5,7 @@ rich, so that `rlx --help` answers at once.
 """
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,9 +139,33 @@ def bench_collect(
         if as_json:
             emit(json.dumps(values))
         else:
-            width = max(len(key) for key in values)
-            for key, value in values.items():
-                emit(f"{key:<{width}}  {value:,.3f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+            values |= {f"shared_bytes {key}": value for key, value in values.pop("shared_bytes_of").items()}
+            _table(values, emit)
+
+
+@bench.command("start")
+def bench_start(
+    env: Annotated[str, typer.Option(help="The environment's id.")] = "CartPole-v1",
+    num_workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    envs_per_worker: Annotated[int, typer.Option(min=1, help="Environments in each.")] = 4,
+    times: Annotated[int, typer.Option(min=1, help="Programs to start; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure starting: seconds to the first experience and to the end, and the memory of a worker."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.tools.startup import bench_start as measure
+
+        values = measure(env=env, num_workers=num_workers, envs_per_worker=envs_per_worker, times=times)
+        if as_json:
+            emit(json.dumps(values))
+        else:
+            _table(values, emit)
+
+
+def _table(values: dict[str, Any], emit: Callable[[str], None]) -> None:
+    width = max(len(key) for key in values)
+    for key, value in values.items():
+        emit(f"{key:<{width}}  {value:,.3f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
 
 
 @app.command("list")

@@ -41,7 +41,7 @@ def bench_collect(
     Returns:
         `steps_per_second` (valid transitions of rlx), `ceiling_steps_per_second`, `ratio` (median of the turns'),
         `raw_steps_per_second` (one bare environment, stepped alone), `ceiling_of_raw` (the ceiling's rate over the
-        workers' number times that), `shared_bytes`, and the arguments.
+        workers' number times that), `shared_bytes` and what these are made of, and the arguments.
 
     Raises:
         ConfigError: an environment that the hand-written loop cannot run.
@@ -90,6 +90,7 @@ def bench_collect(
             "ceiling_of_raw": None if one is None else theirs / (num_workers * one),
             "turns": len(rates[0]),
             "shared_bytes": batcher.num_bytes,
+            "shared_bytes_of": batcher.bytes_by_block,
             "env": env,
             "num_workers": num_workers,
             "envs_per_worker": envs_per_worker,
