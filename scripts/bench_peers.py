@@ -139,7 +139,7 @@ def torchrl_collector(name: str, workers: int, stack: ExitStack) -> Contestant:
     from tensordict.nn import TensorDictModule, TensorDictSequential
     from torch import nn
     from torchrl import collectors, modules
-    from torchrl.envs import GymEnv, SerialEnv
+    from torchrl.envs import DoubleToFloat, GymEnv, SerialEnv, TransformedEnv
     from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
 
     if name == "Pong":
@@ -169,8 +169,8 @@ def torchrl_collector(name: str, workers: int, stack: ExitStack) -> Contestant:
     each = NUM_ENVS // workers
     keywords = {"frames_per_batch": NUM_ENVS * NUM_STEPS, "total_frames": -1}
 
-    def make_envs() -> SerialEnv:
-        return SerialEnv(each, partial(GymEnv, IDS[name]))
+    def make_envs() -> TransformedEnv:
+        return TransformedEnv(SerialEnv(each, partial(GymEnv, IDS[name])), DoubleToFloat(in_keys=["observation"]))
 
     kind = ("Collector", "SyncDataCollector") if workers == 1 else ("MultiSyncCollector", "MultiSyncDataCollector")
     make_collector = next(getattr(collectors, title) for title in kind if hasattr(collectors, title))
