@@ -5,14 +5,17 @@ from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, re
 from rlx.agent.convolution import ConvActorCritic
 from rlx.agent.flat import flatten_parameters
 from rlx.agent.heads import ActionHead
+from rlx.agent.masking import ActionMasking, apply_mask, draw_allowed
 from rlx.agent.mixture import MixtureAgent
 from rlx.agent.options import OptionActorCritic
 from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
 from rlx.agent.replay import replay, replay_inputs, values
 from rlx.agent.transformer import TransformerActorCritic
+from rlx.data import find_mask
 
 __all__ = [
     "ActionHead",
+    "ActionMasking",
     "ActorCritic",
     "ActorCriticAgent",
     "Agent",
@@ -24,6 +27,9 @@ __all__ = [
     "OptionActorCritic",
     "RecurrentActorCritic",
     "TransformerActorCritic",
+    "apply_mask",
+    "draw_allowed",
+    "find_mask",
     "flatten_parameters",
     "is_stateful",
     "replay",

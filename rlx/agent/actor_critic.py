@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.distribution import Categorical, DiagonalGaussian, make_distributions
+from rlx.agent.masking import ActionMasking, apply_mask_
 from rlx.agent.networks import Activation, Encoder, TwinMLP
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.validate import Range
@@ -18,6 +19,7 @@ class ActorCritic(ActorCriticAgent):
 
     Outputs: `value` `[B]`, and for each action key the fields of its distribution: `logits` (discrete, multi-discrete,
     multi-binary), or `mean` and `log_std` (continuous; `log_std` is a free parameter, the same in every state).
+    Where the environment shows which actions are allowed, `logits` are masked at the others; see `rlx.agent.masking`.
     """
 
     def __init__(
@@ -36,8 +38,12 @@ class ActorCritic(ActorCriticAgent):
             activation: applied after each hidden layer.
             log_std_init: initial log of the standard deviation of continuous actions, as a part of half the action
                 range; usually -1 to 0.
+
+        Raises:
+            SpecError: the environment shows which actions are allowed in a form that does not fit them.
         """
         super().__init__()
+        self.masking = ActionMasking(specs)
         self.distributions = make_distributions(specs.action)
         self.encoder = Encoder(specs.observation)
         self._splits = [distribution.num_parameters for distribution in self.distributions]
@@ -67,12 +73,12 @@ class ActorCritic(ActorCriticAgent):
     ) -> tuple[DictTensor, DictTensor]:
         """Return the distributions' fields and `value` `[B]`, and the empty state."""
         parameters, value = self.network(self.encoder(observation))
-        fields = self.policy_fields(parameters)
+        fields = self.policy_fields(self.masking.apply(parameters, self.masking.of(observation)))
         fields["value"] = value[:, 0]
         return DictTensor.trusted(fields, observation.batch_size), state
 
     def policy_fields(self, parameters: Tensor) -> dict[str, Tensor]:
-        """Return the distributions' fields from the policy network's outputs `[B, P]`."""
+        """Return the distributions' fields from the policy network's outputs `[B, P]`, masked already."""
         if len(self.distributions) == 1:
             pieces: Sequence[Tensor] = (parameters,)
         else:
@@ -125,6 +131,7 @@ class _Actor(Agent):
         self._encoder, self._plain = agent.encoder.forward, agent.encoder.is_plain
         only = agent.distributions[0]
         self._only = only if len(agent.distributions) == 1 and isinstance(only, Categorical) else None
+        self._mask_key = agent.masking.key
         self._rows, self._noise = 0, torch.empty(0)
 
     def forward(
@@ -134,7 +141,9 @@ class _Actor(Agent):
         agent_info: DictTensor,
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
-        fields = self._agent[0].policy_fields(self._policy(self._encoder(observation)))
+        agent = self._agent[0]
+        parameters = self._policy(self._encoder(observation))
+        fields = agent.policy_fields(agent.masking.apply(parameters, agent.masking.of(observation)))
         return DictTensor.trusted(fields, observation.batch_size), state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
@@ -152,6 +161,8 @@ class _Actor(Agent):
             return super().act_into(observation, state, agent_info, generator, out)
         features = observation["obs"] if self._plain else self._encoder(observation)
         logits = self._policy(features, out["logits"])
+        if self._mask_key is not None:
+            apply_mask_(logits, observation[self._mask_key])
         if observation.batch_size != self._rows:
             self._rows = observation.batch_size
             with torch.inference_mode(False):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent
 from rlx.agent.heads import ActionHead
+from rlx.agent.masking import ActionMasking, features
 from rlx.agent.networks import ACTIVATIONS, Activation, Encoder, linear
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.errors import AgentError, did_you_mean
@@ -50,8 +51,10 @@ class ConvActorCritic(ActorCriticAgent):
 
         Raises:
             AgentError: nothing that the environment shows is an image, or the convolutions do not fit it.
+            SpecError: the environment shows which actions are allowed in a form that does not fit them.
         """
         super().__init__()
+        self.masking = ActionMasking(specs)
         if activation not in ACTIVATIONS:
             raise AgentError(
                 f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}."
@@ -86,7 +89,7 @@ class ConvActorCritic(ActorCriticAgent):
                 channels = out
             self.convolutions[_name(key)] = nn.ModuleList(layers)
             num_features += channels * height * width
-        rest = {key: spec for key, spec in specs.observation.items() if key not in images}
+        rest = {key: spec for key, spec in features(specs.observation).items() if key not in images}
         self.encoder = Encoder(rest) if rest else None
         self._images = tuple(images.items())
         self._rest = tuple(rest)
@@ -109,7 +112,7 @@ class ConvActorCritic(ActorCriticAgent):
         if self.encoder is not None:
             pieces.append(self.encoder(observation.select(*self._rest)))
         hidden = self.activation(self.hidden(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)))
-        fields = self.head.fields(self.policy(hidden))
+        fields = self.head.fields(self.masking.apply(self.policy(hidden), self.masking.of(observation)))
         fields["value"] = self.critic(hidden)[:, 0]
         return DictTensor.trusted(fields, observation.batch_size), state
 

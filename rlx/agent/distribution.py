@@ -27,7 +27,11 @@ class Fields(Protocol):
 
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-_MASKED = -1e9  # a logit that never wins and whose p * log(p) is 0, not NaN as with -inf
+
+MASKED = -1e9
+"""The logit of what is not allowed: it never wins, its probability is 0 exactly, and p log(p) is 0, not NaN as of -inf.
+"""
+_ABSENT = 2 * MASKED  # of places that there are not: below all that there are, allowed or not
 
 
 class Distribution(ABC):
@@ -141,7 +145,7 @@ class MultiCategorical(Distribution):
     def _padded(self, outputs: Fields) -> Tensor:
         logits = outputs[self._logits]
         present = self._present.to(logits.device)
-        padded = logits.new_full((*logits.shape[:-1], *present.shape), _MASKED)
+        padded = logits.new_full((*logits.shape[:-1], *present.shape), _ABSENT)
         padded[..., present] = logits
         return padded
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.heads import ActionHead
+from rlx.agent.masking import ActionMasking
 from rlx.agent.networks import ACTIVATIONS, Activation, Encoder, TwinMLP, linear
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.errors import AgentError, did_you_mean
@@ -18,7 +19,8 @@ class MemoryActorCritic(ActorCriticAgent):
 
     The policy is linear in what the memory puts out. The critic is a perceptron over what the agent sees and that, and
     sends no gradient into the memory: errors of the value, many times the policy's signal, would drown it. Outputs as
-    those of `ActorCritic`: `value` `[B]` and the fields of the action's distributions.
+    those of `ActorCritic`: `value` `[B]` and the fields of the action's distributions, masked where the environment
+    shows which actions are allowed.
     """
 
     def _make_inputs(self, specs: EnvSpecs, *, activation: Activation, prev_action: bool, prev_reward: bool) -> float:
@@ -32,12 +34,14 @@ class MemoryActorCritic(ActorCriticAgent):
 
         Raises:
             AgentError: there is no such activation.
+            SpecError: the environment shows which actions are allowed in a form that does not fit them.
         """
         if activation not in ACTIVATIONS:
             raise AgentError(
                 f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}."
                 f"{did_you_mean(activation, ACTIVATIONS)}"
             )
+        self.masking = ActionMasking(specs)
         seen = dict(specs.observation)
         if prev_action:
             seen |= {f"prev_{key}": spec for key, spec in specs.action.items()}
@@ -89,9 +93,15 @@ class MemoryActorCritic(ActorCriticAgent):
         """Return the value `[N]` of what the encoder gave `[N, E]` and the memory's output then `[N, H]`."""
         return self.critic(torch.cat([seen, hidden.detach()], dim=-1))[0][:, 0]
 
-    def fields(self, seen: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        """Return the distributions' fields and `value` `[N]`, likewise."""
-        fields = self.head.fields(self.policy(hidden))
+    def fields(self, seen: Tensor, hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the distributions' fields and `value` `[N]`, likewise.
+
+        Args:
+            seen: `[N, E]`.
+            hidden: `[N, H]`.
+            mask: `[N, n]`, which actions are allowed; None where the environment does not show it.
+        """
+        fields = self.head.fields(self.masking.apply(self.policy(hidden), mask))
         fields["value"] = self.value(seen, hidden)
         return fields
 
@@ -105,7 +115,8 @@ class MemoryActorCritic(ActorCriticAgent):
         """Return the distributions' fields and `value` `[B]`, and the new state."""
         seen = self.encoder(observation)
         hidden, new_state = self.memorise(seen, state)
-        return DictTensor.trusted(self.fields(seen, hidden), observation.batch_size), new_state
+        fields = self.fields(seen, hidden, self.masking.of(observation))
+        return DictTensor.trusted(fields, observation.batch_size), new_state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""
@@ -147,7 +158,8 @@ class _Actor(Agent):
     ) -> tuple[DictTensor, DictTensor]:
         agent = self._agent[0]
         hidden, new_state = agent.memorise(agent.encoder(observation), state)
-        return DictTensor.trusted(agent.head.fields(agent.policy(hidden)), observation.batch_size), new_state
+        parameters = agent.masking.apply(agent.policy(hidden), agent.masking.of(observation))
+        return DictTensor.trusted(agent.head.fields(parameters), observation.batch_size), new_state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         return self._agent[0].act(outputs, agent_info, generator)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlx.data import DictTensor, Spec
+from rlx.agent.masking import features
+from rlx.data import MASK_KEY, DictTensor, Spec
 from rlx.errors import AgentError
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
@@ -35,9 +36,10 @@ class Encoder(nn.Module):
     """Turns the observation group into one float vector a row.
 
     Numbers are flattened, uint8 images scaled to [0, 1], discrete values one-hot encoded, and all keys concatenated in
-    the order of the specs.
+    the order of the specs. The mask of allowed actions, where there is one, is left out.
 
     Attributes:
+        specs: what goes in.
         num_features: length of the vector.
         is_plain: whether the observation is such a vector already.
     """
@@ -47,9 +49,17 @@ class Encoder(nn.Module):
 
         Args:
             specs: `{"obs": Spec}` or `{"obs/<key>": Spec, ...}`.
+
+        Raises:
+            AgentError: nothing is left besides the mask.
         """
         super().__init__()
-        self.specs = specs
+        self.specs = specs = features(specs)
+        if not specs:
+            raise AgentError(
+                f"the environment shows '{MASK_KEY}' alone, which says what is allowed and is no observation; "
+                "expected another key beside it, constant if need be"
+            )
         self.num_features = sum(
             sum(spec.nvec) if spec.kind in ("discrete", "multi_discrete") else spec.numel for spec in specs.values()
         )

@@ -12,6 +12,7 @@ from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.distribution import Categorical
 from rlx.agent.heads import ActionHead
+from rlx.agent.masking import ActionMasking
 from rlx.agent.networks import Activation, Encoder, TwinMLP
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.validate import Range
@@ -67,8 +68,12 @@ class OptionActorCritic(ActorCriticAgent):
             activation: applied after each hidden layer.
             log_std_init: initial log of the standard deviation of continuous actions (each option has its own), as a
                 part of half the action range; usually -1 to 0.
+
+        Raises:
+            SpecError: the environment shows which actions are allowed in a form that does not fit them.
         """
         super().__init__()
+        self.masking = ActionMasking(specs)
         self.num_options, self.option_steps = num_options, option_steps
         self.encoder = Encoder(specs.observation)
         self.head = ActionHead(specs.action, log_std_init=log_std_init, num_policies=num_options)
@@ -102,17 +107,18 @@ class OptionActorCritic(ActorCriticAgent):
     ) -> tuple[DictTensor, DictTensor]:
         """Return the outputs and the new state; without `taken`, it is the old one until `remember`."""
         low, high, value = self.network(self.encoder(observation))
-        fields, new_state = self.both_levels(low, high, state, taken)
+        fields, new_state = self.both_levels(low, high, observation, state, taken)
         due = torch.where(fields["must_choose"], self.num_options, state["option"])
         fields["value"] = _pick(value, due)
         return DictTensor.trusted(fields, observation.batch_size), new_state
 
     def both_levels(
-        self, low: Tensor, high: Tensor, state: DictTensor, taken: DictTensor | None
+        self, low: Tensor, high: Tensor, observation: DictTensor, state: DictTensor, taken: DictTensor | None
     ) -> tuple[dict[str, Tensor], DictTensor]:
         """Return all outputs but the value, and the new state, from the policies' networks' outputs."""
         option, held = state["option"], state["held"]
         policies = low.view(-1, self.num_options, self.head.num_parameters)
+        policies = self.masking.apply(policies, self.masking.of(observation))  # options themselves are all allowed
         fields = {"option_logits": high[:, : self.num_options]}
         if self.option_steps is None:
             fields["must_choose"] = held == 0
@@ -139,7 +145,7 @@ class OptionActorCritic(ActorCriticAgent):
             return super().forward_sequence(observation, state, agent_info, taken)
         option, held = _in_force(taken["option"], taken["new_option"], observation["is_first"], state)
         flat = DictTensor.trusted(
-            {key: observation[key].flatten(0, 1) for key in self.encoder.specs}
+            {key: observation[key].flatten(0, 1) for key in observation if key.split("/")[0] in self.inputs}
             | {"option": option.flatten(), "held": held.flatten()},
             size * length,
         )
@@ -220,7 +226,7 @@ class _Actor(Agent):
     ) -> tuple[DictTensor, DictTensor]:
         agent = self._agent[0]
         features = agent.encoder(observation)
-        fields, new_state = agent.both_levels(self._low(features), self._high(features), state, taken)
+        fields, new_state = agent.both_levels(self._low(features), self._high(features), observation, state, taken)
         return DictTensor.trusted(fields, observation.batch_size), new_state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:

@@ -129,7 +129,8 @@ class RecurrentActorCritic(MemoryActorCritic):
             packed = self.run(PackedSequence(features[stretches.place], stretches.counts), begun)
             outputs = cast("PackedSequence", packed).data
             hidden = outputs.new_zeros(size * length, self.state_size).index_copy(0, stretches.place, outputs)
-        fields = self.fields(seen, hidden)
+        mask = self.masking.of(observation)
+        fields = self.fields(seen, hidden, None if mask is None else mask.flatten(0, 1))
         in_time = {key: field.view(size, length, *field.shape[1:]) for key, field in fields.items()}
         return TemporalDictTensor.trusted(in_time, observation.lengths, length)
 

@@ -156,7 +156,10 @@ class TransformerActorCritic(MemoryActorCritic):
         x = self.embed(seen)
         for _, block in self._blocks():  # each leaves out the W - 1 steps in front that only it had to see
             x = block.sequence(x, segment[:, -x.shape[1] :])
-        fields = self.fields(seen[:, -length:].flatten(0, 1), self.norm(x).flatten(0, 1))
+        mask = self.masking.of(observation)
+        fields = self.fields(
+            seen[:, -length:].flatten(0, 1), self.norm(x).flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+        )
         in_time = {key: field.view(size, length, *field.shape[1:]) for key, field in fields.items()}
         return TemporalDictTensor.trusted(in_time, observation.lengths, length)
 

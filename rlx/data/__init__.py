@@ -1,5 +1,6 @@
 """Floor 1: named tensors, alone and over time, and what they look like."""
 
+from rlx.data.action_mask import ACTION_MASK, MASK_KEY, find_mask, masked_action
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.fields import MissingFieldError
 from rlx.data.lazy import Lazy
@@ -9,6 +10,19 @@ from rlx.data.spec import EnvSpecs, Spec
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
 
-__all__ = ["DictTensor", "EnvSpecs", "Lazy", "MissingFieldError", "Rows", "Spec", "TemporalDictTensor", "Trajectories"]
+__all__ = [
+    "ACTION_MASK",
+    "MASK_KEY",
+    "DictTensor",
+    "EnvSpecs",
+    "Lazy",
+    "MissingFieldError",
+    "Rows",
+    "Spec",
+    "TemporalDictTensor",
+    "Trajectories",
+    "find_mask",
+    "masked_action",
+]
 
 register()
