@@ -1,4 +1,4 @@
-"""What is looked at before a piece is handed over: numbers that are not finite, actions that there are not.
+"""What is looked at before a piece is handed over: numbers that are not finite, actions that there are not, and masks.
 
 Everything is looked at once a piece, in whole blocks. Only where something is wrong is it worked out where and when.
 """
@@ -15,11 +15,13 @@ from torch import Tensor
 from rlx.agent.agent import Agent
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.slots import Slot
-from rlx.data import DictTensor, Spec
+from rlx.data import DictTensor, Spec, find_mask, masked_action
 from rlx.env.vec_env import Autoreset, VecEnv
 from rlx.errors import AgentError, EnvironmentFault, RlxError
 
 Counts = NDArray[np.int64]
+
+_ALLOWS_NOTHING = "expected zeros and ones, and an action that is allowed"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,12 @@ class PieceCheck:
             first_row: index of the first environment among all workers'.
             seeds: `[B]`, the reset seed of each environment.
             stop: whether each environment does one episode and waits (stop mode).
+
+        Raises:
+            SpecError: the environments show which actions are allowed in a form that does not fit them.
         """
+        self._mask = find_mask(env.specs)
+        self._choices = [] if self._mask is None else [*env.specs.action[masked_action(env.specs.action)].nvec]
         self._env, self._slots, self._first_row, self._seeds, self._stop = env, slots, first_row, seeds, stop
         self._episodes: Counts = np.zeros(env.num_envs, dtype=np.int64)  # begun since the seed
         self._steps: Counts = np.zeros(env.num_envs, dtype=np.int64)  # of the episode that goes on
@@ -60,13 +67,13 @@ class PieceCheck:
         """Look at the finished piece in slot `index`, then count its steps and episodes.
 
         Raises:
-            EnvironmentFault: an observation or a reward is not finite.
+            EnvironmentFault: an observation or a reward is not finite, or no action was allowed.
             AgentError: an action is not finite, or none of those that there are.
         """
         slot = self._slots[index]
         if self._suspicious(slot, report.num_finals):
             lengths = slot.length.numpy(force=True)
-            self._raise_first(slot, lengths, lengths, report.num_finals, gaps=False)
+            self._raise_first(slot, lengths, lengths, report.num_finals, gaps=False, masks=True)
         self._steps += slot.length.numpy(force=True)
         for row, _, length in report.episodes:
             self._steps[row - self._first_row] -= length
@@ -77,25 +84,48 @@ class PieceCheck:
         """Look for what made call `calls` of the piece in slot `index` fail: an exception is often only what follows.
 
         Raises:
-            EnvironmentFault: an observation or a reward before it is not finite.
+            EnvironmentFault: an observation or a reward before it is not finite, or no action was allowed.
             AgentError: an action up to it is not finite, or none of those that there are.
         """
         done = np.full(self._env.num_envs, calls, dtype=np.int64)
-        self._raise_first(self._slots[index], done, done + 1, 0, gaps=self._env.autoreset is Autoreset.NEXT_STEP)
+        gaps = self._env.autoreset is Autoreset.NEXT_STEP
+        # Not all of these calls need be steps: behind an episode's end, nothing has to be allowed.
+        self._raise_first(self._slots[index], done, done + 1, 0, gaps=gaps, masks=not gaps and not self._stop)
 
     def _suspicious(self, slot: Slot, num_finals: int) -> bool:
         actions = self._env.specs.action.items()
         return (
             any(_has_unfit(block) for block in (*slot.obs.values(), slot.reward))
+            or (self._mask is not None and bool(_no_mask(slot.obs[self._mask], self._choices).any()))
             or any(_has_unfit(slot.outputs[key], spec) for key, spec in actions)
             or (num_finals > 0 and any(_has_unfit(block[:num_finals]) for block in slot.final_obs.values()))
+            or (num_finals > 0 and bool(self._final_masks(slot, num_finals).any()))
         )
 
-    def _raise_first(self, slot: Slot, paid: Counts, acted: Counts, num_finals: int, *, gaps: bool) -> None:
+    def _final_masks(self, slot: Slot, num_finals: int) -> Tensor:
+        """Return which final observations allow nothing though their episode only ran out of time, `[K]` bool."""
+        if self._mask is None:
+            return torch.zeros(num_finals, dtype=torch.bool)
+        time, row = slot.final_time[:num_finals], slot.final_row[:num_finals] - self._first_row
+        return _no_mask(slot.final_obs[self._mask][:num_finals], self._choices) & ~slot.terminated[time, row]
+
+    def _raise_first(
+        self, slot: Slot, paid: Counts, acted: Counts, num_finals: int, *, gaps: bool, masks: bool
+    ) -> None:
         """Raise what is wrong first; `[B]`: how many rewards and actions of each row count."""
         found: list[_Finding] = []
         for key, block in slot.obs.items():
             found += _first(block, paid + 1, 0, key, None)
+        if self._mask is not None and masks:
+            block = slot.obs[self._mask]
+            counted = torch.arange(len(block))[:, None] < torch.from_numpy(acted)
+            for time, row in _places(_no_mask(block, self._choices).cpu() & counted)[:1]:
+                found.append(_Finding(time, 0, row, self._mask, block[time, row], _ALLOWS_NOTHING))
+        if self._mask is not None:
+            for (place,) in _places(self._final_masks(slot, num_finals)):
+                row, value = int(slot.final_row[place]) - self._first_row, slot.final_obs[self._mask][place]
+                name = f"the final {self._mask}"
+                found.append(_Finding(int(slot.final_time[place]), 3, row, name, value, _ALLOWS_NOTHING))
         for key, spec in self._env.specs.action.items():
             found += _first(slot.outputs[key], acted, 1, key, spec)
         found += _first(slot.reward, paid, 2, "reward", None)
@@ -161,6 +191,19 @@ def _has_unfit(block: Tensor, spec: Spec | None = None) -> bool:
         return False
     least, greatest = torch.aminmax(block)
     return int(least) < 0 or int(greatest) >= min(spec.nvec, default=2)
+
+
+def _no_mask(mask: Tensor, choices: list[int]) -> Tensor:
+    """Return which masks allow nothing, or hold other numbers than 0 and 1, `[...]` bool.
+
+    Args:
+        mask: `[..., n]`.
+        choices: the numbers of values of the action's choices, n in all: each must have one that is allowed.
+    """
+    wrong = (mask != 0).logical_and_(mask != 1).any(-1)
+    for choice in cast("tuple[Tensor, ...]", mask.split(choices, -1)):
+        wrong |= (choice == 0).all(-1)
+    return wrong
 
 
 def _unfit(block: Tensor, spec: Spec | None) -> Tensor:
