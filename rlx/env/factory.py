@@ -11,13 +11,14 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rlx.env.fault import environment_fault, raised
 from rlx.env.gym_vec_env import GymEnv, GymVecEnv
+from rlx.env.info_mask import InfoMask
 from rlx.env.native_gym_vec_env import NativeGymVecEnv
 from rlx.env.raw_reward import RawReward
 from rlx.env.registry import find, missing_dependency
 from rlx.env.signature import check_keywords
 from rlx.env.vec_env import VecEnv
 from rlx.env.wrappers import Wrap, find_wrappers
-from rlx.errors import ConfigError, did_you_mean
+from rlx.errors import ConfigError, RlxError, did_you_mean
 from rlx.validate import Range
 
 Vectorization = Literal["per_instance", "native"]
@@ -32,6 +33,7 @@ def make(
     wrappers: list[Any] | None = None,
     max_episode_steps: Annotated[int, Range(1)] | None = None,
     reward_scale: float = 1.0,
+    action_mask: bool = False,
 ) -> VecEnv:
     """Build environments that are stepped together.
 
@@ -45,6 +47,8 @@ def make(
             Names are those of `gymnasium.wrappers`, or dotted paths. Only for `per_instance`.
         max_episode_steps: steps after which an episode is truncated; None for what is registered.
         reward_scale: what rewards are multiplied with. Episode returns are counted without it, and without wrappers.
+        action_mask: whether to take `info["action_mask"]`, which actions are allowed now, into the observation, as its
+            key `action_mask`; an observation that is no Dict becomes the key `observation`.
 
     Raises:
         ConfigError: an id, a keyword or a wrapper that does not exist, or a package that is not installed.
@@ -58,14 +62,14 @@ def make(
         if wrappers:
             raise ConfigError("env.wrappers: got wrappers and env.vectorization=native; they need per_instance")
         env = _make_native(id, entry, num_envs, keywords, max_episode_steps)
-        return NativeGymVecEnv(env, name=id, reward_scale=reward_scale)
+        return NativeGymVecEnv(env, name=id, reward_scale=reward_scale, action_mask=action_mask)
     if vectorization != "per_instance":
         choices = ("per_instance", "native")
         raise ConfigError(
             f"env.vectorization: got {vectorization!r}; expected one of {', '.join(choices)}."
             f"{did_you_mean(str(vectorization), choices)}"
         )
-    make_env = _instance_maker(id, entry, keywords, find_wrappers(wrappers), max_episode_steps)
+    make_env = _instance_maker(id, entry, keywords, find_wrappers(wrappers), max_episode_steps, action_mask)
     return GymVecEnv(make_env, num_envs, name=id, reward_scale=reward_scale)
 
 
@@ -84,7 +88,12 @@ def check_numbers(num_envs: int, max_episode_steps: int | None, reward_scale: fl
 
 
 def _instance_maker(
-    env_id: str, entry: EnvSpec, kwargs: dict[str, Any], wraps: list[tuple[str, Wrap]], max_episode_steps: int | None
+    env_id: str,
+    entry: EnvSpec,
+    kwargs: dict[str, Any],
+    wraps: list[tuple[str, Wrap]],
+    max_episode_steps: int | None,
+    action_mask: bool,
 ) -> Callable[[], GymEnv]:
     """Return what builds one row's environment.
 
@@ -102,16 +111,17 @@ def _instance_maker(
             env: GymEnv = gymnasium.make(entry, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except gymnasium.error.DependencyNotInstalled as error:
             raise missing_dependency(env_id, entry, error) from None
-        return wrapped(env, wraps, env_id)
+        return wrapped(env, wraps, env_id, action_mask=action_mask)
 
     return make_env
 
 
-def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str) -> GymEnv:
+def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str, *, action_mask: bool) -> GymEnv:
     """Return an instance within the user's wrappers, beneath which the bare environment's reward is kept.
 
     Raises:
         EnvironmentFault: a wrapper raised; the instance is closed.
+        ConfigError: its info's mask was asked for, and its observation has one already or its actions cannot have one.
     """
     if wraps:
         env = RawReward(env)
@@ -121,7 +131,13 @@ def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str) -> GymEnv:
         except Exception as error:
             env.close()
             raise environment_fault(env_id, raised(f"the wrapper '{name}'", error)) from error
-    return env
+    if not action_mask:
+        return env
+    try:
+        return InfoMask(env, env_id)
+    except RlxError:
+        env.close()
+        raise
 
 
 def _make_native(

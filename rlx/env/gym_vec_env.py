@@ -111,6 +111,8 @@ class GymVecEnv(VecEnv):
             self._call_at_reset[row] = self._calls
             try:
                 answer: Any = self.envs[row].reset(seed=seed, options=options)
+            except RlxError:
+                raise
             except Exception as error:
                 raise self._fault(row, raised("reset", error)) from error
             if _length(answer) != 2:

@@ -24,6 +24,7 @@ def make_legacy_gym(
     wrappers: list[Any] | None = None,
     max_episode_steps: Annotated[int, Range(1)] | None = None,
     reward_scale: float = 1.0,
+    action_mask: bool = False,
 ) -> GymVecEnv:
     """Build environments that are registered with the old `gym`, one instance a row.
 
@@ -34,6 +35,7 @@ def make_legacy_gym(
         wrappers: Gymnasium wrappers of each instance, as for `make`.
         max_episode_steps: steps after which an episode is truncated; None for what is registered.
         reward_scale: what rewards are multiplied with. Episode returns are counted without it, and without wrappers.
+        action_mask: whether to take `info["action_mask"]` into the observation, as for `make`.
 
     Raises:
         ConfigError: gym is not installed, or knows no such id.
@@ -58,7 +60,7 @@ def make_legacy_gym(
                 raise ConfigError(f"env.id: gym has no environment '{id}'.{_hint(gym, id, error)}") from None
             except Exception as error:
                 raise environment_fault(id, raised("its constructor", error)) from error
-        return wrapped(LegacyGymEnv(env, gym), wraps, id)
+        return wrapped(LegacyGymEnv(env, gym), wraps, id, action_mask=action_mask)
 
     return GymVecEnv(make_env, num_envs, name=id, reward_scale=reward_scale)
 

@@ -9,8 +9,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.data.action_mask import ACTION_MASK
 from rlx.env.actions import ActionReader
 from rlx.env.fault import environment_fault, raised
+from rlx.env.info_mask import MaskedSpace
 from rlx.env.observations import ObservationWriter
 from rlx.env.spaces import to_specs
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
@@ -40,9 +42,11 @@ class NativeGymVecEnv(VecEnv):
         name: what messages call the environment: its id.
         reward_scale: what rewards are multiplied with.
         clip_reward: whether rewards are clipped to [-1, 1], before they are scaled.
+        action_mask: whether to take the mask in the info, `[B, n]`, into the observation; see `make`.
 
     Raises:
-        ConfigError: the environment declares no autoreset mode, or one that rlx does not know.
+        ConfigError: the environment declares no autoreset mode, or one that rlx does not know; or its info's mask was
+            asked for, and its observation has one already or its actions cannot have one.
         UnsupportedSpaceError: rlx has no layout for one of its spaces.
     """
 
@@ -53,6 +57,7 @@ class NativeGymVecEnv(VecEnv):
         name: str = "environment",
         reward_scale: float = 1.0,
         clip_reward: bool = False,
+        action_mask: bool = False,
     ) -> None:
         self.name = name
         self.env = env
@@ -62,6 +67,9 @@ class NativeGymVecEnv(VecEnv):
         self.row_seeds = isinstance(env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
         self.raw_reward = clip_reward or reward_scale != 1.0
         observation_space, action_space = _single_spaces(env)
+        self._masked = MaskedSpace(observation_space, action_space, name) if action_mask else None
+        if self._masked is not None:
+            observation_space = self._masked.space
         try:
             self.specs = to_specs(observation_space, action_space)
         except UnsupportedSpaceError as error:
@@ -102,7 +110,11 @@ class NativeGymVecEnv(VecEnv):
             answer: Any = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._fault(raised("reset", error)) from error
-        observations, _ = self._unpack("reset", answer, ("observations", "info"))
+        observations, info = self._unpack("reset", answer, ("observations", "info"))
+        if self._masked is not None:
+            if ACTION_MASK not in info:
+                raise self._masked.nothing_told(info)
+            observations = self._masked.join(observations, info[ACTION_MASK])
         self._write("reset", observations, out.obs_np, None if rows is None else list(rows))
         if rows is None:
             self._steps = 0
@@ -122,6 +134,8 @@ class NativeGymVecEnv(VecEnv):
             raise self._fault(raised("step", error)) from error
         names = ("observations", "rewards", "terminated", "truncated", "info")
         observations, rewards, terminated, truncated, info = self._unpack("step", answer, names)
+        if self._masked is not None:
+            observations = self._masked.join(observations, self._mask(info, np.asarray(terminated, np.bool_)))
         self._write("step", observations, out.obs_np, None)
         self._copy("terminated", terminated, out.terminated_np, "b")
         self._copy("truncated", truncated, out.truncated_np, "b")
@@ -187,13 +201,28 @@ class NativeGymVecEnv(VecEnv):
         final = info.get("final_obs")
         if final is None:
             raise self._fault("info holds no 'final_obs', where an environment that resets in the same step leaves it")
+        masks: Any = None
+        if self._masked is not None:
+            masks = self._mask(info.get("final_info", {}), out.terminated_np, ended)
         if getattr(final, "dtype", None) == np.dtype(object):
             for row in ended.tolist():
-                wrong = self._writer.write_row(final[row], out.final_obs_np, row)
+                seen = final[row] if self._masked is None else self._masked.join(final[row], masks[row])
+                wrong = self._writer.write_row(seen, out.final_obs_np, row)
                 if wrong is not None:
                     raise self._fault(f"the final observation of row {row} breaks its space: {wrong}")
         else:
-            self._write("step", final, out.final_obs_np, ended.tolist())
+            seen = final if self._masked is None else self._masked.join(final, masks)
+            self._write("step", seen, out.final_obs_np, ended.tolist())
+
+    def _mask(self, info: Mapping[str, Any], terminated: Array, rows: Array | slice = slice(None)) -> Array:
+        """Return the masks `[B, n]` that an info tells, zeros where an episode terminated and it tells none."""
+        assert self._masked is not None
+        size = (self.num_envs, self._masked.size)
+        told = np.asarray(info.get(ACTION_MASK, np.zeros(size, np.int8)))
+        present = np.asarray(info.get(f"_{ACTION_MASK}", np.full(self._shape, ACTION_MASK in info)), np.bool_)
+        if not (present | terminated)[rows].all():
+            raise self._fault(f"step's info tells no '{ACTION_MASK}' for some rows, where reset's did")
+        return told if told.shape != size or present.all() else np.where(present[:, None], told, 0)
 
     def _copy(self, name: str, values: Any, target: Array, kinds: str) -> None:
         """Copy one value a row; NumPy alone would broadcast a wrong shape in silence."""
