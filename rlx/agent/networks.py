@@ -81,8 +81,8 @@ def _encode(value: Tensor, spec: Spec) -> Tensor:
         columns = value.flatten(1).unbind(-1)
         return torch.cat([F.one_hot(column, n).float() for column, n in zip(columns, spec.nvec, strict=True)], dim=-1)
     if spec.dtype == torch.uint8:
-        return value.flatten(1).float() / 255.0
-    return value.reshape(value.shape[0], -1).float()
+        return value.reshape(value.shape[0], spec.numel).float() / 255.0
+    return value.reshape(value.shape[0], spec.numel).float()  # of no rows, -1 would mean nothing
 
 
 class TwinMLP(nn.Module):

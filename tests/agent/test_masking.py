@@ -19,6 +19,7 @@ from rlx.agent import (
 )
 from rlx.agent.distribution import make_distributions
 from rlx.agent.masking import ActionMasking
+from rlx.agent.networks import Encoder
 from rlx.batcher import Batcher
 from rlx.data import DictTensor, EnvSpecs, Spec
 from rlx.env import make
@@ -298,3 +299,18 @@ def test_an_agent_of_ones_own_masks_the_outputs_of_one_key() -> None:
     nothing = ActionMasking(EnvSpecs({"obs": PLACE}, {"action": DISCRETE}))
     parameters = torch.ones(1, 4)
     assert nothing.apply(parameters, nothing.of(observation)) is parameters
+
+
+def test_no_rows_are_encoded_as_no_rows() -> None:
+    specs = {
+        "obs/place": PLACE,
+        "obs/number": Spec((), torch.float32),
+        "obs/image": Spec((2, 2), torch.uint8),
+        "obs/byte": Spec((), torch.uint8),
+        "obs/kind": DISCRETE,
+        "obs/kinds": MULTI,
+    }
+    encoder = Encoder(specs)
+    for rows in (0, 2):
+        seen = DictTensor({key: spec.zeros(rows) for key, spec in specs.items()}, rows)
+        assert encoder(seen).shape == (rows, 3 + 1 + 4 + 1 + 4 + 5)

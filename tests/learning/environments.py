@@ -73,6 +73,35 @@ class Recall(gymnasium.Env[np.ndarray, int]):
         return self._seen(), reward, over, False, {}
 
 
+class Arms(gymnasium.Env[np.ndarray, int]):
+    """Three arms, of which one is forbidden at each of 8 steps: the others pay 1, 0.5 and 0; the forbidden one pays 2.
+
+    The best that is allowed pays 5 / 6 a step, a draw among what is allowed 0.5; the first arm, allowed or not, 4 / 3.
+    """
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self) -> None:
+        self._step, self._forbidden = 0, 0
+
+    def _show(self) -> tuple[np.ndarray, dict]:
+        self._forbidden = int(self.np_random.integers(3))
+        return np.zeros(1, np.float32), {"action_mask": np.arange(3) != self._forbidden}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._step = 0
+        return self._show()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = 2.0 if action == self._forbidden else 1.0 - action / 2
+        self._step += 1
+        seen, info = self._show()
+        return seen, reward, self._step == 8, False, info
+
+
+gymnasium.register("Arms-v0", entry_point=Arms)
 gymnasium.register("Endless-v0", entry_point=Endless)
 gymnasium.register("Target-v0", entry_point=Target)
 gymnasium.register("Recall-v0", entry_point=Recall)

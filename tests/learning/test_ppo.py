@@ -56,3 +56,12 @@ def test_a_continuous_answer_is_found(tmp_path: Path) -> None:
         "algo.gamma=0.0", "algo.num_epochs=5", "agent.log_std_init=-0.5",
     )  # fmt: skip
     assert evaluate_path(run, episodes=200, trust=True).mean > -0.01  # a random action pays about -1.7
+
+
+@pytest.mark.parametrize("agent", ["actor_critic", "gru"])
+def test_the_best_of_what_is_allowed_is_found_where_the_forbidden_would_pay_most(tmp_path: Path, agent: str) -> None:
+    run = trained(
+        tmp_path / "run", "env=gym", "env.id=tests.learning.environments:Arms-v0", "env.action_mask=true",
+        f"agent={agent}", "total_steps=20_000", "algo.gamma=0.0",
+    )  # fmt: skip
+    assert evaluate_path(run, episodes=500, trust=True).mean / 8 == pytest.approx(5 / 6, abs=0.03)
