@@ -148,7 +148,8 @@ class VecEnv(ABC):
     Attributes:
         name: what messages call this environment: its id.
         num_envs: number of rows, B.
-        specs: what a row shows and takes, without the batch dimension.
+        specs: what a row shows and takes, without the batch dimension. An observation `obs/action_mask` says which
+            actions are allowed at the next step; see `rlx.data.find_mask`.
         device: where observations are written and actions are expected.
         autoreset: who resets a row whose episode has ended.
         row_step: whether `step(rows=...)` can step some rows and leave the others alone.
