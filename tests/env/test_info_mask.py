@@ -127,6 +127,21 @@ def test_masks_of_native_environments_come_with_their_observations(mode: Autores
         check_every_mask(env, told_at_end=told_at_end)
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_what_is_not_told_is_not_read(mode: AutoresetMode) -> None:
+    class LeavesRubbish(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            *answer, info = super().step(actions)
+            for part in (info, info.get("final_info", {})):
+                if "action_mask" in part:
+                    part["action_mask"][~part["_action_mask"]] = 77
+            return *answer, info
+
+    vector = LeavesRubbish([lambda: Tells(told_at_end=False)] * NUM_ENVS, autoreset_mode=mode)
+    with NativeGymVecEnv(vector, name="Tells-v0", action_mask=True) as env:
+        check_every_mask(env, told_at_end=False)
+
+
 def test_final_observations_in_one_array_carry_their_masks_too() -> None:
     class OneArray(SyncVectorEnv):
         def step(self, actions: Any) -> Any:
