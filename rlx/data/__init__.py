@@ -5,8 +5,10 @@ from rlx.data.dict_tensor import DictTensor
 from rlx.data.fields import MissingFieldError
 from rlx.data.lazy import Lazy
 from rlx.data.pytree import register
+from rlx.data.replay_buffer import ReplayBuffer
 from rlx.data.rows import Rows
 from rlx.data.spec import EnvSpecs, Spec
+from rlx.data.sum_tree import SumTree
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
 
@@ -17,8 +19,10 @@ __all__ = [
     "EnvSpecs",
     "Lazy",
     "MissingFieldError",
+    "ReplayBuffer",
     "Rows",
     "Spec",
+    "SumTree",
     "TemporalDictTensor",
     "Trajectories",
     "find_mask",

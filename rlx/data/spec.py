@@ -46,7 +46,7 @@ class Spec:
 
     def zeros(self, *batch: int, device: torch.device | str | None = None) -> torch.Tensor:
         """Return zeros `[*batch, *shape]` of this dtype."""
-        return torch.zeros(*batch, *self.shape, dtype=self.dtype, device=device)
+        return torch.zeros((*batch, *self.shape), dtype=self.dtype, device=device)
 
     def to_dict(self) -> dict[str, Any]:
         """Return this spec as JSON-ready data; `from_dict` reads it back."""

@@ -1,0 +1,349 @@
+"""Steps kept to be learned from many times: transitions or sequences, drawn evenly or by priority."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.data.dict_tensor import DictTensor
+from rlx.data.lazy import Lazy
+from rlx.data.rings import Array, Index, Rings, Written, arrays
+from rlx.data.spec import EnvSpecs, Spec
+from rlx.data.storage import allocate, check_room, show_bytes
+from rlx.data.sum_tree import SumTree
+from rlx.data.temporal_dict_tensor import TemporalDictTensor
+from rlx.data.trajectories import Trajectories
+from rlx.errors import UserError
+
+_PRIORITY_OFFSET = 1e-6  # no step is ever out of reach (Schaul et al. 2016, section 3.3)
+
+
+class ReplayBuffer:
+    """The newest `capacity` slots of experience of `num_envs` environments, and what is drawn from them.
+
+    What is drawn are Trajectories as a batcher makes them: a loss does not see where its batch comes from.
+
+    Attributes:
+        num_envs: environments, B.
+        num_slots: slots, of all environments. One step each, besides one an episode for its final observation, and
+            where frames are stacked k high, k - 1 an episode for its first ones.
+        num_bytes: what it takes, known before it is taken.
+        num_added: steps added so far.
+    """
+
+    def __init__(
+        self,
+        specs: EnvSpecs,
+        *,
+        capacity: int,
+        num_envs: int,
+        extra: Mapping[str, Spec] | None = None,
+        state: Mapping[str, Spec] | None = None,
+        state_every: int = 1,
+        alpha: float | None = None,
+        directory: Path | str | None = None,
+    ) -> None:
+        """Take the memory.
+
+        Args:
+            specs: what the environments show and take.
+            capacity: slots, usually 1e4 to 1e6; rounded up to the same number for each environment.
+            num_envs: environments, B.
+            extra: other fields to keep of each step, by their full names: `agent/log_prob`, `agent_info/skill`.
+            state: the agent's state, for recurrent agents: kept as it was at the beginning of each piece that is added.
+                Sequences then begin there, or where an episode does.
+            state_every: steps of each piece that will be added, where `state` is given.
+            alpha: how far priorities count, usually 0.4 to 0.7; 0 for not at all, None for no priorities.
+            directory: where files are made to keep the steps in; None to keep them in memory.
+
+        Raises:
+            SpecError: it would not fit; says how much it takes and how much there is.
+        """
+        self.num_envs = num_envs
+        self._rings = rings = Rings(specs, capacity=capacity, num_envs=num_envs, extra=extra or {})
+        self.num_slots = rings.num_slots
+        self.num_added = 0
+        self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
+        self._alpha = alpha
+        prioritised = alpha is not None or state is not None
+        self._num_states = -(-rings.size // max(1, state_every)) + 2 if state else 0
+        states = self._num_states * num_envs
+        self.num_bytes = rings.num_bytes + (SumTree.num_bytes(self.num_slots) if prioritised else 0)
+        if state:
+            self.num_bytes += self.num_slots * 4 + states * (8 + sum(spec.num_bytes for spec in state.values()))
+        place = None if directory is None else Path(directory)
+        check_room(
+            self.num_bytes,
+            f"a replay buffer of {self.num_slots:,} steps",
+            directory=place,
+            advice="lower algo.buffer_size" + ("" if directory else ", or keep it on disk"),
+        )
+        rings.allocate(place)
+        self._states = arrays(allocate(state or {}, states))
+        self._state_of = np.full(self.num_slots if state else 0, -1, np.int32)
+        self._slot_of_state = np.full(states, -1, np.int64)
+        self._tree = SumTree(self.num_slots) if prioritised else None
+        self._max_priority = 1.0
+        self._num_pieces = 0
+        self._count: int | None = 0
+        # Which fields go where, found out once: a draw is a matter of calls.
+        self._info_names = tuple(name for name in rings.specs if name.startswith(("agent_info/", "env_info/")))
+        observed = {f"env/{key}" for key in self._observation}
+        self._step_names = tuple(name for name in rings.specs if name not in observed and name not in self._info_names)
+        own = ("env/is_first", "next/reward", "next/terminated", "next/truncated")
+        self._kept_names = tuple(name for name in self._step_names if name not in own)
+
+    def __len__(self) -> int:
+        """Return how many steps may be drawn (with `state`: begin a sequence)."""
+        if self._count is None:
+            allowed = self._rings.is_step if self._tree is None else self._tree.weights.numpy() > 0
+            self._count = int(np.count_nonzero(allowed))
+        return self._count
+
+    # -- what comes in
+
+    def add(self, trajectories: Trajectories) -> None:
+        """Add a batcher's piece; the oldest steps make room. Every piece in turn: an episode goes on in the next one.
+
+        Args:
+            trajectories: `[B, T]`; rows may be of different lengths.
+
+        Raises:
+            SpecError: a piece does not fit into the whole buffer, or is of another number of environments.
+        """
+        written = self._rings.write(trajectories)
+        self.num_added += len(written.slots)
+        self._count = None
+        if self._tree is None or not len(written.rows):
+            return
+        priority = 1.0 if self._alpha is None else self._max_priority**self._alpha
+        self._tree.set(torch.from_numpy(written.cleared), 0.0)
+        if not self._states:
+            self._tree.set(torch.from_numpy(written.slots), priority)
+            return
+        stale = self._keep_states(trajectories, written)
+        self._tree.set(torch.from_numpy(np.concatenate([written.slots, stale])), 0.0)
+        self._tree.set(torch.from_numpy(np.concatenate([written.begins, written.first])), priority)
+
+    def _keep_states(self, trajectories: Trajectories, written: Written) -> Index:
+        """Keep the states that a piece began with; return the slots whose states made room: none may begin there."""
+        self._state_of[written.slots] = -1
+        kept = (self._num_pieces % self._num_states) * self.num_envs + written.rows
+        known = self._slot_of_state[kept] >= 0
+        stale, its_state = self._slot_of_state[kept[known]], kept[known]
+        stale = stale[(self._state_of[stale] == its_state) & ~self._rings.fields["env/is_first"][stale]]
+        for key, memory in self._states.items():
+            memory[kept] = trajectories.info[f"agent_state/{key}"].detach().cpu().numpy()[written.rows]
+        self._state_of[written.first], self._slot_of_state[kept] = kept, written.first
+        self._num_pieces += 1
+        return stale
+
+    # -- what goes out
+
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        n_step: int = 1,
+        gamma: float = 1.0,
+        beta: float = 0.0,
+    ) -> Trajectories:
+        """Return transitions, each as a sequence of one step `[N, 1]`, with replacement.
+
+        With `n_step` above 1 a step's `next/` group is what came of it n steps later, or at the end of its episode or
+        of what is known of it, where that is sooner: `next/obs`, `next/terminated` and `next/truncated` are those of
+        the last step, `next/reward` is the discounted sum. `next/discount` is what the value of `next/obs` counts:
+        `gamma` to the power of the steps taken.
+
+        Args:
+            batch_size: N, usually 32 to 512.
+            generator: source of the draw, on the CPU.
+            n_step: steps, usually 1 to 5.
+            gamma: discount of a step.
+            beta: how far weights make up for priorities, 0 to 1 (`info["weight"]`, at most 1; 1 where there are none).
+
+        Returns:
+            Trajectories whose `info` has `slot` `[N]` (for `update_priorities`), `weight` `[N]` and what was kept of
+            `agent_info/` and `env_info/`.
+
+        Raises:
+            UserError: there is nothing to draw yet.
+        """
+        slots, weight = self._draw(batch_size, generator, beta)
+        own = self._rings.fields
+        fields = {name: _column(own[name].take(slots, 0)) for name in self._kept_names}
+        if n_step == 1:
+            ends = slots
+            fields["next/reward"] = _column(own["next/reward"].take(slots))
+            fields["next/discount"] = torch.full((batch_size, 1), gamma)
+        else:
+            path = (slots[:, None] + self.num_envs * np.arange(n_step)) % self.num_slots
+            alive = self._rings.is_step.take(path).cumprod(1)
+            count = alive.sum(1)
+            discount = np.power(gamma, np.arange(n_step + 1)).astype(np.float32)
+            ends = path[np.arange(batch_size), count - 1]
+            fields["next/reward"] = _column((own["next/reward"].take(path) * (alive * discount[:-1])).sum(1))
+            fields["next/discount"] = _column(discount[count])
+        fields["next/terminated"] = _column(own["next/terminated"].take(ends))
+        fields["next/truncated"] = _column(own["next/truncated"].take(ends))
+        following = (ends + self.num_envs) % self.num_slots
+        for key in self._observation:
+            fields[f"env/{key}"] = _column(self._rings.look(key, slots))
+            fields[f"next/{key}"] = _column(self._rings.look(key, following))
+        steps = TemporalDictTensor.trusted(fields, torch.from_numpy(np.ones(batch_size, np.int64)), 1)
+        return Trajectories(self._info(slots, weight), steps, lambda: _bootstrap(steps), num_steps=batch_size)
+
+    def sample_sequences(
+        self, batch_size: int, generator: torch.Generator, *, num_steps: int, beta: float = 0.0
+    ) -> Trajectories:
+        """Return sequences `[N, num_steps]`, each of one episode and shorter where that ends, with replacement.
+
+        They begin at any step; with `state`, at those where the agent's state is known (R2D2's stored state,
+        Kapturowski et al. 2019), which then is in `info`. They have all the fields of a batcher's pieces.
+
+        Args:
+            batch_size: N, usually 16 to 64.
+            generator: source of the draw, on the CPU.
+            num_steps: T, usually 20 to 120.
+            beta: as for `sample`.
+
+        Raises:
+            UserError: there is nothing to draw yet.
+        """
+        slots, weight = self._draw(batch_size, generator, beta)
+        path = (slots[:, None] + self.num_envs * np.arange(num_steps)) % self.num_slots
+        lengths = torch.from_numpy(self._rings.is_step[path].cumprod(1).sum(1))
+
+        def take(name: str, at: Index) -> Tensor:
+            return torch.from_numpy(self._rings.fields[name].take(at, 0))
+
+        def look(key: str, at: Index) -> Tensor:
+            return torch.from_numpy(self._rings.look(key, at.reshape(-1))).unflatten(0, (batch_size, num_steps))
+
+        fields: dict[str, Tensor | Lazy] = {name: take(name, path) for name in self._step_names}
+        is_first = take("env/is_first", path)
+        # What is lazy reads the buffer: it is to be asked for before the next add().
+        before, after = (path - self.num_envs) % self.num_slots, (path + self.num_envs) % self.num_slots
+        for key in self._observation:
+            fields[f"env/{key}"] = look(key, path)
+            fields[f"next/{key}"] = Lazy(lambda key=key: look(key, after))
+        for key in self._actions:
+            fields[f"env/prev_{key}"] = Lazy(lambda key=key: _zeroed(take(f"agent/{key}", before), is_first))
+        fields["env/prev_reward"] = Lazy(lambda: _zeroed(take("next/reward", before), is_first))
+        steps = TemporalDictTensor.trusted(fields, lengths, num_steps)
+        return Trajectories(self._info(slots, weight), steps, lambda: _bootstrap(steps))
+
+    def update_priorities(self, slots: Tensor, errors: Tensor) -> None:
+        """Set the priorities of what was drawn: |error|, to the power of alpha when drawing.
+
+        Args:
+            slots: `[N]`, `info["slot"]` of the batch.
+            errors: `[N]`, temporal-difference errors, of either sign.
+
+        Raises:
+            UserError: the buffer was made without `alpha`.
+        """
+        if self._alpha is None or self._tree is None:
+            raise UserError("update_priorities() of a buffer without priorities: give it an alpha")
+        priority = errors.detach().to("cpu", torch.float64).abs() + _PRIORITY_OFFSET
+        still = self._tree[slots] > 0  # others have been overwritten since
+        slots, priority = slots[still], priority[still]
+        if not len(slots):
+            return
+        self._max_priority = max(self._max_priority, float(priority.max()))
+        self._tree.set(slots, priority**self._alpha)
+
+    def _draw(self, batch_size: int, generator: torch.Generator, beta: float) -> tuple[Index, Tensor | None]:
+        """Return slots `[N]`, and their weights where there are priorities."""
+        if not self.num_added:
+            raise UserError("sample() from an empty replay buffer: call add() first")
+        if self._tree is not None:
+            places = self._tree.draw(batch_size, generator)
+            if self._alpha is None:
+                return places.numpy(), None
+            probability = self._tree[places]
+            weight = (probability / probability.min()).pow(-beta)  # the batch's greatest weight is 1 (section 3.4)
+            return places.numpy(), weight.float()
+        slots = torch.randint(self._rings.used, (batch_size,), generator=generator).numpy()
+        while True:
+            is_step = self._rings.is_step.take(slots)
+            if is_step.all():
+                return slots, None
+            wrong = (~is_step).nonzero()[0]
+            slots[wrong] = torch.randint(self._rings.used, (len(wrong),), generator=generator).numpy()
+
+    def _info(self, slots: Index, weight: Tensor | None) -> DictTensor:
+        count = len(slots)
+        fields = {"slot": torch.from_numpy(slots)}
+        fields["weight"] = torch.from_numpy(np.ones(count, np.float32)) if weight is None else weight
+        for name in self._info_names:
+            fields[name] = torch.from_numpy(self._rings.fields[name].take(slots, 0))
+        if self._states:
+            kept = self._state_of[slots].clip(0)  # none at an episode's first step: it begins anew there
+            fields |= {f"agent_state/{key}": torch.from_numpy(memory[kept]) for key, memory in self._states.items()}
+        return DictTensor.trusted(fields, count)
+
+    # -- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is kept: as much as the buffer holds."""
+        return {
+            "rings": self._rings.state_dict(),
+            "states": {name: torch.from_numpy(memory) for name, memory in self._states.items()},
+            "state_of": torch.from_numpy(self._state_of),
+            "slot_of_state": torch.from_numpy(self._slot_of_state),
+            "priorities": self._tree.weights if self._tree is not None else None,
+            "max_priority": self._max_priority,
+            "num_pieces": self._num_pieces,
+            "num_added": self.num_added,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what another buffer of the same sizes held.
+
+        Raises:
+            SpecError: it is of other sizes or fields.
+        """
+        self._rings.load_state_dict(state["rings"])
+        self._state_of[:] = state["state_of"].numpy()
+        self._slot_of_state[:] = state["slot_of_state"].numpy()
+        for name, memory in self._states.items():
+            memory[:] = state["states"][name].numpy()
+        if self._tree is not None:
+            self._tree.set(torch.arange(self.num_slots), state["priorities"])
+        self._max_priority = state["max_priority"]
+        self._num_pieces, self.num_added = state["num_pieces"], state["num_added"]
+        self._count = None
+
+    def __repr__(self) -> str:
+        return f"ReplayBuffer({len(self):,} of {self.num_slots:,} steps, {show_bytes(self.num_bytes)})"
+
+
+def _zeroed(values: Tensor, where: Tensor) -> Tensor:
+    values[where] = 0
+    return values
+
+
+def _column(values: Array) -> Tensor:
+    """Return values `[N, ...]` as those of one step, `[N, 1, ...]`."""
+    return torch.from_numpy(values[:, None])
+
+
+def _bootstrap(steps: TemporalDictTensor) -> DictTensor:
+    """Return the observation after each sequence's last step; none after a termination."""
+    last = steps.lengths - 1
+    row = torch.arange(steps.batch_size)
+    row = row[~steps["next/terminated"][row, last]]
+    time = last[row]
+    fields: dict[str, Tensor] = {"row": row, "time": time, "is_first": torch.zeros(len(row), dtype=torch.bool)}
+    for name in steps:
+        group, _, key = name.partition("/")
+        if group == "next" and key not in ("terminated", "truncated", "discount"):
+            fields["prev_reward" if key == "reward" else key] = steps[name][row, time]
+        elif name == "agent/action" or name.startswith("agent/action/"):
+            fields[f"prev_{key}"] = steps[name][row, time]
+    return DictTensor.trusted(fields, len(row))

@@ -1,0 +1,252 @@
+"""The rings of slots that a replay buffer keeps steps in: what lies where.
+
+Each environment has a ring of its own, one step a slot. An episode's steps lie in a row, and the slot behind the last
+one holds its final observation; behind the newest step of all lies the observation that followed it. So what follows a
+step is always in the next slot, and nothing is stored twice but a slot an episode. Of a stack of frames a slot holds
+the newest; the older ones lie in the slots before, put there where an episode begins. Slots that hold no step bound
+each episode: a run of steps never crosses into another one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlx.data.spec import EnvSpecs, Spec
+from rlx.data.storage import allocate
+from rlx.data.temporal_dict_tensor import TemporalDictTensor
+from rlx.data.trajectories import Trajectories
+from rlx.errors import SpecError
+
+Array = npt.NDArray[Any]
+Index = npt.NDArray[np.int64]
+
+_FLAG, _NUMBER = Spec((), torch.bool), Spec((), torch.float32)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `Rings.write` did.
+
+    Attributes:
+        slots: `[N]`, that hold a new step.
+        cleared: `[K]`, that hold none any more.
+        begins: `[M]`, new steps that begin an episode, or follow nothing that is here.
+        rows: `[R]`, the environments that had steps.
+        first: `[R]`, the slot of the first new step of each of them.
+    """
+
+    slots: Index
+    cleared: Index
+    begins: Index
+    rows: Index
+    first: Index
+
+
+class Rings:
+    """The newest steps of `num_envs` environments.
+
+    All of it is NumPy arrays, of which torch's tensors are views: choosing rows takes them half the time.
+
+    Attributes:
+        num_envs: environments, B.
+        num_slots: slots, of all environments.
+        num_bytes: what they take.
+        fields: `[num_slots, ...]` by name, the groups as in Trajectories.
+        is_step: `[num_slots]` bool, the slots that hold a step which may be drawn.
+        used: slots from this one on have not been written to.
+    """
+
+    def __init__(self, specs: EnvSpecs, *, capacity: int, num_envs: int, extra: Mapping[str, Spec]) -> None:
+        """Lay them out; `allocate` takes the memory.
+
+        Args:
+            specs: what the environments show and take.
+            capacity: slots; rounded up to the same number for each environment.
+            num_envs: environments, B.
+            extra: other fields of each step, by their full names.
+
+        Raises:
+            SpecError: frames of one observation are stacked to different heights.
+        """
+        self.num_envs = num_envs
+        self.size = -(-capacity // num_envs)
+        self.num_slots = self.size * num_envs
+        self._extra = dict(extra)
+        self._stacks = {
+            key: (spec.frame_stack_axis, spec.shape[spec.frame_stack_axis])
+            for key, spec in specs.observation.items()
+            if spec.frame_stack_axis is not None
+        }
+        depths = {depth for _, depth in self._stacks.values()}
+        if len(depths) > 1:
+            raise SpecError(f"replay: frames are stacked {sorted(depths)} high in one observation; expected one height")
+        self._depth = depths.pop() if depths else 1
+        self._observation = tuple(specs.observation)
+        self.specs = {f"env/{key}": self._one_frame(key, spec) for key, spec in specs.observation.items()}
+        self.specs |= {"env/is_first": _FLAG}
+        self.specs |= {f"agent/{key}": spec for key, spec in specs.action.items()}
+        self.specs |= {"next/reward": _NUMBER, "next/terminated": _FLAG, "next/truncated": _FLAG} | self._extra
+        self.num_bytes = self.num_slots * (1 + sum(spec.num_bytes for spec in self.specs.values()))
+        self.fields: dict[str, Array] = {}
+        self.is_step = np.zeros(0, np.bool_)
+        self.used = 0
+        self._head = np.zeros(num_envs, np.int64)  # where each environment's next step goes; grows for ever
+        self._is_open = np.zeros(num_envs, np.bool_)  # whether its newest step's episode goes on
+        self._row = np.arange(num_envs)
+
+    def allocate(self, directory: Path | None) -> None:
+        """Take the memory, or make the files.
+
+        Raises:
+            SpecError: the file system has no room for them.
+        """
+        self.fields = arrays(allocate(self.specs, self.num_slots, directory=directory))
+        self.is_step = np.zeros(self.num_slots, np.bool_)
+
+    def _one_frame(self, key: str, spec: Spec) -> Spec:
+        if key not in self._stacks:
+            return spec
+        axis, _ = self._stacks[key]
+        return Spec((*spec.shape[:axis], *spec.shape[axis + 1 :]), spec.dtype)
+
+    def write(self, trajectories: Trajectories) -> Written:
+        """Write a piece over the oldest steps.
+
+        Args:
+            trajectories: `[B, T]`.
+
+        Raises:
+            SpecError: it does not fit into the rings, or is of another number of environments.
+        """
+        trajectories = trajectories if trajectories.steps.device.type == "cpu" else trajectories.to("cpu")
+        steps = trajectories.steps
+        size, length = steps.leading_shape
+        if size != self.num_envs:
+            raise SpecError(f"replay: expected pieces of {self.num_envs} environments, got {size}")
+        if not length:
+            nothing = np.zeros(0, np.int64)
+            return Written(nothing, nothing, nothing, nothing, nothing)
+        lengths = steps.lengths.numpy()
+        valid = np.arange(length) < lengths[:, None]
+        ended = (steps["next/terminated"].numpy() | steps["next/truncated"].numpy()) & valid
+        is_first = steps["env/is_first"].numpy()
+        begins = is_first & valid
+        begins[:, 0] |= ~self._is_open & valid[:, 0]
+        # An episode that was cut off (by a reset) keeps the slot behind its last step, too.
+        cut = self._is_open & begins[:, 0]
+        before = ended.cumsum(1) - ended + begins.cumsum(1) * (self._depth - 1)
+        place = (self._head + cut)[:, None] + np.arange(length) + before
+        last, has_any = np.maximum(lengths - 1, 0), lengths > 0
+        is_over = ended[self._row, last]
+        head = np.where(has_any, place[self._row, last] + 1 + is_over, self._head)
+        taken = int((head - self._head).max())
+        if taken + self._depth + 1 >= self.size:
+            raise SpecError(
+                f"replay: a piece takes {taken} slots of an environment, and there are {self.size} of each: "
+                "raise algo.buffer_size"
+            )
+        at = valid.nonzero()
+        slots = self._slot(place[at], at[0])
+        following = ended.copy()
+        following[self._row, last] |= has_any
+        next_at = following.nonzero()
+        next_slots = self._slot(place[next_at] + 1, next_at[0])
+        self._write(trajectories, at, slots, next_at, next_slots)
+        gone = [next_slots, *(self._slot(head + i, self._row) for i in range(max(1, self._depth - 1) + 1))]
+        if self._depth > 1:
+            gone.extend(self._write_first_frames(steps, begins, place))
+        self.is_step[slots] = True
+        cleared = np.concatenate(gone)
+        self.is_step[cleared] = False
+        self.used = max(self.used, min(self.num_slots, (int(head.max()) + 1) * self.num_envs))
+        self._head, self._is_open = head, np.where(has_any, ~is_over, self._is_open)
+        begun, rows = begins.nonzero(), has_any.nonzero()[0]
+        return Written(slots, cleared, self._slot(place[begun], begun[0]), rows, self._slot(place[rows, 0], rows))
+
+    def _slot(self, place: Index, row: Index) -> Index:
+        """Return the slots of places that count from an environment's first step on."""
+        return (place % self.size) * self.num_envs + row
+
+    def _write(
+        self,
+        trajectories: Trajectories,
+        at: tuple[Index, ...],
+        slots: Index,
+        next_at: tuple[Index, ...],
+        next_slots: Index,
+    ) -> None:
+        """Write the steps `at` rows and times into `slots`, and what followed those of `next_at` into `next_slots`."""
+        steps, info = trajectories.steps, trajectories.info
+        for name, memory in self.fields.items():
+            key = name.removeprefix("env/")
+            if name in self._extra and name not in steps:
+                memory[slots] = info[name].numpy()[at[0]]
+            elif key in self._observation:
+                memory[slots] = self._newest_frame(key, steps[name].numpy()[at])
+                memory[next_slots] = self._newest_frame(key, steps[f"next/{key}"].numpy()[next_at])
+            else:
+                memory[slots] = steps[name].detach().numpy()[at]
+
+    def _newest_frame(self, key: str, observation: Array) -> Array:
+        if key not in self._stacks:
+            return observation
+        axis, depth = self._stacks[key]
+        return observation.take(depth - 1, axis + 1)
+
+    def _write_first_frames(self, steps: TemporalDictTensor, begins: Array, place: Index) -> list[Index]:
+        """Write the older frames of each episode's first observation into the slots before it; return the slots."""
+        at = begins.nonzero()
+        written: list[Index] = []
+        for back in range(1, self._depth):
+            slots = self._slot(place[at] - back, at[0])
+            for key, (axis, depth) in self._stacks.items():
+                self.fields[f"env/{key}"][slots] = steps[f"env/{key}"].numpy()[at].take(depth - 1 - back, axis + 1)
+            written.append(slots)
+        return written
+
+    def look(self, key: str, slots: Index) -> Array:
+        """Return the observations `[N, *shape]` at some slots, frames stacked."""
+        memory = self.fields[f"env/{key}"]
+        if key not in self._stacks:
+            return memory.take(slots, 0)
+        axis, depth = self._stacks[key]
+        back = self.num_envs * np.arange(depth - 1, -1, -1)
+        return np.moveaxis(memory.take((slots[:, None] - back) % self.num_slots, 0), 1, axis + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is kept, as far as slots have been written to."""
+        return {
+            "fields": {name: torch.from_numpy(memory[: self.used]) for name, memory in self.fields.items()},
+            "is_step": torch.from_numpy(self.is_step),
+            "head": torch.from_numpy(self._head),
+            "is_open": torch.from_numpy(self._is_open),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what others of the same sizes held.
+
+        Raises:
+            SpecError: they are of other sizes or fields.
+        """
+        fields: dict[str, Tensor] = state["fields"]
+        if fields.keys() != self.fields.keys() or len(state["is_step"]) != self.num_slots:
+            raise SpecError(
+                f"replay: the buffer to load has {len(state['is_step']):,} slots of {sorted(fields)}, this one "
+                f"{self.num_slots:,} of {sorted(self.fields)}"
+            )
+        self.used = len(next(iter(fields.values())))
+        for name, memory in self.fields.items():
+            memory[: self.used] = fields[name].numpy()
+        self.is_step[:] = state["is_step"].numpy()
+        self._head, self._is_open = state["head"].numpy().copy(), state["is_open"].numpy().copy()
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return the same memory as NumPy arrays."""
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
