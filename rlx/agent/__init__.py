@@ -8,8 +8,9 @@ from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, apply_mask, draw_allowed
 from rlx.agent.mixture import MixtureAgent
 from rlx.agent.options import OptionActorCritic
+from rlx.agent.q_network import QAgent, QHead, QNetwork
 from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
-from rlx.agent.replay import replay, replay_inputs, values
+from rlx.agent.replay import burn_in, replay, replay_inputs, replay_next, values
 from rlx.agent.transformer import TransformerActorCritic
 from rlx.data import find_mask
 
@@ -25,15 +26,20 @@ __all__ = [
     "LSTMActorCritic",
     "MixtureAgent",
     "OptionActorCritic",
+    "QAgent",
+    "QHead",
+    "QNetwork",
     "RecurrentActorCritic",
     "TransformerActorCritic",
     "apply_mask",
+    "burn_in",
     "draw_allowed",
     "find_mask",
     "flatten_parameters",
     "is_stateful",
     "replay",
     "replay_inputs",
+    "replay_next",
     "reset_state",
     "values",
 ]

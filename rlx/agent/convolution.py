@@ -10,9 +10,9 @@ from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, features
-from rlx.agent.networks import ACTIVATIONS, Activation, Encoder, linear
+from rlx.agent.networks import Activation, Encoder, activation_of, linear
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
-from rlx.errors import AgentError, did_you_mean
+from rlx.errors import AgentError
 from rlx.validate import Range
 
 _MOST_CHANNELS_LAST = 4  # grey, grey and alpha, RGB, RGBA
@@ -55,11 +55,6 @@ class ConvActorCritic(ActorCriticAgent):
         """
         super().__init__()
         self.masking = ActionMasking(specs)
-        if activation not in ACTIVATIONS:
-            raise AgentError(
-                f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}."
-                f"{did_you_mean(activation, ACTIVATIONS)}"
-            )
         if not len(filters) == len(kernel_sizes) == len(strides):
             raise AgentError(
                 "agent.filters, kernel_sizes and strides: expected as many numbers in each, "
@@ -72,7 +67,7 @@ class ConvActorCritic(ActorCriticAgent):
                 f"{type(self).__name__} looks at images, uint8 arrays of two to four dimensions; the environment shows "
                 f"{shown}. agent=actor_critic takes numbers"
             )
-        self.activation, gain = ACTIVATIONS[activation]
+        self.activation, gain = activation_of(activation)
         self.convolutions = nn.ModuleDict()
         num_features = 0
         for key, spec in images.items():

@@ -9,9 +9,8 @@ from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking
-from rlx.agent.networks import ACTIVATIONS, Activation, Encoder, TwinMLP, linear
+from rlx.agent.networks import Activation, Encoder, TwinMLP, activation_of, linear
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
-from rlx.errors import AgentError, did_you_mean
 
 
 class MemoryActorCritic(ActorCriticAgent):
@@ -36,11 +35,6 @@ class MemoryActorCritic(ActorCriticAgent):
             AgentError: there is no such activation.
             SpecError: the environment shows which actions are allowed in a form that does not fit them.
         """
-        if activation not in ACTIVATIONS:
-            raise AgentError(
-                f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}."
-                f"{did_you_mean(activation, ACTIVATIONS)}"
-            )
         self.masking = ActionMasking(specs)
         seen = dict(specs.observation)
         if prev_action:
@@ -49,7 +43,7 @@ class MemoryActorCritic(ActorCriticAgent):
             seen["prev_reward"] = Spec((), torch.float32)
         self.inputs = ("obs", *["prev_action"] * prev_action, *["prev_reward"] * prev_reward)
         self.encoder = Encoder(seen)
-        self.activation, gain = ACTIVATIONS[activation]
+        self.activation, gain = activation_of(activation)
         return gain
 
     def _make_outputs(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlx.agent.masking import features
 from rlx.data import MASK_KEY, DictTensor, Spec
-from rlx.errors import AgentError
+from rlx.errors import AgentError, did_you_mean
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 
@@ -30,6 +30,18 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": partial(F.elu, inplace=True),
     "silu": partial(F.silu, inplace=True),
 }
+
+
+def activation_of(name: str) -> tuple[Callable[[Tensor], Tensor], float]:
+    """Return the function of this name, and the gain of layers before it.
+
+    Raises:
+        AgentError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        known, hint = ", ".join(ACTIVATIONS), did_you_mean(name, ACTIVATIONS)
+        raise AgentError(f"agent.activation: got {name!r}, expected one of {known}.{hint}")
+    return ACTIVATIONS[name]
 
 
 class Encoder(nn.Module):
@@ -113,10 +125,8 @@ class TwinMLP(nn.Module):
             generator: source of the initial weights; None for torch's global one.
         """
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise AgentError(f"agent.activation: got {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
         self.num_outputs = tuple(num_outputs)
-        self.activation, gain = ACTIVATIONS[activation]
+        self.activation, gain = activation_of(activation)
         self._in_place = _IN_PLACE[activation]
         sizes = [num_inputs, *hidden_sizes, max(num_outputs)]
         weights: list[nn.Parameter] = []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlx.agent.agent import Agent, is_stateful, step_through
+from rlx.agent.agent import Agent, is_stateful, reset_state, step_through
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 
@@ -120,8 +120,76 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     return value, following.masked_fill_(steps["next/terminated"], 0.0)
 
 
+def replay_next(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
+    """Return the agent's outputs `[B, T]` at the observation that followed each step, differentiable.
+
+    What followed is `next/obs`: the true final observation where an episode ended. A stateful agent sees it with the
+    state after the step. After a termination what stands there means nothing.
+
+    Args:
+        agent: any agent. What it sees besides `obs` is `prev_action` and `prev_reward`, which are then this step's own.
+        trajectories: as a batcher or a replay buffer returns them.
+    """
+    steps = trajectories.steps
+    info = trajectories.info.group("agent_info")
+    if is_stateful(agent, info if trajectories.batch_size else None):
+        outputs, place, _ = _with_bootstrap(agent, trajectories)
+        rows = torch.arange(trajectories.batch_size, device=steps.device).unsqueeze(1)
+        after = (place + 1).clamp_(max=outputs.max_length - 1)
+        fields = {key: outputs[key][rows, after] for key in outputs}
+        return TemporalDictTensor.trusted(fields, steps.lengths, steps.max_length)
+    seen: dict[str, Tensor] = {}
+    for name in steps:
+        group, _, key = name.partition("/")
+        if group == "next" and key.split("/")[0] in agent.inputs:
+            seen[f"env/{key}"] = steps[name]
+        elif group == "agent" and f"prev_{key.split('/')[0]}" in agent.inputs:
+            seen[f"env/prev_{key}"] = steps[name]
+    if "prev_reward" in agent.inputs:
+        seen["env/prev_reward"] = steps["next/reward"]
+    following = steps.select(*(key for key in steps if key.startswith(("agent/", "agent_info/"))))
+    following = following | TemporalDictTensor.trusted(seen, steps.lengths, steps.max_length)
+    return replay(agent, Trajectories(trajectories.info, following, DictTensor.empty(0)))
+
+
+@torch.no_grad()
+def burn_in(agent: Agent, trajectories: Trajectories, num_steps: int) -> Trajectories:
+    """Return the sequences without their first steps, from the state that the agent reaches in those; no gradients.
+
+    A stored state is that of older weights; running over some steps first brings it near what the weights of now would
+    have had (Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning", section 3).
+
+    Args:
+        agent: any agent without a `history_length`; nothing is run where it has no state.
+        trajectories: `[B, T]`.
+        num_steps: steps to run over, usually 10 to 40. Shorter sequences have no step left.
+    """
+    steps, bootstrap = trajectories.steps, trajectories.bootstrap
+    state, info = trajectories.info.group("agent_state"), trajectories.info.group("agent_info")
+    seen, taken = steps.group("env"), steps.group("agent")
+    for t in range(0 if state.is_empty else min(num_steps, steps.max_length)):
+        now = seen.at(t)
+        begun = reset_state(agent, state, now["is_first"], info)
+        after = agent.forward(now, begun, info, taken.at(t))[1]
+        state = DictTensor.where(steps.lengths > t, after, state)
+    later = bootstrap["time"] >= num_steps
+    ends = bootstrap[later]
+    moved = ends.exclude("time") | DictTensor.trusted({"time": ends["time"] - num_steps}, ends.batch_size)
+    kept = trajectories.info.select(*(key for key in trajectories.info if not key.startswith("agent_state/")))
+    rest = steps.slice_time(num_steps, steps.max_length)
+    return Trajectories(kept | state.add_prefix("agent_state"), rest, moved)
+
+
 def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-    """Return the values of the steps `[B, T]` and of the bootstrap observations `[K]`, all in one replay.
+    """Return the values of the steps `[B, T]` and of the bootstrap observations `[K]`, all in one replay."""
+    bootstrap = trajectories.bootstrap
+    outputs, place, behind = _with_bootstrap(agent, trajectories)
+    rows = torch.arange(trajectories.batch_size, device=place.device).unsqueeze(1)
+    return outputs["value"][rows, place], outputs["value"][bootstrap["row"], behind]
+
+
+def _with_bootstrap(agent: Agent, trajectories: Trajectories) -> tuple[TemporalDictTensor, Tensor, Tensor]:
+    """Return a stateful agent's outputs over steps and bootstrap observations, and both's places, `[B, T]` and `[K]`.
 
     Each bootstrap observation is put in as a step behind the one that it follows, and so seen with the state after that
     one. It spoils no later state: what comes next in its sequence, if anything, begins an episode.
@@ -155,8 +223,7 @@ def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, 
         TemporalDictTensor.trusted({k: insert(v, v[row, time]) for k, v in taken.items()}, lengths, longest),
         drawn,
     )
-    value = outputs["value"]
-    return value[rows, place], value[row, behind]
+    return outputs, place, behind
 
 
 def _in_time(

@@ -54,6 +54,53 @@ def gae(
     return advantages.t()
 
 
+def n_step_returns(
+    rewards: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    discount: Tensor | float,
+    *,
+    n_step: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return the discounted rewards of the next n steps and the value after them (Sutton and Barto 2018, eq. 7.1).
+
+        G_t = r_t + gamma * r_{t+1} + ... + gamma^(m-1) * r_{t+m-1} + gamma^m * V(s'_{t+m-1})
+
+    m is `n_step`, or less where an episode or the sequence ends before: at a truncation and at the sequence's end the
+    value of what followed stands in for the rest, after a termination nothing does.
+
+    Args:
+        rewards: `[B, T]`.
+        next_values: `[B, T]`, V of the observation after each step; taken as 0 where `terminated`.
+        terminated: `[B, T]` bool.
+        truncated: `[B, T]` bool.
+        discount: gamma, or what what follows each step counts, `[B, T]`.
+        n_step: n, usually 1 to 10.
+        mask: `[B, T]` bool, valid steps; None for all. Padding comes out as 0.
+
+    Returns:
+        `[B, T]`.
+    """
+    one_step = rewards + discount * next_values.masked_fill(terminated, 0.0)
+    if mask is not None:
+        one_step = one_step.masked_fill(~mask, 0.0)
+    further = min(n_step, rewards.shape[1]) - 1
+    if not further:
+        return one_step
+    goes_on = ~(terminated | truncated)[:, :-1]
+    if mask is not None:
+        goes_on &= mask[:, 1:]
+    returns = one_step
+    if isinstance(discount, Tensor):
+        discount = discount[:, :-1]
+    for _ in range(further):
+        longer = torch.where(goes_on, rewards[:, :-1] + discount * returns[:, 1:], one_step[:, :-1])
+        returns = torch.cat([longer, one_step[:, -1:]], dim=1)
+    return returns
+
+
 def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
     """Return `1 - Var(target - predicted) / Var(target)`, 0-dimensional: 1 is perfect, 0 no better than the mean.
 

@@ -245,20 +245,23 @@ class Batcher:
         self._current = self._readers[slot].read(reports, self._agent_info, self._env_info, version)
         return self._current, sum(report.num_running for report in reports)
 
-    def collect(self) -> Trajectories:
+    def collect(self, agent_info: DictTensor | None = None) -> Trajectories:
         """Collect one piece and return it: `execute`, then `get`.
 
         With `asynchronous`, the next one is ordered at once. Its steps are taken while the learner computes, with the
         weights published so far: `agent/policy_version` `[B, T]` int64 is their number, counted from 0 on over the
         weights that were used, and one less than the newest's from the second piece on. Nothing depends on who is
         faster.
+
+        Args:
+            agent_info: as for `execute`: for the piece that is ordered by this call.
         """
         if not self._in_flight:
-            self.execute()
+            self.execute(agent_info)
         piece = self.get()
         assert piece is not None
         if self.asynchronous:
-            self.execute()
+            self.execute(agent_info)
         return piece[0]
 
     def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -198,7 +198,7 @@ class ReplayBuffer:
         return Trajectories(self._info(slots, weight), steps, lambda: _bootstrap(steps), num_steps=batch_size)
 
     def sample_sequences(
-        self, batch_size: int, generator: torch.Generator, *, num_steps: int, beta: float = 0.0
+        self, batch_size: int, generator: torch.Generator, *, num_steps: int, gamma: float = 1.0, beta: float = 0.0
     ) -> Trajectories:
         """Return sequences `[N, num_steps]`, each of one episode and shorter where that ends, with replacement.
 
@@ -209,6 +209,7 @@ class ReplayBuffer:
             batch_size: N, usually 16 to 64.
             generator: source of the draw, on the CPU.
             num_steps: T, usually 20 to 120.
+            gamma: discount of a step: `next/discount`.
             beta: as for `sample`.
 
         Raises:
@@ -225,6 +226,7 @@ class ReplayBuffer:
             return torch.from_numpy(self._rings.look(key, at.reshape(-1))).unflatten(0, (batch_size, num_steps))
 
         fields: dict[str, Tensor | Lazy] = {name: take(name, path) for name in self._step_names}
+        fields["next/discount"] = torch.full((batch_size, num_steps), gamma)
         is_first = take("env/is_first", path)
         # What is lazy reads the buffer: it is to be asked for before the next add().
         before, after = (path - self.num_envs) % self.num_slots, (path + self.num_envs) % self.num_slots
@@ -266,7 +268,7 @@ class ReplayBuffer:
             if self._alpha is None:
                 return places.numpy(), None
             probability = self._tree[places]
-            weight = (probability / probability.min()).pow(-beta)  # the batch's greatest weight is 1 (section 3.4)
+            weight: Tensor = (probability / probability.min()).pow_(-beta)  # the batch's greatest is 1 (section 3.4)
             return places.numpy(), weight.float()
         slots = torch.randint(self._rings.used, (batch_size,), generator=generator).numpy()
         while True:

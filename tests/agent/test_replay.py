@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from rlx.agent import reset_state
-from rlx.agent.replay import replay, values
+from rlx.agent.replay import replay, replay_next, values
 from rlx.batcher import Batcher
 from rlx.data import DictTensor
 from rlx.env import make
-from tests.agent.agents import Recurrent, actor_critic, steps_of
+from tests.agent.agents import SPECS, Recurrent, actor_critic, steps_of
 from tests.batcher.ledger import ID
 
 
@@ -102,3 +102,29 @@ def test_values_bootstrap_truncations_and_borders_and_give_zero_after_terminatio
                 kinds.add("truncated" if steps["next/truncated"][row, t] else "inside" if inside else "border")
             torch.testing.assert_close(following[row, t], expected)
     assert kinds == {"terminated", "truncated", "inside", "border"}
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_what_followed_is_seen_as_the_environment_showed_it_with_the_state_after_the_step(recurrent: bool) -> None:
+    torch.manual_seed(0)
+    trajectories = steps_of([6, 4, 1], 6, seed=3)
+    trajectories.info = DictTensor({"agent_state/hidden": torch.randn(3, 6)})
+    agent = Recurrent(SPECS) if recurrent else actor_critic()
+    found, steps = replay_next(agent, trajectories)["logits"], trajectories.steps
+    compared = 0
+    for row, length in enumerate(steps.lengths.tolist()):
+        info = DictTensor.empty(1)
+        state = trajectories.info[row].group("agent_state") if recurrent else DictTensor.empty(1)
+        for t in range(length):
+            seen = steps.at(t)[row].group("env")
+            state = reset_state(agent, state, seen["is_first"], info)
+            _, state = agent.forward(seen, state, info)
+            if steps["next/terminated"][row, t]:
+                continue
+            goes_on = t + 1 < length and not steps["next/truncated"][row, t]
+            paid = steps["env/prev_reward"][row, t + 1] if goes_on else steps["next/reward"][row, t]
+            after = {"obs": steps["next/obs"][row, t : t + 1], "prev_reward": paid.unsqueeze(0)}
+            expected = agent.forward(DictTensor(after), state, info)[0]["logits"][0]
+            torch.testing.assert_close(found[row, t], expected)
+            compared += 1
+    assert compared > 5

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx.algo.returns import explained_variance, gae, normalize
+from rlx.algo.returns import explained_variance, gae, n_step_returns, normalize
 
 
 def slow_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, lengths):
@@ -80,3 +80,46 @@ def test_normalize_gives_mean_zero_and_deviation_one() -> None:
     found = normalize(torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(found, torch.tensor([-1.0, 0.0, 1.0]))
     assert normalize(torch.tensor([3.0])).tolist() == [0.0]
+
+
+def test_n_step_returns_of_a_case_worked_by_hand() -> None:
+    # gamma 0.5; step 1 is truncated (what follows is worth 4), step 4 terminated, step 5 ends the piece (8 follows).
+    rewards = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    next_values = torch.tensor([[1.0, 4.0, 2.0, 1.0, 9.0, 8.0]])
+    truncated, terminated = torch.zeros(2, 1, 6, dtype=torch.bool)
+    truncated[0, 1], terminated[0, 4] = True, True
+    found = n_step_returns(rewards, next_values, terminated, truncated, 0.5, n_step=2)
+    assert found.tolist() == [[1 + 1 + 1, 2 + 2, 3 + 2 + 0.25, 4 + 2.5, 5.0, 6 + 4]]
+    one = n_step_returns(rewards, next_values, terminated, truncated, 0.5, n_step=1)
+    assert one.tolist() == [[1.5, 4.0, 4.0, 4.5, 5.0, 10.0]]
+
+
+def test_n_step_returns_take_termination_in_a_tie() -> None:
+    both = torch.ones(1, 1, dtype=torch.bool)
+    assert n_step_returns(torch.ones(1, 1), torch.full((1, 1), 9.0), both, both, 0.9, n_step=3).item() == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_n_step_returns_equal_their_definition(data: st.DataObject) -> None:
+    size, steps, n_step = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7)), data.draw(st.integers(1, 9))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+    rewards, after = torch.randn(2, size, steps, generator=generator, dtype=torch.float64)
+    discount = torch.rand(size, steps, generator=generator, dtype=torch.float64)
+    terminated, truncated = torch.rand(2, size, steps, generator=generator) < 0.2
+    lengths = data.draw(st.lists(st.integers(0, steps), min_size=size, max_size=size))
+    expected = torch.zeros_like(rewards)
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            weight = 1.0
+            for k in range(t, min(length, t + n_step)):
+                expected[b, t] += weight * rewards[b, k]
+                weight *= discount[b, k]
+                if terminated[b, k]:
+                    weight = 0.0
+                if terminated[b, k] or truncated[b, k]:
+                    break
+            expected[b, t] += weight * after[b, k]
+    mask = torch.arange(steps) < torch.tensor(lengths).unsqueeze(1)
+    found = n_step_returns(rewards, after, terminated, truncated, discount, n_step=n_step, mask=mask)
+    torch.testing.assert_close(found, expected)

@@ -377,6 +377,18 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path) -> None:
         ReplayBuffer(PLAIN, capacity=10**14, num_envs=2, directory=tmp_path / "new" / "one")
 
 
+def test_a_buffer_that_joins_in_the_middle_of_an_episode_has_the_frames_before() -> None:
+    stream = Stream(STACKED, 2, 0, end=0.0)
+    buffer = ReplayBuffer(STACKED, capacity=60, num_envs=2)
+    stream.piece([4, 4])
+    buffer.add(stream.piece([3, 3]))
+    batch, places = drawn(buffer), stream.by_reward()
+    for i, reward in enumerate(batch.steps["next/reward"][:, 0].tolist()):
+        row, t = places[reward]
+        assert torch.equal(batch.steps["env/obs"][i, 0], stream.rows[row][t].obs["obs"])
+    assert len(buffer) == 6
+
+
 def test_a_piece_without_steps_changes_nothing() -> None:
     stream = Stream(PLAIN, 2, 0)
     buffer = ReplayBuffer(PLAIN, capacity=40, num_envs=2)

@@ -1,0 +1,241 @@
+"""Deep Q-learning (Mnih et al. 2015): double (van Hasselt et al. 2016), n-step, prioritised, distributional, recurrent.
+
+Which of these it is, its numbers say: `n_step`, `double`, `prioritized_alpha`; and the agent: dueling, quantiles
+(QR-DQN, Dabney et al. 2018), recurrent (R2D2, Kapturowski et al. 2019: stored states and a burn-in).
+
+| symbol     | shape     | what it is                                                                   |
+|------------|-----------|------------------------------------------------------------------------------|
+| N, T       |           | sequences of a batch and their steps; transitions are sequences of one step  |
+| q          | [N, T, A] | Q(s_t, .), of the network that learns                                        |
+| next_value | [N, T]    | max Q(s'_t, .) of the target network; with quantiles `[N, T, K]`             |
+| target     | like that | the rewards of n steps, discounted, and the next value after them            |
+"""
+
+from copy import deepcopy
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlx.agent import AgentMaker, QAgent, burn_in, flatten_parameters, is_stateful, replay, replay_next
+from rlx.algo.means import mean_terms
+from rlx.algo.optimizer import FlatAdam
+from rlx.algo.returns import n_step_returns
+from rlx.batcher import BatcherMaker
+from rlx.data import DictTensor, ReplayBuffer, Spec, Trajectories
+from rlx.errors import AgentError
+from rlx.run import Run
+from rlx.seeding import derive
+from rlx.validate import Range
+
+
+def loss(agent: QAgent, target: QAgent, batch: Trajectories, *, n_step: int, double: bool) -> dict[str, Tensor]:
+    """Return the loss of a batch from the replay buffer, under `loss/total`, and what it is made of.
+
+        y_t = r_t + ... + gamma^n * Q_target(s', argmax_a Q(s', a)), nothing after a termination   (double, eq. 4)
+        total = mean over steps of weight * huber(Q(s_t, a_t) - y_t)
+
+    With quantiles, y_t is one for each quantile of the best action, and the Huber loss that of quantile regression
+    (QR-DQN, eq. 10), summed over the quantiles and averaged over the targets.
+
+    Args:
+        agent: outputs `q`, and `quantiles` where it is distributional.
+        target: the same with older weights.
+        batch: steps `[N, T]` with `next/discount`; `info["weight"]` `[N]` counts each sequence.
+        n_step: steps before the next value takes over; sequences of one step have theirs summed up already.
+        double: whether the network that learns chooses the next action, or the target network does.
+
+    Returns:
+        0-dimensional `loss/total` (with gradients) and `dqn/q`, the mean value of what was done; and `td_error`
+        `[N, T]`, without gradients.
+    """
+    steps, mask = batch.steps, None if batch.is_full() else batch.steps.mask()
+    action = steps["agent/action"].unsqueeze(-1)
+    outputs = replay(agent, batch)
+    with torch.no_grad():
+        ahead = replay_next(target, batch)
+        best = (replay_next(agent, batch) if double else ahead)["q"].argmax(-1, keepdim=True)
+
+    def returns_of(next_values: Tensor) -> Tensor:
+        given = (steps["next/terminated"], steps["next/truncated"], steps["next/discount"])
+        return n_step_returns(steps["next/reward"], next_values, *given, n_step=n_step, mask=mask)
+
+    q = outputs["q"].gather(-1, action).squeeze(-1)
+    if "quantiles" in outputs:
+        predicted = _of_action(outputs["quantiles"], action)
+        next_quantiles = _of_action(ahead["quantiles"], best)
+        wanted = torch.stack([returns_of(value) for value in next_quantiles.unbind(-1)], dim=-1)
+        each = quantile_huber(predicted, wanted)
+        td_error = wanted.mean(-1) - q.detach()
+    else:
+        wanted = returns_of(ahead["q"].gather(-1, best).squeeze(-1))
+        each = F.smooth_l1_loss(q, wanted, reduction="none")
+        td_error = wanted - q.detach()
+    each = each * batch.info["weight"].unsqueeze(1)
+    return {
+        "loss/total": (each if mask is None else each[mask]).mean(),
+        "dqn/q": (q.detach() if mask is None else q.detach()[mask]).mean(),
+        "td_error": td_error if mask is None else td_error.masked_fill(~mask, 0.0),
+    }
+
+
+def priority(td_error: Tensor, lengths: Tensor) -> Tensor:
+    """Return how urgent sequences are `[N]`: 0.9 times their greatest error plus 0.1 times their mean one (R2D2, 2.3).
+
+    Args:
+        td_error: `[N, T]`, padding 0.
+        lengths: `[N]` int64.
+    """
+    error = td_error.abs()
+    return 0.9 * error.amax(1) + 0.1 * error.sum(1) / lengths.clamp(min=1)
+
+
+def quantile_huber(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Return the quantile regression loss `[...]` of K predicted quantiles given samples of what they are of.
+
+        sum_i mean_j |tau_i - 1{wanted_j < predicted_i}| * huber(wanted_j - predicted_i), tau_i = (i + 1/2) / K
+
+    Args:
+        predicted: `[..., K]`.
+        wanted: `[..., J]`.
+    """
+    difference = wanted.unsqueeze(-2) - predicted.unsqueeze(-1)
+    count = predicted.shape[-1]
+    tau = (torch.arange(count, device=predicted.device, dtype=predicted.dtype) + 0.5).unsqueeze(-1) / count
+    huber = F.huber_loss(
+        wanted.unsqueeze(-2).expand_as(difference), predicted.unsqueeze(-1).expand_as(difference), reduction="none"
+    )
+    return ((tau - (difference.detach() < 0).to(tau.dtype)).abs() * huber).mean(-1).sum(-1)
+
+
+def _of_action(quantiles: Tensor, action: Tensor) -> Tensor:
+    """Return the quantiles `[..., K]` of the actions `[..., 1]` among those of all `[..., A, K]`."""
+    index = action.unsqueeze(-1).expand(*action.shape, quantiles.shape[-1])
+    return quantiles.gather(-2, index).squeeze(-2)
+
+
+def train(
+    run: Run,
+    make_agent: AgentMaker,
+    make_batcher: BatcherMaker,
+    *,
+    num_steps: Annotated[int, Range(1)],
+    num_updates: Annotated[int, Range(1)],
+    batch_size: Annotated[int, Range(1)],
+    sequence_length: Annotated[int, Range(1)],
+    burn_in_steps: Annotated[int, Range(0)],
+    buffer_size: Annotated[int, Range(1)],
+    save_buffer: bool,
+    learning_starts: Annotated[int, Range(0)],
+    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
+    anneal_learning_rate: bool,
+    adam_eps: Annotated[float, Range(0, 1, low_open=True)],
+    gamma: Annotated[float, Range(0, 1)],
+    n_step: Annotated[int, Range(1)],
+    double: bool,
+    target_update_interval: Annotated[int, Range(1)],
+    tau: Annotated[float, Range(0, 1, low_open=True)],
+    epsilon_start: Annotated[float, Range(0, 1)],
+    epsilon_end: Annotated[float, Range(0, 1)],
+    epsilon_fraction: Annotated[float, Range(0, 1)],
+    epsilon_spread: Annotated[float, Range(0)],
+    prioritized_alpha: Annotated[float, Range(0, 1)] | None,
+    prioritized_beta: Annotated[float, Range(0, 1)],
+    max_grad_norm: Annotated[float, Range(0, low_open=True)],
+) -> None:
+    """Train until `run.total_steps`.
+
+    Args:
+        run: where results go.
+        make_agent: makes the Q-network from specs.
+        make_batcher: makes the batcher for `num_steps`.
+        num_steps: steps of each environment between updates, usually 1 to 32.
+        num_updates: updates then; about one for 1 to 8 steps of all environments is usual.
+        batch_size: transitions an update (of a recurrent agent: sequences), usually 32 to 256.
+        sequence_length: steps learned from in each sequence, for recurrent agents, usually 20 to 80.
+        burn_in_steps: steps before those, for recurrent agents: see `rlx.agent.burn_in`. Usually 0 to 40.
+        buffer_size: steps kept, usually 1e4 to 1e6.
+        save_buffer: whether checkpoints hold them.
+        learning_starts: steps before the first update, usually 1e3 to 1e5.
+        learning_rate: of Adam, usually 5e-5 to 2e-3.
+        anneal_learning_rate: whether it falls linearly to 0 over the run.
+        adam_eps: Adam's epsilon.
+        gamma: discount, usually 0.97 to 0.999.
+        n_step: see `loss`; usually 1 to 5.
+        double: see `loss`.
+        target_update_interval: updates between two of the target network, usually 10 to 10,000; 1 with a small `tau`.
+        tau: how far the target network then moves: 1 for all the way, or usually 0.001 to 0.01.
+        epsilon_start: probability of a random action at first.
+        epsilon_end: that at the end of its fall.
+        epsilon_fraction: part of the run over which it falls, linearly.
+        epsilon_spread: how far environments differ: environment i of B explores with epsilon to the power of
+            `1 + epsilon_spread * i / (B - 1)`; 7 in Ape-X (Horgan et al. 2018), 0 for all alike.
+        prioritized_alpha: how far priorities count, usually 0.5 to 0.7; None for even draws.
+        prioritized_beta: how far weights make up for that at first; it rises linearly to 1. Usually 0.4.
+        max_grad_norm: norm at which the gradient is cut, usually 1 to 40.
+    """
+    with make_batcher(num_steps=num_steps) as batcher:
+        agent = make_agent(batcher.specs).to(run.device)
+        if not isinstance(agent, QAgent):
+            raise AgentError(f"algo=dqn needs a Q-network such as agent=q_network, got {type(agent).__name__}")
+        target = deepcopy(agent)
+        optimizer = FlatAdam(agent, eps=adam_eps)
+        target_parameters = flatten_parameters(target).detach()
+        recurrent = is_stateful(agent)
+        buffer = ReplayBuffer(
+            batcher.specs,
+            capacity=buffer_size,
+            num_envs=batcher.num_envs,
+            state=_state_specs(agent) if recurrent else None,
+            state_every=num_steps,
+            alpha=prioritized_alpha,
+        )
+        generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
+        powers = 1 + epsilon_spread * torch.linspace(0, 1, batcher.num_envs)
+        epsilon, num_targets = epsilon_start, 0
+        batcher.reset(DictTensor({"epsilon": epsilon**powers}))
+        kept = {"buffer": buffer} if save_buffer else {}
+        run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
+
+        while run.running():
+            done = run.env_steps / run.total_steps
+            lr = learning_rate * (1 - done if anneal_learning_rate else 1.0)
+            beta = prioritized_beta + (1 - prioritized_beta) * done
+            fallen = min(1.0, done / epsilon_fraction) if epsilon_fraction else 1.0
+            epsilon = epsilon_start + (epsilon_end - epsilon_start) * fallen
+
+            trajectories = batcher.collect(DictTensor({"epsilon": epsilon**powers}))
+            buffer.add(trajectories)
+            updates: list[dict[str, Tensor]] = []
+            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+                if recurrent:
+                    length = burn_in_steps + sequence_length
+                    batch = buffer.sample_sequences(batch_size, generator, num_steps=length, gamma=gamma, beta=beta)
+                    batch = burn_in(agent, batch.to(run.device), burn_in_steps)
+                else:
+                    batch = buffer.sample(batch_size, generator, n_step=n_step, gamma=gamma, beta=beta).to(run.device)
+                terms = loss(agent, target, batch, n_step=n_step, double=double)
+                optimizer.zero_grad()
+                terms["loss/total"].backward()
+                run.average_gradients(agent)
+                terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
+                optimizer.step(lr)
+                if prioritized_alpha is not None:
+                    urgent = priority(terms["td_error"], batch.steps.lengths)
+                    buffer.update_priorities(batch.info["slot"], urgent)
+                num_targets += 1
+                if num_targets % target_update_interval == 0:
+                    target_parameters.lerp_(optimizer.parameters.detach(), tau)
+                updates.append({name: term.detach() for name, term in terms.items() if name != "td_error"})
+
+            batcher.publish(agent)
+            run.log(
+                {**mean_terms(updates), "learning_rate": lr, "dqn/epsilon": epsilon, "dqn/buffer": buffer.num_added},
+                env_steps=trajectories.num_steps,
+            )
+
+
+def _state_specs(agent: QAgent) -> dict[str, Spec]:
+    state = agent.initial_state(DictTensor.empty(1), 1)
+    return {key: Spec(tuple(value.shape[1:]), value.dtype) for key, value in state.items()}

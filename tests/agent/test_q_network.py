@@ -1,0 +1,79 @@
+"""Q-networks: dueling, quantiles, exploration by row."""
+
+import pytest
+import torch
+
+from rlx.agent import QHead, QNetwork
+from rlx.data import DictTensor, EnvSpecs, Spec
+from rlx.errors import AgentError
+from tests.agent.agents import SPECS
+
+
+def network(**changes) -> QNetwork:
+    return QNetwork(
+        SPECS, **({"hidden_sizes": [8, 8], "activation": "relu", "dueling": True, "num_quantiles": 0} | changes)
+    )
+
+
+def q_of(agent: QNetwork, rows: int) -> DictTensor:
+    empty = DictTensor.empty(rows)
+    return agent.forward(DictTensor({"obs": torch.randn(rows, 3)}), empty, empty)[0]
+
+
+@pytest.mark.parametrize("quantiles", [0, 7])
+def test_dueling_values_are_value_plus_advantage_minus_its_mean(quantiles: int) -> None:
+    head = QHead(5, 4, hidden_size=6, activation="tanh", dueling=True, num_quantiles=quantiles)
+    features = torch.randn(3, 5)
+    hidden = torch.tanh(features @ head.hidden.weight.T + head.hidden.bias)
+    value = hidden[:, :6] @ head.value.weight.T + head.value.bias
+    advantage = (hidden[:, 6:] @ head.advantage.weight.T + head.advantage.bias).view(3, 4, max(1, quantiles))
+    expected = value[:, None] + advantage - advantage.mean(1, keepdim=True)
+    found = head(features)
+    torch.testing.assert_close(found["q"], expected.mean(-1))
+    assert ("quantiles" in found) == bool(quantiles)
+    if quantiles:
+        torch.testing.assert_close(found["quantiles"], expected)
+
+
+@pytest.mark.parametrize("hidden_sizes", [[8], [8, 8, 8], []])
+@pytest.mark.parametrize("dueling", [False, True])
+def test_shapes(hidden_sizes: list[int], dueling: bool) -> None:
+    assert q_of(network(hidden_sizes=hidden_sizes, dueling=dueling), 6)["q"].shape == (6, 4)
+
+
+def test_each_row_explores_with_its_own_epsilon() -> None:
+    agent, generator = network(), torch.Generator().manual_seed(0)
+    outputs = q_of(agent, 3000)
+    best = outputs["q"].argmax(-1)
+    epsilon = torch.tensor([0.0, 0.4, 1.0]).repeat(1000)
+    taken = agent.act(outputs, DictTensor({"epsilon": epsilon}), generator)["action"]
+    assert set(taken.tolist()) == {0, 1, 2, 3}
+    for value, expected in ((0.0, 1.0), (0.4, 0.7), (1.0, 0.25)):
+        rows = epsilon == value
+        assert (taken[rows] == best[rows]).float().mean().item() == pytest.approx(expected, abs=0.06)
+
+
+def test_without_an_epsilon_and_where_it_is_to_be_deterministic_the_best_action_is_taken() -> None:
+    agent, generator = network(), torch.Generator().manual_seed(0)
+    outputs = q_of(agent, 200)
+    best = outputs["q"].argmax(-1)
+    assert torch.equal(agent.act(outputs, DictTensor.empty(200), generator)["action"], best)
+    half = torch.arange(200) < 100
+    info = DictTensor({"epsilon": torch.ones(200), "deterministic": half})
+    taken = agent.act(outputs, info, generator)["action"]
+    assert torch.equal(taken[half], best[half])
+    assert not torch.equal(taken[~half], best[~half])
+
+
+@pytest.mark.parametrize(
+    ("action", "named"),
+    [
+        ({"action": Spec((2,), torch.float32)}, r"continuous \[2\].*algo=sac, ppo or a2c"),
+        ({"action": Spec((2,), torch.int64, "multi_discrete", nvec=(2, 3))}, r"multi_discrete \[2\].*algo=ppo or a2c"),
+    ],
+)
+def test_other_actions_are_refused_with_what_fits(action: dict[str, Spec], named: str) -> None:
+    with pytest.raises(AgentError, match=named):
+        QNetwork(
+            EnvSpecs(SPECS.observation, action), hidden_sizes=[8], activation="relu", dueling=True, num_quantiles=0
+        )
