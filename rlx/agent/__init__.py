@@ -11,6 +11,8 @@ from rlx.agent.options import OptionActorCritic
 from rlx.agent.q_network import QAgent, QHead, QNetwork
 from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
 from rlx.agent.replay import burn_in, replay, replay_inputs, replay_next, values
+from rlx.agent.soft_actor_critic import Critics, SoftActorCritic
+from rlx.agent.squashed_gaussian import SquashedGaussian
 from rlx.agent.transformer import TransformerActorCritic
 from rlx.data import find_mask
 
@@ -22,6 +24,7 @@ __all__ = [
     "Agent",
     "AgentMaker",
     "ConvActorCritic",
+    "Critics",
     "GRUActorCritic",
     "LSTMActorCritic",
     "MixtureAgent",
@@ -30,6 +33,8 @@ __all__ = [
     "QHead",
     "QNetwork",
     "RecurrentActorCritic",
+    "SoftActorCritic",
+    "SquashedGaussian",
     "TransformerActorCritic",
     "apply_mask",
     "burn_in",

@@ -142,10 +142,16 @@ class TwinMLP(nn.Module):
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList(biases)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Return each network's outputs, `[B, num_outputs[k]]`, for `features` `[B, num_inputs]`."""
+    def forward(self, features: Tensor, *, frozen: bool = False) -> tuple[Tensor, ...]:
+        """Return each network's outputs, `[B, num_outputs[k]]`, for `features` `[B, num_inputs]`.
+
+        Where it is `frozen`, gradients go to the features alone.
+        """
         hidden = features.expand(len(self.num_outputs), -1, -1)
-        *inner, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
+        layers = [
+            (w.detach(), b.detach()) if frozen else (w, b) for w, b in zip(self.weights, self.biases, strict=True)
+        ]
+        *inner, (last_weight, last_bias) = layers
         for weight, bias in inner:
             hidden = self.activation(torch.baddbmm(bias, hidden, weight))
         outputs = torch.baddbmm(last_bias, hidden, last_weight).unbind(0)

@@ -223,7 +223,8 @@ class ReplayBuffer:
             return torch.from_numpy(self._rings.fields[name].take(at, 0))
 
         def look(key: str, at: Index) -> Tensor:
-            return torch.from_numpy(self._rings.look(key, at.reshape(-1))).unflatten(0, (batch_size, num_steps))
+            seen = self._rings.look(key, at.reshape(-1))
+            return torch.from_numpy(seen.reshape(batch_size, num_steps, *seen.shape[1:]))
 
         fields: dict[str, Tensor | Lazy] = {name: take(name, path) for name in self._step_names}
         fields["next/discount"] = torch.full((batch_size, num_steps), gamma)
@@ -268,7 +269,7 @@ class ReplayBuffer:
             if self._alpha is None:
                 return places.numpy(), None
             probability = self._tree[places]
-            weight: Tensor = (probability / probability.min()).pow_(-beta)  # the batch's greatest is 1 (section 3.4)
+            weight = (probability / probability.min()) ** -beta  # the batch's greatest is 1 (section 3.4)
             return places.numpy(), weight.float()
         slots = torch.randint(self._rings.used, (batch_size,), generator=generator).numpy()
         while True:
