@@ -16,7 +16,7 @@ def members(group: str) -> list[str]:
 
 
 # Agents that one algorithm alone can use, which names them itself.
-CHOSEN_BY = {"q_network": "dqn", "soft_actor_critic": "sac"}
+CHOSEN_BY = {"q_network": "dqn", "soft_actor_critic": "sac", "skills": "diayn"}
 
 CASES = [
     *(f"env={name}" for name in members("env") if name not in ("gym", "legacy_gym", "atari", "envpool")),
@@ -25,8 +25,9 @@ CASES = [
     "env=envpool env.id=CartPole-v1",
     "env=atari env.game=SpaceInvaders agent=conv",
     *(f"agent={name}" for name in members("agent") if name not in ("conv", *CHOSEN_BY)),
-    *(f"algo={name}" for name in members("algo") if name != "sac"),
+    *(f"algo={name}" for name in members("algo") if name not in ("sac", "diayn")),
     "algo=sac env=Pendulum",
+    "algo=diayn env=Pendulum",
     *(f"batcher={name}" for name in members("batcher")),
     *(f"+experiment={name}" for name in members("experiment")),
 ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlx.agent.actor_critic import wants_mode
@@ -14,6 +15,32 @@ from rlx.data import DictTensor, EnvSpecs
 from rlx.validate import Range
 
 
+class SkillEncoder(nn.Module):
+    """What is seen as one vector, followed by the skill that is played, one-hot encoded, where there are skills.
+
+    Attributes:
+        num_features: length of the vector, F.
+    """
+
+    def __init__(self, specs: EnvSpecs, num_skills: int) -> None:
+        """Build the encoder; `num_skills` is 0 for none."""
+        super().__init__()
+        self.observation = Encoder(specs.observation)
+        self.num_skills = num_skills
+        self.num_features = self.observation.num_features + num_skills
+
+    def forward(self, observation: DictTensor, agent_info: DictTensor) -> Tensor:
+        """Return the vectors `[B, F]`; the skill is `agent_info["skill"]` `[B]` int64, and 0 where nobody says."""
+        seen = self.observation(observation)
+        if not self.num_skills:
+            return seen
+        size = observation.batch_size
+        skill = (
+            agent_info["skill"] if "skill" in agent_info else torch.zeros(size, dtype=torch.int64, device=seen.device)
+        )
+        return torch.cat([seen, F.one_hot(skill, self.num_skills).to(seen.dtype)], dim=-1)
+
+
 class Critics(Agent):
     """Two critics of actions as one batched network.
 
@@ -22,11 +49,17 @@ class Critics(Agent):
     """
 
     def __init__(
-        self, specs: EnvSpecs, num_actions: int, *, hidden_sizes: Sequence[int], activation: Activation
+        self,
+        specs: EnvSpecs,
+        num_actions: int,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: Activation,
+        num_skills: int,
     ) -> None:
         """Build the networks; arguments as those of `SoftActorCritic`."""
         super().__init__()
-        self.encoder = Encoder(specs.observation)
+        self.encoder = SkillEncoder(specs, num_skills)
         self.network = TwinMLP(
             self.encoder.num_features + num_actions,
             (1, 1),
@@ -43,7 +76,7 @@ class Critics(Agent):
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
         """Return `features` `[B, F]`, and the empty state."""
-        return DictTensor.trusted({"features": self.encoder(observation)}, observation.batch_size), state
+        return DictTensor.trusted({"features": self.encoder(observation, agent_info)}, observation.batch_size), state
 
     def q(self, features: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
         """Return both critics' values `[2, ...]` of actions.
@@ -76,6 +109,7 @@ class SoftActorCritic(Agent):
         hidden_sizes: Annotated[Sequence[int], Range(1)],
         activation: Activation,
         temperature_init: Annotated[float, Range(0, low_open=True)],
+        num_skills: Annotated[int, Range(0)],
     ) -> None:
         """Build the networks, orthogonally initialised, biases zero.
 
@@ -84,20 +118,23 @@ class SoftActorCritic(Agent):
             hidden_sizes: widths of the hidden layers of the policy and of each critic, usually two of 256.
             activation: applied after each hidden layer, usually relu.
             temperature_init: weight of the entropy at first, usually 0.1 to 1.
+            num_skills: how many skills it can play, by `agent_info["skill"]`, usually 4 to 50; 0 for a policy without.
 
         Raises:
             AgentError: the action is something else.
         """
         super().__init__()
         self.distribution = SquashedGaussian(specs)
-        self.encoder = Encoder(specs.observation)
+        self.encoder = SkillEncoder(specs, num_skills)
         self.activation, gain = activation_of(activation)
         sizes = [self.encoder.num_features, *hidden_sizes]
         self.layers = nn.ModuleList(
             [linear(size, width, gain) for size, width in zip(sizes, hidden_sizes, strict=False)]
         )
         self.policy = linear(sizes[-1], 2 * self.distribution.size, 0.01)
-        self.critics = Critics(specs, self.distribution.size, hidden_sizes=hidden_sizes, activation=activation)
+        self.critics = Critics(
+            specs, self.distribution.size, hidden_sizes=hidden_sizes, activation=activation, num_skills=num_skills
+        )
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature_init)).log())
 
     def forward(
@@ -108,7 +145,7 @@ class SoftActorCritic(Agent):
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
         """Return `mean` and `log_std` `[B, n]`, and the empty state."""
-        hidden = self.encoder(observation)
+        hidden = self.encoder(observation, agent_info)
         for layer in self.layers:
             hidden = self.activation(layer(hidden))
         mean, log_std = self.distribution.split(self.policy(hidden))

@@ -16,7 +16,7 @@ SPECS = EnvSpecs({"obs": Spec((3,), torch.float32)}, {"action": BOX})
 
 
 def soft(**changes) -> SoftActorCritic:
-    options = {"hidden_sizes": [8, 8], "activation": "tanh", "temperature_init": 0.3} | changes
+    options = {"hidden_sizes": [8, 8], "activation": "tanh", "temperature_init": 0.3, "num_skills": 0} | changes
     agent = SoftActorCritic(SPECS, **options)
     for parameter in agent.parameters():
         if parameter.dim():
