@@ -75,11 +75,22 @@ def test_nothing_is_learned_through_the_target() -> None:
 
 
 def test_quantile_huber_of_a_case_worked_by_hand() -> None:
-    # two quantiles, tau 1/4 and 3/4; targets 1 and 4; differences for the first 1, 4, for the second -2, 1
-    predicted, wanted = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 4.0]])
-    first = (0.25 * 0.5 + 0.25 * 3.5) / 2
-    second = (0.25 * 1.5 + 0.75 * 0.5) / 2
+    # two quantiles, tau 1/4 and 3/4; targets 1, 4, 5; differences for the first 1, 4, 5, for the second -2, 1, 2
+    predicted, wanted = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 4.0, 5.0]])
+    first = (0.25 * 0.5 + 0.25 * 3.5 + 0.25 * 4.5) / 3
+    second = (0.25 * 1.5 + 0.75 * 0.5 + 0.75 * 1.5) / 3
     assert quantile_huber(predicted, wanted).item() == pytest.approx(first + second)
+
+
+def test_sequences_sum_n_steps_up() -> None:
+    # one sequence 0 -> 1 -> 2, actions 0, 1, rewards 1, 2; what follows its end is row 2, worth 6 to the target
+    rows = transitions([(0, 0, 1.0, False, False, 1), (1, 1, 2.0, False, False, 2)]).steps
+    fields = {key: rows[key].transpose(0, 1) for key in rows}
+    batch = Trajectories(DictTensor({"weight": torch.ones(1)}), TemporalDictTensor(fields, [2]), DictTensor.empty(0))
+    one = loss(Table(ONLINE), Table(TARGET), batch, n_step=1, double=False)["td_error"]
+    two = loss(Table(ONLINE), Table(TARGET), batch, n_step=2, double=False)["td_error"]
+    assert one.tolist() == [[1 + 0.5 * 4 - 1.0, 2 + 0.5 * 6 - 0.25]]
+    assert two.tolist() == [[1 + 0.5 * 2 + 0.25 * 6 - 1.0, 2 + 0.5 * 6 - 0.25]]
 
 
 def test_quantiles_settle_at_the_quantiles_of_the_targets() -> None:

@@ -1,0 +1,134 @@
+"""Break the algorithms on purpose, one edit at a time, and see that a test of tests/algo goes red for each.
+
+    python scripts/mutate.py            # all edits
+    python scripts/mutate.py sac        # those of one file
+
+An edit that no test notices is printed, and makes the exit status 1. The edits are made in a copy.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+EDITS: dict[str, list[tuple[str, str]]] = {
+    "returns": [
+        ("next_values.masked_fill(terminated, 0.0) - values", "next_values - values"),
+        ("masked_fill_(terminated | truncated, 0.0)", "masked_fill_(terminated, 0.0)"),
+        ("masked_fill_(terminated | truncated, 0.0)", "masked_fill_(truncated, 0.0)"),
+        ("gamma * gae_lambda)", "gae_lambda)"),
+        ("delta = rewards + gamma", "delta = rewards - gamma"),
+        ("decay.masked_fill_(~mask, 0.0)", "pass"),
+        (
+            "one_step = rewards + discount * next_values.masked_fill(terminated, 0.0)",
+            "one_step = rewards + discount * next_values",
+        ),
+        ("goes_on = ~(terminated | truncated)[:, :-1]", "goes_on = ~terminated[:, :-1]"),
+        ("discount * returns[:, 1:]", "discount * returns[:, :-1]"),
+        ("goes_on &= mask[:, 1:]", "pass"),
+        ("min(n_step, rewards.shape[1]) - 1", "min(n_step, rewards.shape[1])"),
+        ("return (values - mean) / (std + epsilon)", "return values / (std + epsilon)"),
+    ],
+    "ppo": [
+        ("policy_loss = -torch.min", "policy_loss = torch.min"),
+        ("torch.min(ratio * advantage", "torch.max(ratio * advantage"),
+        ("ratio.clamp(1 - clip_coef, 1 + clip_coef)", "ratio"),
+        ('log_prob - steps["log_prob"]', 'steps["log_prob"] - log_prob'),
+        ("total - ent_coef * entropy", "total + ent_coef * entropy"),
+        ("policy_loss + vf_coef * value_loss", "policy_loss + value_loss"),
+        ("0.5 * valid(error).mean()", "0.5 * error.mean()"),
+        ('steps["value"] + (value - steps["value"])', 'steps["value"] - (value - steps["value"])'),
+        ("torch.max(error, (moved - target).square())", "torch.min(error, (moved - target).square())"),
+        ("return x if mask is None else x[mask]", "return x"),
+        ("agent.log_prob(taken, taken)", "agent.log_prob(replay(agent, trajectories), taken)"),
+        ("advantage + value})", "advantage})"),
+        ("mask=None if trajectories.is_full() else steps.mask(),", "mask=None,"),
+    ],
+    "dqn": [
+        ("replay_next(target, batch)", "replay_next(agent, batch)"),
+        ("(replay_next(agent, batch) if double else ahead)", "ahead"),
+        ("(replay_next(agent, batch) if double else ahead)", "replay_next(agent, batch)"),
+        ("with torch.no_grad():\n        ahead", "with torch.enable_grad():\n        ahead"),
+        (
+            'steps["next/terminated"], steps["next/truncated"], steps',
+            'steps["next/truncated"], steps["next/terminated"], steps',
+        ),
+        ("n_step=n_step, mask=mask)", "n_step=1, mask=mask)"),
+        ("n_step=n_step, mask=mask)", "n_step=n_step, mask=None)"),
+        ('each * batch.info["weight"].unsqueeze(1)', "each"),
+        ("(each if mask is None else each[mask]).mean()", "each.mean()"),
+        ("td_error = wanted - q.detach()", "td_error = q.detach() - wanted"),
+        ("(difference.detach() < 0)", "(difference.detach() > 0)"),
+        ("+ 0.5).unsqueeze(-1) / count", ").unsqueeze(-1) / count"),
+        (".mean(-1).sum(-1)", ".sum(-1).mean(-1)"),
+        ("0.9 * error.amax(1) + 0.1", "0.1 * error.amax(1) + 0.9"),
+    ],
+    "sac": [
+        (".amin(0)\n        given", ".amax(0)\n        given"),
+        ("next_q - alpha * next_log_prob", "next_q + alpha * next_log_prob"),
+        (
+            'steps["next/terminated"], steps["next/truncated"], steps',
+            'steps["next/truncated"], steps["next/terminated"], steps',
+        ),
+        ("alpha * log_prob - agent.critics", "-alpha * log_prob - agent.critics"),
+        ("action, frozen=True)", "action)"),
+        (
+            "q(features.detach(), action, frozen=True).amin(0)",
+            "q(features.detach(), action.detach(), frozen=True).amin(0)",
+        ),
+        ("frozen=True).amin(0)", "frozen=True)[0]"),
+        ("agent.log_temperature.exp().detach()", "agent.log_temperature.exp()"),
+        ("(entropy - target_entropy)", "(target_entropy - entropy)"),
+        ("entropy = -mean(log_prob.detach())", "entropy = -mean(log_prob)"),
+        ('distribution.from_space(steps["agent/action"])', 'steps["agent/action"]'),
+        ("0.5 * mean(", "mean("),
+        ("return x.mean() if mask is None else x[mask].mean()", "return x.mean()"),
+        ("next_q = target.q(", "next_q = agent.critics.q("),
+    ],
+    "diayn": [
+        ("log_prob.detach() + math.log", "log_prob.detach() - math.log"),
+        ("logits.argmax(-1) == skill", "logits.argmin(-1) == skill"),
+        ('terms["loss/total"] - log_prob.mean()', 'terms["loss/total"] + log_prob.mean()'),
+        ('.group("next"))', '.group("env"))'),
+    ],
+}
+
+
+def survives(name: str, old: str, new: str) -> bool:
+    """Return whether all tests of tests/algo pass with this edit of rlx/algo/NAME.py."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in ("rlx", "tests", "conf"):
+            shutil.copytree(ROOT / part, Path(scratch, part), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", scratch)
+        file = Path(scratch, "rlx", "algo", f"{name}.py")
+        text = file.read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            raise SystemExit(f"{name}: {old!r} is there {text.count(old)} times, expected once: mend the list of edits")
+        file.write_text(text.replace(old, new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/algo", "-p", "no:cacheprovider"]
+        found = subprocess.run(command, cwd=scratch, env={"PYTHONPATH": scratch, "PATH": ""}, capture_output=True)
+        if found.returncode not in (0, 1):  # no test ran: the edit proves nothing
+            raise SystemExit(f"{name}: {old!r}: {found.stdout.decode()[-2000:]}")
+        return found.returncode == 0
+
+
+def main() -> None:
+    """Make each edit in turn, two at a time."""
+    chosen = sys.argv[1:] or list(EDITS)
+    edits = [(name, *edit) for name in chosen for edit in EDITS[name]]
+    started, survivors = time.perf_counter(), 0
+    with ThreadPoolExecutor(2) as pool:
+        for (name, old, new), unseen in zip(edits, pool.map(lambda edit: survives(*edit), edits), strict=True):
+            survivors += unseen
+            print(f"{'NOT SEEN' if unseen else 'caught  '} {name}: {old!r} -> {new!r}", flush=True)
+    print(f"{len(edits)} edits, {survivors} not seen by any test, {time.perf_counter() - started:.0f} s")
+    raise SystemExit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
