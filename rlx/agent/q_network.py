@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import Agent
+from rlx.agent.distribution import MASKED
+from rlx.agent.masking import apply_mask, draw_allowed
 from rlx.agent.networks import Activation, Encoder, activation_of, linear
-from rlx.data import DictTensor, EnvSpecs, Spec
+from rlx.data import DictTensor, EnvSpecs, Spec, find_mask
 from rlx.errors import AgentError
 from rlx.validate import Range
 
@@ -17,7 +19,8 @@ from rlx.validate import Range
 class QAgent(Agent):
     """An agent that values each of n actions and takes the best, or with probability epsilon any.
 
-    Outputs: `q` `[B, n]`; where it is distributional, also `quantiles` `[B, n, K]`, whose mean `q` is.
+    Outputs: `q` `[B, n]`, masked where the environment shows which actions are allowed; where it is distributional,
+    also `quantiles` `[B, n, K]`, whose mean `q` is, of all actions.
     """
 
     head: "QHead"
@@ -35,8 +38,7 @@ class QAgent(Agent):
             deterministic = wants_mode(agent_info)
             if deterministic is not None:
                 explores &= ~deterministic
-            random = torch.randint(q.shape[-1], action.shape, generator=generator, device=q.device)
-            action = torch.where(explores, random, action)
+            action = torch.where(explores, draw_allowed(q > 0.5 * MASKED, generator), action)
         return DictTensor.trusted({"action": action}, outputs.batch_size)
 
 
@@ -115,6 +117,7 @@ class QNetwork(QAgent):
         super().__init__()
         self.encoder = Encoder(specs.observation)
         num_actions = number_of_actions(specs, "a Q-network")
+        self.mask_key = find_mask(specs)
         self.activation, gain = activation_of(activation)
         *inner, last = hidden_sizes or [self.encoder.num_features]
         sizes = [self.encoder.num_features, *inner]
@@ -139,7 +142,10 @@ class QNetwork(QAgent):
         features = self.encoder(observation)
         for layer in self.layers:
             features = self.activation(layer(features))
-        return DictTensor.trusted(self.head(features), observation.batch_size), state
+        outputs = self.head(features)
+        if self.mask_key is not None:
+            outputs["q"] = apply_mask(outputs["q"], observation[self.mask_key])
+        return DictTensor.trusted(outputs, observation.batch_size), state
 
 
 def number_of_actions(specs: EnvSpecs, who: str) -> int:

@@ -77,3 +77,18 @@ def test_other_actions_are_refused_with_what_fits(action: dict[str, Spec], named
         QNetwork(
             EnvSpecs(SPECS.observation, action), hidden_sizes=[8], activation="relu", dueling=True, num_quantiles=0
         )
+
+
+def test_forbidden_actions_are_neither_best_nor_explored_nor_the_best_that_follows() -> None:
+    masked = EnvSpecs(
+        {"obs/observation": SPECS.observation["obs"], "obs/action_mask": Spec((4,), torch.bool, "multi_binary")},
+        SPECS.action,
+    )
+    agent = QNetwork(masked, hidden_sizes=[8], activation="relu", dueling=True, num_quantiles=0)
+    mask = torch.tensor([[True, False, True, False], [False, True, False, False]]).repeat(500, 1)
+    seen = DictTensor({"obs/observation": torch.randn(1000, 3), "obs/action_mask": mask})
+    outputs, _ = agent.forward(seen, DictTensor.empty(1000), DictTensor.empty(1000))
+    assert mask.gather(1, outputs["q"].argmax(-1, keepdim=True)).all()
+    taken = agent.act(outputs, DictTensor({"epsilon": torch.ones(1000)}), torch.Generator().manual_seed(0))["action"]
+    assert mask.gather(1, taken.unsqueeze(1)).all()
+    assert torch.bincount(taken[::2], minlength=4)[[0, 2]].tolist() == pytest.approx([250, 250], abs=60)
