@@ -49,6 +49,30 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("advantage + value})", "advantage})"),
         ("mask=None if trajectories.is_full() else steps.mask(),", "mask=None,"),
     ],
+    "a2c": [
+        ("policy_loss = -(weight", "policy_loss = (weight"),
+        (
+            'value, next_value = values(agent, trajectories, known=outputs["value"])',
+            'value, next_value = outputs["value"], values(agent, trajectories)[1]',
+        ),
+        ("vf_coef * value_loss - ent_coef * entropy", "vf_coef * value_loss + ent_coef * entropy"),
+        (
+            'ends = (steps["next/terminated"], steps["next/truncated"])',
+            'ends = (steps["next/truncated"], steps["next/terminated"])',
+        ),
+        ("gae_lambda=gae_lambda, mask=mask)", "gae_lambda=gae_lambda, mask=None)"),
+        ("valid(advantage + value)", "valid(advantage)"),
+        ("return x if mask is None else x[mask]", "return x"),
+    ],
+    "reinforce": [
+        ("policy_loss = -(weight", "policy_loss = (weight"),
+        ("returns - known if baseline else returns", "returns"),
+        ('cut = after.masked_fill(~steps["next/truncated"], 0.0)', "cut = after"),
+        ('known=outputs["value"]) if baseline', 'known=outputs["value"]) if True'),
+        ("gae_lambda=1.0, mask=mask)", "gae_lambda=1.0)"),
+        ('(outputs["value"] - returns)[mask]', '(outputs["value"] - returns)'),
+        ("policy_loss - ent_coef * entropy", "policy_loss + ent_coef * entropy"),
+    ],
     "dqn": [
         ("replay_next(target, batch)", "replay_next(agent, batch)"),
         ("(replay_next(agent, batch) if double else ahead)", "ahead"),

@@ -53,7 +53,7 @@ def test_every_shipped_configuration_trains_two_iterations(overrides: str, tmp_p
     values["total_steps"] = 2 * 8 * values["batcher"]["num_workers"] * 2
     if any(name in overrides for name in RESETTING):  # the second iteration may fall short, and a third be made
         values["total_steps"] -= 8
-    whole_episodes = overrides == "batcher=episodes"
+    whole_episodes = values["batcher"]["_target_"].endswith("EpisodeBatcher")
     if whole_episodes:  # a batch has as many steps as its episodes
         values["total_steps"] = 160
     launch(values, {"algo": "ppo", "env": "x"})

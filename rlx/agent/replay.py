@@ -88,7 +88,7 @@ def replay_inputs(agent: Agent) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+def values(agent: Agent, trajectories: Trajectories, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the value of every step's observation and of the observation that followed it, `[B, T]` float32 each.
 
     The second is that of the true next observation: the final one where the episode was truncated, the next piece's
@@ -98,6 +98,8 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     Args:
         agent: one whose outputs have `value` `[B]`.
         trajectories: as a batcher returns them.
+        known: the first of the two, where a replay with these weights has given it already: a stateless agent then
+            sees only what remains.
     """
     steps, bootstrap = trajectories.steps, trajectories.bootstrap
     row, time = bootstrap["row"], bootstrap["time"]
@@ -105,7 +107,7 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     if is_stateful(agent, info if trajectories.batch_size else None):
         value, after = _stateful_values(agent, trajectories)
     else:
-        value = replay(agent, trajectories)["value"]
+        value = replay(agent, trajectories)["value"] if known is None else known.detach()
         drawn = _drawn(trajectories)
         if drawn is not None:
             info = DictTensor.trusted({key: field[row, time] for key, field in drawn.items()}, len(row))

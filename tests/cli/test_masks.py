@@ -50,7 +50,7 @@ class Told(gymnasium.Env):
 
 
 gymnasium.register("Fenced-v0", entry_point=Fenced)
-gymnasium.register("Told-v0", entry_point=Told)
+gymnasium.register("ToldWrong-v0", entry_point=Told)
 
 
 @pytest.mark.parametrize("agent", ["actor_critic", "gru", "options"])
@@ -73,7 +73,7 @@ def test_taxi_trains_with_the_mask_that_it_tells(tmp_path: Path, agent: str) -> 
         (["env.id=CartPole-v1", "env.action_mask=perhaps"], 2, "env.action_mask: expected true or false"),
         # What an environment does wrong while it runs is its fault, not that of what was asked.
         ([f"env.id={HERE}:Fenced-v0", "+env.kwargs.closes=true"], 1, "[0, 0] (expected zeros and ones, and an action"),
-        ([f"env.id={HERE}:Told-v0", "env.action_mask=true"], 1, "has shape (5,); expected (2,)"),
+        ([f"env.id={HERE}:ToldWrong-v0", "env.action_mask=true"], 1, "has shape (5,); expected (2,)"),
     ],
 )
 def test_what_is_wrong_with_a_mask_is_told_in_one_message(

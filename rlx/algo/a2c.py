@@ -1,0 +1,142 @@
+"""Advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783), synchronous, with generalised advantage estimates.
+
+One update a batch, with the weights that collected it: nothing to clip, nothing stored of the policy but its actions.
+
+| symbol     | shape  | what it is                                                          |
+|------------|--------|---------------------------------------------------------------------|
+| B, T       |        | environments, steps of each a batch                                 |
+| value      | [B, T] | V(s_t)                                                              |
+| next_value | [B, T] | V of what followed: 0 after a termination, V(final) at a truncation |
+| advantage  | [B, T] | generalised advantage estimate                                      |
+"""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from rlx.agent import ActorCriticAgent, AgentMaker, replay, values
+from rlx.algo.optimizer import FlatAdam
+from rlx.algo.returns import explained_variance, gae, normalize
+from rlx.batcher import BatcherMaker
+from rlx.data import Trajectories
+from rlx.errors import AgentError
+from rlx.run import Run
+from rlx.validate import Range
+
+
+def loss(
+    agent: ActorCriticAgent,
+    trajectories: Trajectories,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    ent_coef: float,
+    vf_coef: float,
+    normalize_advantage: bool,
+) -> dict[str, Tensor]:
+    """Return A2C's loss on a batch, under `loss/total`, and what it is made of.
+
+        policy = -mean(A_t * log pi(a_t | s_t)), value = mean((V(s_t) - (A_t + V_t))^2) / 2
+        total = policy + vf_coef * value - ent_coef * entropy     (Mnih et al. 2016, section 4 and algorithm S3)
+
+    A_t, and V_t in the value's target, are constants: no gradient goes through them.
+
+    Args:
+        agent: outputs `value`; has `log_prob` and `entropy`.
+        trajectories: as a batcher returns them.
+        gamma: discount, usually 0.97 to 0.999.
+        gae_lambda: usually 0.9 to 1; 1 is the paper's sum of rewards to the piece's end.
+        ent_coef: usually 0 to 0.02.
+        vf_coef: usually 0.25 to 0.5.
+        normalize_advantage: whether advantages get mean 0 and standard deviation 1 in the batch.
+
+    Returns:
+        0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/value`, `loss/entropy` and
+        `explained_variance`.
+    """
+    steps = trajectories.steps
+    mask = None if trajectories.is_full() else steps.mask()
+
+    def valid(x: Tensor) -> Tensor:
+        return x if mask is None else x[mask]
+
+    outputs = replay(agent, trajectories)
+    value, next_value = values(agent, trajectories, known=outputs["value"])
+    ends = (steps["next/terminated"], steps["next/truncated"])
+    advantage = gae(steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask)
+    target = valid(advantage + value)
+    weight = normalize(valid(advantage)) if normalize_advantage else valid(advantage)
+
+    policy_loss = -(weight * valid(agent.log_prob(outputs, steps.group("agent")))).mean()
+    value_loss = 0.5 * (valid(outputs["value"]) - target).square().mean()
+    entropy = valid(agent.entropy(outputs)).mean()
+    return {
+        "loss/total": policy_loss + vf_coef * value_loss - ent_coef * entropy,
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "loss/entropy": entropy,
+        "explained_variance": explained_variance(valid(value), target),
+    }
+
+
+def train(
+    run: Run,
+    make_agent: AgentMaker,
+    make_batcher: BatcherMaker,
+    *,
+    num_steps: Annotated[int, Range(1)],
+    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
+    anneal_learning_rate: bool,
+    adam_eps: Annotated[float, Range(0, 1, low_open=True)],
+    gamma: Annotated[float, Range(0, 1)],
+    gae_lambda: Annotated[float, Range(0, 1)],
+    ent_coef: Annotated[float, Range(0)],
+    vf_coef: Annotated[float, Range(0)],
+    max_grad_norm: Annotated[float, Range(0, low_open=True)],
+    normalize_advantage: bool,
+) -> None:
+    """Train until `run.total_steps`.
+
+    Args:
+        run: where results go.
+        make_agent: makes the actor-critic from specs.
+        make_batcher: makes the batcher for `num_steps`.
+        num_steps: steps of each environment a batch, usually 5 to 32.
+        learning_rate: of Adam, usually 3e-4 to 3e-3.
+        anneal_learning_rate: whether it falls linearly to 0 over the run.
+        adam_eps: Adam's epsilon.
+        gamma: see `loss`.
+        gae_lambda: see `loss`.
+        ent_coef: see `loss`.
+        vf_coef: see `loss`.
+        max_grad_norm: norm at which the gradient is cut, usually 0.5.
+        normalize_advantage: see `loss`.
+    """
+    with make_batcher(num_steps=num_steps) as batcher:
+        agent = make_agent(batcher.specs).to(run.device)
+        if not isinstance(agent, ActorCriticAgent):
+            raise AgentError(f"algo=a2c needs an agent with log_prob() and entropy(), got {type(agent).__name__}")
+        optimizer = FlatAdam(agent, eps=adam_eps)
+        run.track(agent=agent, optimizer=optimizer, batcher=batcher)
+
+        while run.running():
+            lr = learning_rate * (1 - run.env_steps / run.total_steps if anneal_learning_rate else 1.0)
+            trajectories = batcher.collect().to(run.device)
+            terms = loss(
+                agent,
+                trajectories,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                normalize_advantage=normalize_advantage,
+            )
+            optimizer.zero_grad()
+            terms["loss/total"].backward()
+            run.average_gradients(agent)
+            terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
+            optimizer.step(lr)
+
+            batcher.publish(agent)
+            logged = {name: term.detach() for name, term in terms.items()}
+            run.log({**logged, "learning_rate": lr}, env_steps=trajectories.num_steps)
