@@ -36,7 +36,7 @@ def test_yaml_keys_are_the_keywords_of_its_target(group: str, path: Path) -> Non
     module, _, name = str(values["_target_"]).rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     keywords = [key for key in parameters if key not in GIVEN[group]]
-    keys = [str(key) for key in values if not str(key).startswith("_")]
+    keys = [str(key) for key in values if not str(key).startswith("_") and key != "defaults"]
     assert set(keys) <= set(keywords)
     required = {key for key in keywords if parameters[key].default is inspect.Parameter.empty}
     assert required <= set(keys)

@@ -80,6 +80,53 @@ def test_users_own_directory_adds_members(launches: Launches) -> None:
     assert os.getcwd() in sys.path
 
 
+def own_algorithm(chooses: str) -> None:
+    """Put an algorithm that chooses another group's member into the directory `own`, and a recipe for it."""
+    for group, name, text in (
+        ("algo", "mine", f"defaults:\n  - override {chooses}\n_target_: my_algo.train\n"),
+        ("experiment", "plain", "# @package _global_\ndefaults:\n  - override /algo: mine\n"),
+        (
+            "experiment",
+            "memory",
+            "# @package _global_\ndefaults:\n  - override /algo: mine\n  - override /agent: gru\n",
+        ),
+    ):
+        path = Path("own") / group / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("chooses", "typed", "group", "member"),
+    [
+        ("/batcher@_global_.batcher: episodes", ["algo=mine"], "batcher", "episodes"),
+        ("/batcher@_global_.batcher: episodes", ["batcher=local", "algo=mine"], "batcher", "local"),
+        ("/batcher@_global_.batcher: episodes", ["algo=mine", "batcher=local"], "batcher", "local"),
+        ("/batcher@_global_.batcher: episodes", ["algo=ppo"], "batcher", "process"),
+        ("/batcher@_global_.batcher: episodes", ["experiment=plain"], "batcher", "episodes"),
+        ("/batcher@_global_.batcher: episodes", ["experiment=plain", "batcher=local"], "batcher", "local"),
+        ("/agent@_global_.agent: lstm", ["experiment=plain"], "agent", "lstm"),
+        ("/agent@_global_.agent: lstm", ["experiment=memory"], "agent", "gru"),
+        ("/agent@_global_.agent: lstm", ["experiment=memory", "agent=transformer"], "agent", "transformer"),
+    ],
+)
+def test_algorithm_chooses_members_that_a_recipe_and_the_command_line_overrule(
+    launches: Launches, chooses: str, typed: list[str], group: str, member: str
+) -> None:
+    own_algorithm(chooses)
+    run_train(["--config-dir", "own", *typed])
+    assert launches[0]["choices"][group] == member
+    assert "defaults" not in launches[0]["algo"]
+
+
+def test_keys_of_the_member_that_an_algorithm_chose_can_be_given(launches: Launches) -> None:
+    own_algorithm("/batcher@_global_.batcher: episodes")
+    run_train(["--config-dir", "own", "algo=mine", "batcher.num_episodes=5"])
+    assert launches[0]["batcher"]["num_episodes"] == 5
+    run_train(["--config-dir", "own", "-m", "algo=mine,ppo"])
+    assert [job["choices"]["batcher"] for job in launches[1:]] == ["episodes", "process"]
+
+
 def test_fault_of_the_users_environment_shows_their_traceback(
     launches: Launches, capsys: pytest.CaptureFixture[str]
 ) -> None:
