@@ -184,7 +184,8 @@ class ReplayBuffer:
             path = (slots[:, None] + self.num_envs * np.arange(n_step)) % self.num_slots
             alive = self._rings.is_step.take(path).cumprod(1)
             count = alive.sum(1)
-            discount = np.power(gamma, np.arange(n_step + 1)).astype(np.float32)
+            alive = alive.astype(np.float32)
+            discount = np.power(gamma, np.arange(n_step + 1), dtype=np.float32)
             ends = path[np.arange(batch_size), count - 1]
             fields["next/reward"] = _column((own["next/reward"].take(path) * (alive * discount[:-1])).sum(1))
             fields["next/discount"] = _column(discount[count])

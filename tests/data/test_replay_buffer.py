@@ -204,6 +204,9 @@ def test_n_step_transitions_sum_to_the_end_of_the_episode_and_never_beyond(n_ste
     for _ in range(4):
         stream.feed(buffer, 8)
         batch = drawn(buffer, n_step=n_step, gamma=0.5)
+        for name in ("next/reward", "next/discount"):
+            assert batch.steps[name].dtype == torch.float32
+            assert buffer.sample(4, torch.Generator()).steps[name].dtype == torch.float32
         for row, steps in enumerate(stream.rows):
             first_step |= {step.action: (row, t) for t, step in enumerate(steps)}  # the newest of that number
         for i in range(400):

@@ -1,0 +1,76 @@
+"""The other algorithms learn what can be checked, in seconds: known values, a continuous answer, a solved task."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlx.data import DictTensor, EnvSpecs
+from rlx.run.build import maker
+from rlx.run.checkpoint import find_checkpoint, load_checkpoint
+from rlx.run.evaluate import evaluate_path
+from rlx.run.metrics import read_metrics
+from tests.learning.test_ppo import trained
+
+pytestmark = pytest.mark.learning
+
+ENDLESS = ("env=gym", "env.id=tests.learning.environments:Endless-v0", "algo.gamma=0.9", "batcher=local")
+DQN = (
+    "algo=dqn",
+    "algo.learning_starts=200",
+    "algo.num_updates=16",
+    "agent.hidden_sizes=[32,32]",
+    "algo.target_update_interval=20",
+)
+
+
+def outputs_of(run: Path) -> DictTensor:
+    """Return what a run's agent puts out for the only observation of the endless task."""
+    saved = load_checkpoint(find_checkpoint(run))
+    agent = maker("agent", saved.config["agent"])(EnvSpecs.from_dict(saved.meta["specs"]))
+    agent.load_state_dict(saved.state["agent"])
+    return agent.forward(DictTensor({"obs": torch.zeros(1, 1)}), DictTensor.empty(1), DictTensor.empty(1))[0]
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("value", ("algo=a2c", "total_steps=100_000", "algo.num_steps=16")),
+        ("q", (*DQN, "total_steps=15_000")),
+        ("q", (*DQN, "total_steps=15_000", "agent.num_quantiles=8", "algo.prioritized_alpha=0.6")),
+    ],
+    ids=["a2c", "dqn", "dqn, quantiles by priority"],
+)
+def test_value_is_that_of_an_endless_task_only_where_truncation_is_bootstrapped(
+    tmp_path: Path, name: str, overrides: tuple[str, ...], terminates: bool
+) -> None:
+    run = trained(tmp_path / "run", *ENDLESS, f"+env.kwargs.terminates={str(terminates).lower()}", *overrides)
+    value = outputs_of(run)[name].max().item()
+    if terminates:  # the mean over the steps of what is left: (1 - 0.9 ** k) / 0.1 for k = 1 to 10
+        assert value == pytest.approx(sum((1 - 0.9**k) / 0.1 for k in range(1, 11)) / 10, abs=1.0)
+    else:
+        assert value == pytest.approx(10.0, abs=0.7)
+
+
+@pytest.mark.parametrize("algo", ["a2c", "reinforce"])
+def test_policy_gradients_solve_cartpole(tmp_path: Path, algo: str) -> None:
+    run = trained(tmp_path / "run", f"algo={algo}", "total_steps=300_000")
+    assert evaluate_path(run, episodes=50, seed=1).mean >= 400
+
+
+def test_sac_finds_a_continuous_answer(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path / "run", "algo=sac", "env=gym", "env.id=tests.learning.environments:Target-v0", "batcher=local",
+        "total_steps=12_000", "algo.learning_starts=500", "algo.num_updates=4", "agent.hidden_sizes=[64,64]",
+    )  # fmt: skip
+    assert evaluate_path(run, episodes=200, trust=True).mean > -0.02  # a random action pays about -1.7
+
+
+def test_diayns_skills_can_be_told_apart(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path / "run", "algo=diayn", "env=Pendulum", "batcher=local", "total_steps=16_000",
+        "agent.hidden_sizes=[64,64]", "agent.num_skills=4", "algo.num_updates=4",
+    )  # fmt: skip
+    accuracy = [row["diayn/accuracy"] for row in read_metrics(run / "metrics.csv")][-20:]
+    assert sum(accuracy) / len(accuracy) > 0.5  # 0.25 by chance
