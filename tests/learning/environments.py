@@ -8,13 +8,13 @@ from gymnasium import spaces
 
 
 class Endless(gymnasium.Env[np.ndarray, int]):
-    """Pays 1 a step and is cut after 10 steps, though nothing ends: the value is 1 / (1 - gamma) everywhere."""
+    """Pays the same each step and is cut after 10, though nothing ends: the value is that over 1 - gamma everywhere."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, terminates: bool = False) -> None:
-        self._terminates, self._step = terminates, 0
+    def __init__(self, terminates: bool = False, pays: float = 1.0) -> None:
+        self._terminates, self._pays, self._step = terminates, pays, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self._step = 0
@@ -23,7 +23,7 @@ class Endless(gymnasium.Env[np.ndarray, int]):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._step += 1
         over = self._step == 10
-        return np.zeros(1, np.float32), 1.0, over and self._terminates, over and not self._terminates, {}
+        return np.zeros(1, np.float32), self._pays, over and self._terminates, over and not self._terminates, {}
 
 
 class Target(gymnasium.Env[np.ndarray, np.ndarray]):
