@@ -1,10 +1,13 @@
-"""Time whole commands beside Stable-Baselines3's PPO with its zoo's CartPole settings, in turns, and print the ratios.
+"""Time whole commands beside Stable-Baselines3 with the same numbers, in turns, and print the ratios.
 
     pip install stable-baselines3          # may be another environment's Python: --sb3-python
-    python scripts/bench_sb3.py --pairs 3 algo=ppo env=CartPole
-    python scripts/bench_sb3.py --pairs 3 experiment=ppo_cartpole_zoo
+    python scripts/bench_sb3.py --pairs 3 ppo algo=ppo env=CartPole
+    python scripts/bench_sb3.py --pairs 3 ppo experiment=ppo_cartpole_zoo
+    python scripts/bench_sb3.py --pairs 3 dqn experiment=dqn_cartpole_zoo
+    python scripts/bench_sb3.py --pairs 3 sac experiment=sac_pendulum_sb3
 
-Each side is a process from the shell: imports, workers, training, final files (Stable-Baselines3 writes none).
+Each side is a process from the shell: imports, workers, training, final files (Stable-Baselines3 writes none). PPO and
+DQN have the zoo's numbers for CartPole there, SAC its own defaults on Pendulum.
 """
 
 import argparse
@@ -19,14 +22,28 @@ SB3 = """
 import sys
 import torch
 torch.set_num_threads(1)
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 seed = int(sys.argv[1])
+"""
+TRAIN = {
+    "ppo": """
 env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
 model = PPO("MlpPolicy", env, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
             learning_rate=lambda left: 0.001 * left, clip_range=lambda left: 0.2 * left, seed=seed, device="cpu")
 model.learn(100_000)
-"""
+""",
+    "dqn": """
+model = DQN("MlpPolicy", "CartPole-v1", learning_rate=2.3e-3, batch_size=64, buffer_size=100_000, learning_starts=1000,
+            gamma=0.99, target_update_interval=10, train_freq=256, gradient_steps=128, exploration_fraction=0.16,
+            exploration_final_eps=0.04, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu")
+model.learn(50_000)
+""",
+    "sac": """
+model = SAC("MlpPolicy", "Pendulum-v1", seed=seed, device="cpu")
+model.learn(5_000)
+""",
+}
 
 
 def seconds(command: list[str]) -> float:
@@ -41,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--sb3-python", default=sys.executable)
+    parser.add_argument("algorithm", choices=TRAIN)
     parser.add_argument("overrides", nargs="+")
     arguments = parser.parse_args()
     ratios: list[float] = []
@@ -49,7 +67,7 @@ def main() -> None:
             run = Path(scratch) / str(pair)
             rlx = [str(Path(sys.executable).with_name("rlx")), "train", *arguments.overrides]
             ours = seconds([*rlx, f"seed={pair}", f"run_dir={run}"])
-            theirs = seconds([arguments.sb3_python, "-c", SB3, str(pair)])
+            theirs = seconds([arguments.sb3_python, "-c", SB3 + TRAIN[arguments.algorithm], str(pair)])
             ratios.append(ours / theirs)
             print(
                 f"pair {pair}: rlx {ours:.1f} s, Stable-Baselines3 {theirs:.1f} s, ratio {ours / theirs:.3f}",
