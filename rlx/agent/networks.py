@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "elu": (F.elu, 1.0),
     "silu": (F.silu, 1.0),
 }
-# The same over their own input, where no gradient needs it.
+# The same over their own input, where no gradient needs that.
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,
     "relu": torch.relu_,
@@ -154,7 +154,10 @@ class TwinMLP(nn.Module):
         *inner, (last_weight, last_bias) = layers
         for weight, bias in inner:
             hidden = self.activation(torch.baddbmm(bias, hidden, weight))
-        outputs = torch.baddbmm(last_bias, hidden, last_weight).unbind(0)
+        if last_weight.shape[2] == 1:  # forward and backward, a third of what a batched product takes for one column
+            outputs = torch.add(last_bias, (hidden * last_weight.transpose(1, 2)).sum(-1, keepdim=True)).unbind(0)
+        else:
+            outputs = torch.baddbmm(last_bias, hidden, last_weight).unbind(0)
         return tuple(output[:, :width] for output, width in zip(outputs, self.num_outputs, strict=True))
 
     def single(self, k: int) -> "Single":

@@ -144,6 +144,8 @@ class Trajectories:
 
     def to(self, device: torch.device | str) -> "Trajectories":
         """Return the trajectories on `device`; themselves where they are there already."""
+        if self.steps.device == torch.device(device):
+            return self
         return Trajectories(
             self.info.to(device),
             self.steps.to(device),
