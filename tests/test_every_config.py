@@ -15,8 +15,8 @@ def members(group: str) -> list[str]:
     return sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
 
 
-# Agents that one algorithm alone can use, which names them itself.
-CHOSEN_BY = {"q_network": "dqn", "soft_actor_critic": "sac", "skills": "diayn"}
+# Agents that one algorithm alone can use.
+CHOSEN_BY = ("q_network", "recurrent_q_network", "conv_q_network", "soft_actor_critic", "recurrent_soft_actor_critic")
 
 CASES = [
     *(f"env={name}" for name in members("env") if name not in ("gym", "legacy_gym", "atari", "envpool")),
@@ -24,9 +24,12 @@ CASES = [
     "env=legacy_gym env.id=CartPole-v1",
     "env=envpool env.id=CartPole-v1",
     "env=atari env.game=SpaceInvaders agent=conv",
-    *(f"agent={name}" for name in members("agent") if name not in ("conv", *CHOSEN_BY)),
+    *(f"agent={name}" for name in members("agent") if name not in ("conv", "skills", *CHOSEN_BY)),
     *(f"algo={name}" for name in members("algo") if name not in ("sac", "diayn")),
     "algo=sac env=Pendulum",
+    "algo=sac env=Pendulum agent=recurrent_soft_actor_critic",
+    "algo=dqn env=Acrobot agent=recurrent_q_network agent.cell=lstm agent.prev_action=true",
+    "algo=dqn env=atari env.game=Pong agent=conv_q_network",
     "algo=diayn env=Pendulum",
     *(f"batcher={name}" for name in members("batcher")),
     *(f"+experiment={name}" for name in members("experiment")),

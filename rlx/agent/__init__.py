@@ -1,17 +1,25 @@
 """Floor 3: the Agent contract, replay over trajectories, networks and ready-made agents."""
 
 from rlx.agent.actor_critic import ActorCritic
-from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state
-from rlx.agent.convolution import ConvActorCritic
+from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state, state_specs
+from rlx.agent.convolution import ConvActorCritic, ConvQNetwork
 from rlx.agent.flat import flatten_parameters
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, apply_mask, draw_allowed
+from rlx.agent.memory import MemoryAgent
 from rlx.agent.mixture import MixtureAgent
 from rlx.agent.options import OptionActorCritic
 from rlx.agent.q_network import QAgent, QHead, QNetwork
-from rlx.agent.recurrent import GRUActorCritic, LSTMActorCritic, RecurrentActorCritic
+from rlx.agent.recurrence import Recurrence
+from rlx.agent.recurrent import (
+    GRUActorCritic,
+    LSTMActorCritic,
+    RecurrentActorCritic,
+    RecurrentAgent,
+    RecurrentQNetwork,
+)
 from rlx.agent.replay import burn_in, replay, replay_inputs, replay_next, values
-from rlx.agent.soft_actor_critic import Critics, SoftActorCritic
+from rlx.agent.soft_actor_critic import Critics, RecurrentSoftActorCritic, SoftActorCritic, SoftActorCriticAgent
 from rlx.agent.squashed_gaussian import SquashedGaussian
 from rlx.agent.transformer import TransformerActorCritic
 from rlx.data import find_mask
@@ -24,16 +32,23 @@ __all__ = [
     "Agent",
     "AgentMaker",
     "ConvActorCritic",
+    "ConvQNetwork",
     "Critics",
     "GRUActorCritic",
     "LSTMActorCritic",
+    "MemoryAgent",
     "MixtureAgent",
     "OptionActorCritic",
     "QAgent",
     "QHead",
     "QNetwork",
+    "Recurrence",
     "RecurrentActorCritic",
+    "RecurrentAgent",
+    "RecurrentQNetwork",
+    "RecurrentSoftActorCritic",
     "SoftActorCritic",
+    "SoftActorCriticAgent",
     "SquashedGaussian",
     "TransformerActorCritic",
     "apply_mask",
@@ -46,5 +61,6 @@ __all__ = [
     "replay_inputs",
     "replay_next",
     "reset_state",
+    "state_specs",
     "values",
 ]

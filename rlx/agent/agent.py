@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
+from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 
 
 class Agent(nn.Module):
@@ -242,3 +242,9 @@ def is_stateful(agent: Agent, agent_info: DictTensor | None = None) -> bool:
         return True
     info = agent_info[:1] if agent_info is not None else DictTensor.empty(1)
     return not agent.initial_state(info, 1).is_empty
+
+
+def state_specs(agent: Agent) -> dict[str, Spec]:
+    """Return what the agent's state is made of, a row; nothing for a stateless agent."""
+    state = agent.initial_state(DictTensor.empty(1), 1)
+    return {key: Spec(tuple(value.shape[1:]), value.dtype) for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""What actor-critics that look back share: what they see, their policy and critic over what they remember of it."""
+"""What agents that look back share: what they see and remember of it; and the policy and critic of actor-critics."""
 
 from collections.abc import Sequence
 
@@ -9,30 +9,25 @@ from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking
-from rlx.agent.networks import Activation, Encoder, TwinMLP, activation_of, linear
+from rlx.agent.networks import Activation, Encoder, TwinMLP, linear
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 
 
-class MemoryActorCritic(ActorCriticAgent):
-    """An actor-critic over a memory of any kind; a kind of memory is a subclass.
+class MemoryAgent(Agent):
+    """An agent over a memory of any kind, `memorise`, that puts out `fields`; both are a subclass's matter."""
 
-    The policy is linear in what the memory puts out. The critic is a perceptron over what the agent sees and that, and
-    sends no gradient into the memory: errors of the value, many times the policy's signal, would drown it. Outputs as
-    those of `ActorCritic`: `value` `[B]` and the fields of the action's distributions, masked where the environment
-    shows which actions are allowed.
-    """
+    masking: ActionMasking
+    encoder: Encoder
 
-    def _make_inputs(self, specs: EnvSpecs, *, activation: Activation, prev_action: bool, prev_reward: bool) -> float:
-        """Make the encoder of what the agent sees, and return the gain of layers before the activation.
+    def _make_inputs(self, specs: EnvSpecs, *, prev_action: bool, prev_reward: bool) -> None:
+        """Make the encoder of what the agent sees.
 
         Args:
             specs: what the environment shows and takes.
-            activation: applied after dense layers.
             prev_action: whether the agent sees the action before (zero at an episode's first step).
             prev_reward: whether the agent sees the reward before (zero at an episode's first step).
 
         Raises:
-            AgentError: there is no such activation.
             SpecError: the environment shows which actions are allowed in a form that does not fit them.
         """
         self.masking = ActionMasking(specs)
@@ -43,8 +38,48 @@ class MemoryActorCritic(ActorCriticAgent):
             seen["prev_reward"] = Spec((), torch.float32)
         self.inputs = ("obs", *["prev_action"] * prev_action, *["prev_reward"] * prev_reward)
         self.encoder = Encoder(seen)
-        self.activation, gain = activation_of(activation)
-        return gain
+
+    def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
+        """Return the memory's output `[B, H]` and the new state after one step.
+
+        Args:
+            seen: `[B, E]`, what the encoder made of the observation.
+            state: `[B]`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no memorise()")
+
+    def fields(self, seen: Tensor, hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Return the outputs `[N, ...]`.
+
+        Args:
+            seen: `[N, E]`, what the encoder made of the observation.
+            hidden: `[N, H]`, the memory's output then.
+            mask: `[N, n]`, which actions are allowed; None where the environment does not show it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no fields()")
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        """Return the outputs, and the new state."""
+        seen = self.encoder(observation)
+        hidden, new_state = self.memorise(seen, state)
+        fields = self.fields(seen, hidden, self.masking.of(observation))
+        return DictTensor.trusted(fields, observation.batch_size), new_state
+
+
+class MemoryActorCritic(MemoryAgent, ActorCriticAgent):
+    """An actor-critic over a memory of any kind; a kind of memory is a subclass.
+
+    The policy is linear in what the memory puts out. The critic is a perceptron over what the agent sees and that, and
+    sends no gradient into the memory: errors of the value, many times the policy's signal, would drown it. Outputs as
+    those of `ActorCritic`: `value` `[B]` and the fields of the action's distributions, masked where the environment
+    shows which actions are allowed.
+    """
 
     def _make_outputs(
         self,
@@ -74,43 +109,15 @@ class MemoryActorCritic(ActorCriticAgent):
             output_gains=(1.0,),
         )
 
-    def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
-        """Return the memory's output `[B, H]` and the new state after one step.
-
-        Args:
-            seen: `[B, E]`, what the encoder made of the observation.
-            state: `[B]`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no memorise()")
-
     def value(self, seen: Tensor, hidden: Tensor) -> Tensor:
         """Return the value `[N]` of what the encoder gave `[N, E]` and the memory's output then `[N, H]`."""
         return self.critic(torch.cat([seen, hidden.detach()], dim=-1))[0][:, 0]
 
     def fields(self, seen: Tensor, hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the distributions' fields and `value` `[N]`, likewise.
-
-        Args:
-            seen: `[N, E]`.
-            hidden: `[N, H]`.
-            mask: `[N, n]`, which actions are allowed; None where the environment does not show it.
-        """
+        """Return the distributions' fields and `value` `[N]`; see `MemoryAgent.fields`."""
         fields = self.head.fields(self.masking.apply(self.policy(hidden), mask))
         fields["value"] = self.value(seen, hidden)
         return fields
-
-    def forward(
-        self,
-        observation: DictTensor,
-        state: DictTensor,
-        agent_info: DictTensor,
-        taken: DictTensor | None = None,
-    ) -> tuple[DictTensor, DictTensor]:
-        """Return the distributions' fields and `value` `[B]`, and the new state."""
-        seen = self.encoder(observation)
-        hidden, new_state = self.memorise(seen, state)
-        fields = self.fields(seen, hidden, self.masking.of(observation))
-        return DictTensor.trusted(fields, observation.batch_size), new_state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""

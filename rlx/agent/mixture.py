@@ -184,15 +184,16 @@ def member_maker(name: str, member: AgentMaker | Mapping[str, Any]) -> AgentMake
     import rlx.agent
 
     target = str(member.get("_target_"))
-    abstract = ("RecurrentActorCritic",)
-    names = [name for name in rlx.agent.__all__ if name.endswith(("Critic", "MixtureAgent")) and name not in abstract]
-    known = [f"rlx.agent.{name}" for name in names]
+    abstract = ("ActorCriticAgent", "RecurrentActorCritic")
+    kinds = {name: getattr(rlx.agent, name) for name in rlx.agent.__all__ if name not in abstract}
+    fit = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, ActorCriticAgent)]
+    known = [f"rlx.agent.{name}" for name in fit]
     if target not in known:
         raise AgentError(
             f"agent.members.{name}._target_: got {target!r}, expected one of {', '.join(known)}."
             f"{did_you_mean(target, known)} For others, write a function that returns a MixtureAgent of their makers"
         )
-    kind = getattr(rlx.agent, target.removeprefix("rlx.agent."))
+    kind = kinds[target.removeprefix("rlx.agent.")]
     keywords = validate(kind, member, f"agent.members.{name}", given=("specs",))
     return partial(kind, **{key: value for key, value in keywords.items() if not key.startswith("_")})
 

@@ -1,17 +1,18 @@
 """Action values: the head that all Q-networks share, and the one over dense layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import Agent
 from rlx.agent.distribution import MASKED
-from rlx.agent.masking import apply_mask, draw_allowed
+from rlx.agent.masking import ActionMasking, draw_allowed
 from rlx.agent.networks import Activation, Encoder, activation_of, linear
-from rlx.data import DictTensor, EnvSpecs, Spec, find_mask
+from rlx.data import DictTensor, EnvSpecs, Spec
 from rlx.errors import AgentError
 from rlx.validate import Range
 
@@ -31,15 +32,28 @@ class QAgent(Agent):
         Rows whose `agent_info["deterministic"]` is true never explore.
         """
         q = outputs["q"]
-        action = q.argmax(-1)
-        if "epsilon" in agent_info:
-            chance = torch.rand(len(action), generator=generator, device=q.device)
-            explores = chance < agent_info["epsilon"]
-            deterministic = wants_mode(agent_info)
-            if deterministic is not None:
-                explores &= ~deterministic
-            action = torch.where(explores, draw_allowed(q > 0.5 * MASKED, generator), action)
+        action = explore(q.argmax(-1), q, agent_info, generator)
         return DictTensor.trusted({"action": action}, outputs.batch_size)
+
+
+def explore(best: Tensor, q: Tensor, agent_info: DictTensor, generator: torch.Generator) -> Tensor:
+    """Return the best actions `[B]`, with probability `agent_info["epsilon"]` replaced by any allowed one.
+
+    Args:
+        best: `[B]` int64.
+        q: `[B, n]`, masked where an action is not allowed.
+        agent_info: `[B]`; rows whose `deterministic` is true never explore.
+        generator: source of the draws.
+    """
+    if agent_info.is_empty or "epsilon" not in agent_info:
+        return best
+    explores = torch.rand(best.shape, generator=generator, device=best.device) < agent_info["epsilon"]
+    deterministic = wants_mode(agent_info)
+    if deterministic is not None:
+        explores &= ~deterministic
+    if not bool(explores.any()):
+        return best
+    return torch.where(explores, draw_allowed(q > 0.5 * MASKED, generator), best)
 
 
 class QHead(nn.Module):
@@ -117,7 +131,7 @@ class QNetwork(QAgent):
         super().__init__()
         self.encoder = Encoder(specs.observation)
         num_actions = number_of_actions(specs, "a Q-network")
-        self.mask_key = find_mask(specs)
+        self.masking = ActionMasking(specs)
         self.activation, gain = activation_of(activation)
         *inner, last = hidden_sizes or [self.encoder.num_features]
         sizes = [self.encoder.num_features, *inner]
@@ -143,9 +157,59 @@ class QNetwork(QAgent):
         for layer in self.layers:
             features = self.activation(layer(features))
         outputs = self.head(features)
-        if self.mask_key is not None:
-            outputs["q"] = apply_mask(outputs["q"], observation[self.mask_key])
+        outputs["q"] = self.masking.apply(outputs["q"], self.masking.of(observation))
         return DictTensor.trusted(outputs, observation.batch_size), state
+
+    def actor(self) -> Agent:
+        """Return what picks the same actions from advantages alone, layer after layer with nothing in between."""
+        return _Actor(self)
+
+
+class _Actor(Agent):
+    """Picks a `QNetwork`'s actions, on the same parameters."""
+
+    def __init__(self, agent: QNetwork) -> None:
+        super().__init__()
+        self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
+        head = agent.head
+        layers = [layer for layer in (*agent.layers, head.hidden, head.advantage) if isinstance(layer, nn.Linear)]
+        self._layers = [(layer.weight.detach(), layer.bias.detach()) for layer in layers]
+        if head.dueling:  # the second stream: the value is the same for all actions
+            weight, bias = self._layers[-2]
+            half = len(weight) // 2
+            self._layers[-2] = (weight[half:], bias[half:])
+
+    def forward(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: DictTensor | None = None,
+    ) -> tuple[DictTensor, DictTensor]:
+        return self._agent[0].forward(observation, state, agent_info, taken)
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        return self._agent[0].act(outputs, agent_info, generator)
+
+    def act_into(
+        self,
+        observation: DictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        generator: torch.Generator,
+        out: Mapping[str, Tensor],
+    ) -> DictTensor:
+        agent = self._agent[0]
+        features, activate = agent.encoder.forward(observation), agent.activation
+        *inner, last = self._layers
+        for layer in inner:
+            features = activate(F.linear(features, *layer))
+        q: Tensor = F.linear(features, *last)
+        if agent.head.num_quantiles:
+            q = q.view(len(q), agent.head.num_actions, -1).mean(-1)
+        q = agent.masking.apply(q, agent.masking.of(observation))
+        out["action"].copy_(explore(q.argmax(-1), q, agent_info, generator))
+        return state
 
 
 def number_of_actions(specs: EnvSpecs, who: str) -> int:

@@ -1,31 +1,62 @@
-"""Actor-critics with a memory: a GRU or an LSTM over what the agent sees."""
+"""Agents with a memory, a GRU or an LSTM over what they see: actor-critics and Q-networks."""
 
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import Tensor
 
-from rlx.agent.memory import MemoryActorCritic
-from rlx.agent.networks import Activation, linear
-from rlx.agent.stretches import cut_at_resets
+from rlx.agent.memory import MemoryActorCritic, MemoryAgent
+from rlx.agent.networks import Activation
+from rlx.agent.q_network import QAgent, QHead, number_of_actions
+from rlx.agent.recurrence import Cell, Recurrence
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.validate import Range
 
 
-class RecurrentActorCritic(MemoryActorCritic):
-    """What `GRUActorCritic` and `LSTMActorCritic` share: all but the recurrent cell.
+class RecurrentAgent(MemoryAgent):
+    """An agent whose memory is a `Recurrence`; what it puts out is a subclass's matter.
 
     What the agent sees (the observation, and the previous action and reward where they are asked for) passes dense
-    layers, then the cell; policy and critic are those of `MemoryActorCritic`. The state is zero where an episode
-    begins.
+    layers, then the cell. The state is zero where an episode begins.
 
     Attributes:
-        state_keys: the state's fields, `[B, H]` each; the first one is also the cell's output.
+        memory: dense layers and the cell. Its `state_keys` are the state's fields, `[B, H]` each.
     """
 
-    state_keys: tuple[str, ...] = ("hidden",)
+    memory: Recurrence
+
+    def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
+        """Return a state of zeros, `[B, H]` a key."""
+        return self.memory.initial_state(batch_size)
+
+    def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
+        """Return the cell's output `[B, H]` and the new state after one step."""
+        return self.memory(seen, state)
+
+    def forward_sequence(
+        self,
+        observation: TemporalDictTensor,
+        state: DictTensor,
+        agent_info: DictTensor,
+        taken: TemporalDictTensor | None = None,
+    ) -> TemporalDictTensor:
+        """Return the outputs `[B, T]` of whole sequences by one call of the fused network, however many resets."""
+        size, length = observation.leading_shape
+        if not size * length:
+            return super().forward_sequence(observation, state, agent_info, taken)
+        given = {key: observation[key].flatten(0, 1) for key in self.encoder.specs}
+        seen = self.encoder(DictTensor.trusted(given, size * length))
+        hidden = self.memory.sequence(seen, observation["is_first"], observation.mask(), state)
+        mask = self.masking.of(observation)
+        fields = self.fields(seen, hidden, None if mask is None else mask.flatten(0, 1))
+        in_time = {key: field.view(size, length, *field.shape[1:]) for key, field in fields.items()}
+        return TemporalDictTensor.trusted(in_time, observation.lengths, length)
+
+
+class RecurrentActorCritic(RecurrentAgent, MemoryActorCritic):
+    """What `GRUActorCritic` and `LSTMActorCritic` share: policy and critic are those of `MemoryActorCritic`."""
+
+    cell: Cell
 
     def __init__(
         self,
@@ -53,19 +84,14 @@ class RecurrentActorCritic(MemoryActorCritic):
                 range; usually -1 to 0.
         """
         super().__init__()
-        gain = self._make_inputs(specs, activation=activation, prev_action=prev_action, prev_reward=prev_reward)
-        sizes = [self.encoder.num_features, *hidden_sizes]
-        self.layers = nn.ModuleList(
-            [linear(size, following, gain) for size, following in zip(sizes, hidden_sizes, strict=False)]
+        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
+        self.memory = Recurrence(
+            self.encoder.num_features,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            state_size=state_size,
+            cell=self.cell,
         )
-        self.state_size = state_size
-        self.memory = self.make_memory(sizes[-1], state_size)
-        for name, parameter in self.memory.named_parameters():
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                for gate in cast("tuple[Tensor, ...]", parameter.detach().split(state_size)):
-                    nn.init.orthogonal_(gate)
         self._make_outputs(
             specs,
             state_size,
@@ -74,81 +100,11 @@ class RecurrentActorCritic(MemoryActorCritic):
             log_std_init=log_std_init,
         )
 
-    def make_memory(self, input_size: int, state_size: int) -> nn.RNNBase:
-        """Return the recurrent network of one layer."""
-        raise NotImplementedError(f"{type(self).__name__} has no make_memory()")
-
-    def step(self, features: Tensor, state: DictTensor) -> tuple[Tensor, ...]:
-        """Return the new state's fields `[B, H]`, one cell step after features `[B, I]`."""
-        raise NotImplementedError(f"{type(self).__name__} has no step()")
-
-    def run(self, features: Tensor | PackedSequence, state: DictTensor) -> Tensor | PackedSequence:
-        """Return the memory's outputs for whole sequences: `[B, T, H]` for `[B, T, I]`, or packed for packed."""
-        raise NotImplementedError(f"{type(self).__name__} has no run()")
-
-    def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
-        """Return a state of zeros, `[B, H]` a key."""
-        weight = self.policy.weight
-        fields = {key: weight.new_zeros(batch_size, self.state_size) for key in self.state_keys}
-        return DictTensor.trusted(fields, batch_size)
-
-    def features(self, seen: Tensor) -> Tensor:
-        """Return what goes into the memory, `[N, I]`, from what the encoder made of an observation, `[N, E]`."""
-        for layer in self.layers:
-            seen = self.activation(layer(seen))
-        return seen
-
-    def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
-        """Return the cell's output `[B, H]` and the new state after one step."""
-        new_state = self.step(self.features(seen), state)
-        named = dict(zip(self.state_keys, new_state, strict=True))
-        return new_state[0], DictTensor.trusted(named, state.batch_size)
-
-    def forward_sequence(
-        self,
-        observation: TemporalDictTensor,
-        state: DictTensor,
-        agent_info: DictTensor,
-        taken: TemporalDictTensor | None = None,
-    ) -> TemporalDictTensor:
-        """Return the outputs `[B, T]` of whole sequences by one call of the fused network, however many resets."""
-        size, length = observation.leading_shape
-        if not size * length:
-            return super().forward_sequence(observation, state, agent_info, taken)
-        is_first = observation["is_first"]
-        given = {key: observation[key].flatten(0, 1) for key in self.encoder.specs}
-        seen = self.encoder(DictTensor.trusted(given, size * length))
-        features = self.features(seen)
-        initial = self.initial_state(agent_info, size)
-        stretches = cut_at_resets(is_first, observation.mask())
-        if stretches is None:
-            begun = DictTensor.where(is_first[:, 0], initial, state)
-            hidden = cast("Tensor", self.run(features.view(size, length, -1), begun)).reshape(size * length, -1)
-        else:
-            begun = DictTensor.where(stretches.begins_episode, initial[stretches.row], state[stretches.row])
-            packed = self.run(PackedSequence(features[stretches.place], stretches.counts), begun)
-            outputs = cast("PackedSequence", packed).data
-            hidden = outputs.new_zeros(size * length, self.state_size).index_copy(0, stretches.place, outputs)
-        mask = self.masking.of(observation)
-        fields = self.fields(seen, hidden, None if mask is None else mask.flatten(0, 1))
-        in_time = {key: field.view(size, length, *field.shape[1:]) for key, field in fields.items()}
-        return TemporalDictTensor.trusted(in_time, observation.lengths, length)
-
 
 class GRUActorCritic(RecurrentActorCritic):
     """An actor-critic over a gated recurrent unit (Cho et al. 2014, arXiv:1406.1078). State: `hidden` `[B, H]`."""
 
-    def make_memory(self, input_size: int, state_size: int) -> nn.RNNBase:
-        """Return the GRU."""
-        return nn.GRU(input_size, state_size, batch_first=True)
-
-    def step(self, features: Tensor, state: DictTensor) -> tuple[Tensor, ...]:
-        """Return the new `hidden`."""
-        return (torch.gru_cell(features, state["hidden"], *self.memory.all_weights[0]),)
-
-    def run(self, features: Tensor | PackedSequence, state: DictTensor) -> Tensor | PackedSequence:
-        """Return `hidden` at every step."""
-        return self.memory(features, state["hidden"].unsqueeze(0))[0]
+    cell = "gru"
 
 
 class LSTMActorCritic(RecurrentActorCritic):
@@ -157,16 +113,64 @@ class LSTMActorCritic(RecurrentActorCritic):
     State: `hidden` and `cell`, `[B, H]` each.
     """
 
-    state_keys = ("hidden", "cell")
+    cell = "lstm"
 
-    def make_memory(self, input_size: int, state_size: int) -> nn.RNNBase:
-        """Return the LSTM."""
-        return nn.LSTM(input_size, state_size, batch_first=True)
 
-    def step(self, features: Tensor, state: DictTensor) -> tuple[Tensor, ...]:
-        """Return the new `hidden` and `cell`."""
-        return torch.lstm_cell(features, (state["hidden"], state["cell"]), *self.memory.all_weights[0])
+class RecurrentQNetwork(RecurrentAgent, QAgent):
+    """A Q-network over a memory, as in R2D2 (Kapturowski et al. 2019). State: `hidden`, of an LSTM also `cell`."""
 
-    def run(self, features: Tensor | PackedSequence, state: DictTensor) -> Tensor | PackedSequence:
-        """Return `hidden` at every step."""
-        return self.memory(features, (state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0)))[0]
+    def __init__(
+        self,
+        specs: EnvSpecs,
+        *,
+        hidden_sizes: Annotated[Sequence[int], Range(1)],
+        activation: Activation,
+        cell: Cell,
+        state_size: Annotated[int, Range(1)],
+        head_size: Annotated[int, Range(1)],
+        prev_action: bool,
+        prev_reward: bool,
+        dueling: bool,
+        num_quantiles: Annotated[int, Range(0)],
+    ) -> None:
+        """Build the network, orthogonally initialised, biases zero.
+
+        Args:
+            specs: what the environment shows and takes: one action out of n.
+            hidden_sizes: widths of the dense layers before the cell, usually one of 64 to 256; may be empty.
+            activation: applied after each dense layer, usually relu.
+            cell: which kind of recurrent network.
+            state_size: width of the memory, H, usually 64 to 512.
+            head_size: width of the hidden layer after it; where it is dueling, that of each of the two streams.
+            prev_action: whether the agent sees the action before (zero at an episode's first step).
+            prev_reward: whether the agent sees the reward before (zero at an episode's first step).
+            dueling: whether a state's value and its actions' advantages are learned apart.
+            num_quantiles: quantiles of the return that are learned, usually 32 to 200; 0 for the expected return alone.
+
+        Raises:
+            AgentError: the action is not one out of n.
+        """
+        super().__init__()
+        num_actions = number_of_actions(specs, "a Q-network")
+        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
+        self.memory = Recurrence(
+            self.encoder.num_features,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            state_size=state_size,
+            cell=cell,
+        )
+        self.head = QHead(
+            state_size,
+            num_actions,
+            hidden_size=head_size,
+            activation=activation,
+            dueling=dueling,
+            num_quantiles=num_quantiles,
+        )
+
+    def fields(self, seen: Tensor, hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Return `q` `[N, n]` (and `quantiles`) of the memory's output `[N, H]`."""
+        outputs = self.head(hidden)
+        outputs["q"] = self.masking.apply(outputs["q"], mask)
+        return outputs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent.agent import Agent, is_stateful, reset_state, step_through
-from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 
 
@@ -160,26 +160,33 @@ def burn_in(agent: Agent, trajectories: Trajectories, num_steps: int) -> Traject
 
     A stored state is that of older weights; running over some steps first brings it near what the weights of now would
     have had (Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning", section 3).
+    Sequences that begin with their episode stay whole: an initial state has no age.
 
     Args:
         agent: any agent without a `history_length`; nothing is run where it has no state.
         trajectories: `[B, T]`.
-        num_steps: steps to run over, usually 10 to 40. Shorter sequences have no step left.
+        num_steps: steps to run over, usually 10 to 40. Others that are no longer than that have no step left.
     """
     steps, bootstrap = trajectories.steps, trajectories.bootstrap
     state, info = trajectories.info.group("agent_state"), trajectories.info.group("agent_info")
+    size, length = steps.leading_shape
+    if not size * length:
+        return trajectories
+    skipped = (~steps["env/is_first"][:, 0]) * num_steps
     seen, taken = steps.group("env"), steps.group("agent")
-    for t in range(0 if state.is_empty else min(num_steps, steps.max_length)):
+    for t in range(0 if state.is_empty else min(num_steps, length)):
         now = seen.at(t)
         begun = reset_state(agent, state, now["is_first"], info)
         after = agent.forward(now, begun, info, taken.at(t))[1]
-        state = DictTensor.where(steps.lengths > t, after, state)
-    later = bootstrap["time"] >= num_steps
-    ends = bootstrap[later]
-    moved = ends.exclude("time") | DictTensor.trusted({"time": ends["time"] - num_steps}, ends.batch_size)
+        state = DictTensor.where((steps.lengths > t) & (skipped > 0), after, state)
+    row, time = bootstrap["row"], bootstrap["time"] - skipped[bootstrap["row"]]
+    ends = bootstrap.exclude("time") | DictTensor.trusted({"time": time}, len(row))
     kept = trajectories.info.select(*(key for key in trajectories.info if not key.startswith("agent_state/")))
-    rest = steps.slice_time(num_steps, steps.max_length)
-    return Trajectories(kept | state.add_prefix("agent_state"), rest, moved)
+    rows = torch.arange(size, device=steps.device).unsqueeze(1)
+    place = (torch.arange(length, device=steps.device) + skipped.unsqueeze(1)).clamp_(max=length - 1)
+    fields = {key: Lazy(lambda key=key: steps[key][rows, place]) for key in steps}
+    rest = TemporalDictTensor.trusted(fields, (steps.lengths - skipped).clamp_(min=0), length)
+    return Trajectories(kept | state.add_prefix("agent_state"), rest, ends[time >= 0])
 
 
 def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:

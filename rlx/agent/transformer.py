@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rlx.agent.attention import Place, WindowBlock
 from rlx.agent.memory import MemoryActorCritic
-from rlx.agent.networks import Activation, linear
+from rlx.agent.networks import Activation, activation_of, linear
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.errors import AgentError
 from rlx.validate import Range
@@ -63,7 +63,7 @@ class TransformerActorCritic(MemoryActorCritic):
         super().__init__()
         if model_size % num_heads:
             raise AgentError(f"agent.num_heads: got {num_heads}, expected a divisor of agent.model_size={model_size}")
-        self._make_inputs(specs, activation=activation, prev_action=prev_action, prev_reward=prev_reward)
+        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
         self.window = window
         self.history_length = num_layers * (window - 1)
         self.embed = linear(self.encoder.num_features, model_size, 1.0)
@@ -75,7 +75,7 @@ class TransformerActorCritic(MemoryActorCritic):
                     num_heads=num_heads,
                     window=window,
                     feedforward_size=feedforward_size,
-                    activation=self.activation,
+                    activation=activation_of(activation)[0],
                     gain=(2 * num_layers) ** -0.5,  # so that the sum over all blocks keeps its variance
                 )
                 for _ in range(num_layers)

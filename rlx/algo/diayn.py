@@ -90,7 +90,7 @@ def loss(
     reward = log_prob.detach() + math.log(logits.shape[-1])
     paid = steps.exclude("next/reward") | TemporalDictTensor({"next/reward": reward.unsqueeze(1)}, steps.lengths)
     rewarded = Trajectories(batch.info, paid, DictTensor.empty(0), num_steps=batch.num_steps)
-    terms = sac.loss(agent, target, rewarded, generator, target_entropy=target_entropy)
+    terms = sac.loss(agent, target, rewarded, generator, n_step=1, target_entropy=target_entropy)
     return terms | {
         "loss/total": terms["loss/total"] - log_prob.mean(),
         "loss/discriminator": -log_prob.mean(),

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlx.agent import AgentMaker, QAgent, burn_in, flatten_parameters, is_stateful, replay, replay_next
-from rlx.algo.means import mean_terms
+from rlx.agent import AgentMaker, QAgent, burn_in, flatten_parameters, is_stateful, replay, replay_next, state_specs
+from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
 from rlx.batcher import BatcherMaker
-from rlx.data import DictTensor, ReplayBuffer, Spec, Trajectories
+from rlx.data import DictTensor, ReplayBuffer, Trajectories
 from rlx.errors import AgentError
 from rlx.run import Run
 from rlx.seeding import derive
@@ -74,8 +74,8 @@ def loss(agent: QAgent, target: QAgent, batch: Trajectories, *, n_step: int, dou
         td_error = wanted - q.detach()
     each = each * batch.info["weight"].unsqueeze(1)
     return {
-        "loss/total": (each if mask is None else each[mask]).mean(),
-        "dqn/q": (q.detach() if mask is None else q.detach()[mask]).mean(),
+        "loss/total": each.mean() if mask is None else mean_of_valid(each, mask),
+        "dqn/q": q.detach().mean() if mask is None else mean_of_valid(q.detach(), mask),
         "td_error": td_error if mask is None else td_error.masked_fill(~mask, 0.0),
     }
 
@@ -187,7 +187,7 @@ def train(
             batcher.specs,
             capacity=buffer_size,
             num_envs=batcher.num_envs,
-            state=_state_specs(agent) if recurrent else None,
+            state=state_specs(agent) if recurrent else None,
             state_every=num_steps,
             alpha=prioritized_alpha,
         )
@@ -234,8 +234,3 @@ def train(
                 {**mean_terms(updates), "learning_rate": lr, "dqn/epsilon": epsilon, "dqn/buffer": buffer.num_added},
                 env_steps=trajectories.num_steps,
             )
-
-
-def _state_specs(agent: QAgent) -> dict[str, Spec]:
-    state = agent.initial_state(DictTensor.empty(1), 1)
-    return {key: Spec(tuple(value.shape[1:]), value.dtype) for key, value in state.items()}

@@ -20,3 +20,13 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         table = torch.stack([torch.stack([update[name] for update in updates]) for name in names])
         means = cast("list[float]", table.mean(dim=1).tolist())
     return dict(zip(names, means, strict=True))
+
+
+def mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the valid steps, 0-dimensional; 0 where there are none, as after a long burn-in.
+
+    Args:
+        values: `[B, T]`.
+        mask: `[B, T]` bool.
+    """
+    return values[mask].sum() / mask.sum().clamp(min=1)

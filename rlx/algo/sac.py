@@ -14,9 +14,18 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rlx.agent import AgentMaker, flatten_parameters, replay, replay_next
-from rlx.agent.soft_actor_critic import Critics, SoftActorCritic
-from rlx.algo.means import mean_terms
+from rlx.agent import (
+    AgentMaker,
+    Critics,
+    SoftActorCriticAgent,
+    burn_in,
+    flatten_parameters,
+    is_stateful,
+    replay,
+    replay_next,
+    state_specs,
+)
+from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
 from rlx.batcher import BatcherMaker
@@ -28,11 +37,12 @@ from rlx.validate import Range
 
 
 def loss(
-    agent: SoftActorCritic,
+    agent: SoftActorCriticAgent,
     target: Critics,
     batch: Trajectories,
     generator: torch.Generator,
     *,
+    n_step: int,
     target_entropy: float,
 ) -> dict[str, Tensor]:
     """Return SAC's three losses and their sum, `loss/total`: no term sends gradients to what another one trains.
@@ -47,6 +57,7 @@ def loss(
         target: critics of older weights.
         batch: steps `[N, T]` with `next/discount`.
         generator: source of the new actions.
+        n_step: steps before the next value takes over; sequences of one step have theirs summed up already.
         target_entropy: nats that the policy's entropy is brought to, of actions in [-1, 1].
 
     Returns:
@@ -56,7 +67,7 @@ def loss(
     steps, mask = batch.steps, None if batch.is_full() else batch.steps.mask()
 
     def mean(x: Tensor) -> Tensor:
-        return x.mean() if mask is None else x[mask].mean()
+        return x.mean() if mask is None else mean_of_valid(x, mask)
 
     distribution, alpha = agent.distribution, agent.log_temperature.exp().detach()
     with torch.no_grad():
@@ -64,7 +75,8 @@ def loss(
         next_action, next_log_prob = distribution.sample(following["mean"], following["log_std"], generator)
         next_q = target.q(replay_next(target, batch)["features"], next_action).amin(0)
         given = (steps["next/terminated"], steps["next/truncated"], steps["next/discount"])
-        wanted = n_step_returns(steps["next/reward"], next_q - alpha * next_log_prob, *given, n_step=1)
+        next_value = next_q - alpha * next_log_prob
+        wanted = n_step_returns(steps["next/reward"], next_value, *given, n_step=n_step, mask=mask)
     features = replay(agent.critics, batch)["features"]
     q = agent.critics.q(features, distribution.from_space(steps["agent/action"]))
     critic_loss = 0.5 * mean((q - wanted).square().sum(0))
@@ -93,6 +105,8 @@ def train(
     num_steps: Annotated[int, Range(1)],
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
+    sequence_length: Annotated[int, Range(1)],
+    burn_in_steps: Annotated[int, Range(0)],
     buffer_size: Annotated[int, Range(1)],
     save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
@@ -113,7 +127,9 @@ def train(
         make_batcher: makes the batcher for `num_steps`.
         num_steps: steps of each environment between updates, usually 1 to 8.
         num_updates: updates then; usually one for each step of each environment.
-        batch_size: transitions an update, usually 256.
+        batch_size: transitions an update, usually 256; of a recurrent agent: sequences, usually 16 to 64.
+        sequence_length: steps learned from in each sequence, for recurrent agents, usually 20 to 80.
+        burn_in_steps: steps before those, for recurrent agents: see `rlx.agent.burn_in`. Usually 0 to 40.
         buffer_size: steps kept, usually 1e5 to 1e6.
         save_buffer: whether checkpoints hold them.
         learning_starts: steps of even actions before the first update, usually 100 to 10,000.
@@ -128,12 +144,16 @@ def train(
     """
     with make_batcher(num_steps=num_steps) as batcher:
         agent = make_agent(batcher.specs).to(run.device)
-        if not isinstance(agent, SoftActorCritic):
+        if not isinstance(agent, SoftActorCriticAgent):
             raise AgentError(f"algo=sac needs agent=soft_actor_critic, got {type(agent).__name__}")
         target = deepcopy(agent.critics)
         optimizer = FlatAdam(agent, eps=adam_eps)
         moving, followed = flatten_parameters(target).detach(), list(agent.critics.parameters())
-        buffer = ReplayBuffer(batcher.specs, capacity=buffer_size, num_envs=batcher.num_envs)
+        recurrent = is_stateful(agent)
+        state = state_specs(agent) if recurrent else None
+        buffer = ReplayBuffer(
+            batcher.specs, capacity=buffer_size, num_envs=batcher.num_envs, state=state, state_every=num_steps
+        )
         draws = torch.Generator().manual_seed(derive(run.seed, "replay"))
         noise = torch.Generator(run.device).manual_seed(derive(run.seed, "noise"))
         entropy = -float(agent.distribution.size) if target_entropy is None else target_entropy
@@ -151,8 +171,13 @@ def train(
             buffer.add(trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
-                batch = buffer.sample(batch_size, draws, n_step=n_step, gamma=gamma).to(run.device)
-                terms = loss(agent, target, batch, noise, target_entropy=entropy)
+                if recurrent:
+                    length = burn_in_steps + sequence_length
+                    batch = buffer.sample_sequences(batch_size, draws, num_steps=length, gamma=gamma).to(run.device)
+                    batch = burn_in(agent, batch, burn_in_steps)
+                else:
+                    batch = buffer.sample(batch_size, draws, n_step=n_step, gamma=gamma).to(run.device)
+                terms = loss(agent, target, batch, noise, n_step=n_step, target_entropy=entropy)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
                 run.average_gradients(agent)

@@ -92,3 +92,31 @@ def test_forbidden_actions_are_neither_best_nor_explored_nor_the_best_that_follo
     taken = agent.act(outputs, DictTensor({"epsilon": torch.ones(1000)}), torch.Generator().manual_seed(0))["action"]
     assert mask.gather(1, taken.unsqueeze(1)).all()
     assert torch.bincount(taken[::2], minlength=4)[[0, 2]].tolist() == pytest.approx([250, 250], abs=60)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("quantiles", [0, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_actor_acts_as_the_agent_does_with_the_weights_of_now(dueling: bool, quantiles: int, masked: bool) -> None:
+    specs = SPECS
+    if masked:
+        seen = {"obs/x": Spec((3,), torch.float32), "obs/action_mask": Spec((4,), torch.int8)}
+        specs = EnvSpecs(seen, SPECS.action)
+    agent = QNetwork(specs, hidden_sizes=[8, 6], activation="relu", dueling=dueling, num_quantiles=quantiles)
+    actor = agent.actor()
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.normal_()
+    observation = DictTensor({"obs": torch.randn(64, 3)})
+    if masked:
+        mask = (torch.rand(64, 4) < 0.5).to(torch.int8)
+        mask[:, 2] = 1
+        observation = DictTensor({"obs/x": torch.randn(64, 3), "obs/action_mask": mask})
+    info = DictTensor({"epsilon": torch.linspace(0, 1, 64)})
+    empty, out = DictTensor.empty(64), {"action": torch.empty(64, dtype=torch.int64)}
+    with torch.inference_mode():
+        actor.act_into(observation, empty, info, torch.Generator().manual_seed(3), out)
+        outputs, _ = agent.forward(observation, empty, info)
+        expected = agent.act(outputs, info, torch.Generator().manual_seed(3))["action"]
+    assert torch.equal(out["action"], expected)
+    assert len(set(expected.tolist())) > 1

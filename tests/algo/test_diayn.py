@@ -33,7 +33,9 @@ def test_the_reward_is_what_the_discriminator_tells_above_chance() -> None:
     log_prob = belief[torch.arange(6), batch.info["agent_info/skill"]].log().detach()
     reward = log_prob + math.log(3)
     steps = batch.steps.exclude("next/reward") | TemporalDictTensor({"next/reward": reward.unsqueeze(1)}, [1] * 6)
-    expected = sac.loss(agent, target, Trajectories(batch.info, steps, batch.bootstrap), seeded(), target_entropy=-2.0)
+    expected = sac.loss(
+        agent, target, Trajectories(batch.info, steps, batch.bootstrap), seeded(), n_step=1, target_entropy=-2.0
+    )
     for name in ("loss/critic", "loss/actor", "loss/temperature"):
         torch.testing.assert_close(found[name], expected[name], msg=name)
     torch.testing.assert_close(found["loss/discriminator"], -log_prob.mean())

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from rlx.agent import Agent, QNetwork, burn_in
+from rlx.agent import Agent, QNetwork, burn_in, replay
 from rlx.algo.dqn import loss, priority, quantile_huber
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from tests.agent.agents import SPECS, Recurrent, steps_of
@@ -183,18 +183,30 @@ def test_padding_is_in_no_mean_and_no_target(recurrent: bool, n_step: int) -> No
 
 def test_the_state_after_burn_in_is_that_of_running_over_the_steps() -> None:
     torch.manual_seed(0)
-    agent, batch = RecurrentQ(SPECS), sequences([6, 4, 2])
+    agent, batch = RecurrentQ(SPECS), sequences([6, 4, 2, 5])
+    first = batch.steps["env/is_first"]
+    first[:3, 0], first[3, 0] = False, True
     rest = burn_in(agent, batch, 3)
-    assert rest.steps.lengths.tolist() == [3, 1, 0]
-    from rlx.agent import replay
-
+    assert rest.steps.lengths.tolist() == [3, 1, 0, 5]  # the last one's state is no older than its episode
     whole, later = replay(agent, batch)["q"], replay(agent, rest)["q"]
-    mask = rest.steps.mask()
-    torch.testing.assert_close(later[mask], whole[:, 3:][mask])
+    for row, skipped in enumerate([3, 3, 3, 0]):
+        count = int(rest.steps.lengths[row])
+        torch.testing.assert_close(later[row, :count], whole[row, skipped : skipped + count])
+        assert torch.equal(rest.steps["next/reward"][row, :count], batch.steps["next/reward"][row, skipped:][:count])
     assert not rest.info["agent_state/hidden"].requires_grad
     ends = {int(row): int(time) for row, time in zip(rest.bootstrap["row"], rest.bootstrap["time"], strict=True)}
     before = {int(row): int(time) for row, time in zip(batch.bootstrap["row"], batch.bootstrap["time"], strict=True)}
-    assert ends == {row: time - 3 for row, time in before.items() if time >= 3}
+    assert ends == {row: time if row == 3 else time - 3 for row, time in before.items() if row == 3 or time >= 3}
+
+
+def test_sequences_that_burn_in_uses_up_count_nothing() -> None:
+    torch.manual_seed(0)
+    agent, batch = RecurrentQ(SPECS), sequences([2, 3])
+    batch.steps["env/is_first"][:] = False
+    terms = loss(agent, deepcopy(agent), burn_in(agent, batch, 3), n_step=1, double=True)
+    terms["loss/total"].backward()
+    assert terms["loss/total"] == 0
+    assert all(p.grad is None or bool((p.grad == 0).all()) for p in agent.parameters())
 
 
 def test_priority_is_of_the_greatest_and_the_mean_error() -> None:

@@ -86,7 +86,7 @@ def test_losses_of_a_case_worked_step_by_step() -> None:
     for parameter in target.parameters():
         parameter.data += 0.3
     batch = batch_of(6, dtype=torch.float64)
-    found = loss(agent, target, batch, seeded(), target_entropy=-2.0)
+    found = loss(agent, target, batch, seeded(), n_step=1, target_entropy=-2.0)
     steps, empty, generator = batch.steps, DictTensor.empty(6), seeded()
     alpha = agent.log_temperature.exp().item()
     after = agent.forward(DictTensor({"obs": steps["next/obs"][:, 0]}), empty, empty)[0]
@@ -127,7 +127,7 @@ def gradients(agent: SoftActorCritic, term: torch.Tensor) -> dict[str, bool]:
 def test_no_loss_sends_gradients_to_what_another_one_trains() -> None:
     agent = soft()
     target = deepcopy(agent.critics)
-    terms = loss(agent, target, batch_of(6), seeded(), target_entropy=-2.0)
+    terms = loss(agent, target, batch_of(6), seeded(), n_step=1, target_entropy=-2.0)
     nothing = {"critics": False, "policy": False, "layers": False, "temperature": False}
     assert gradients(agent, terms["loss/critic"]) == nothing | {"critics": True}
     assert gradients(agent, terms["loss/actor"]) == nothing | {"policy": True, "layers": True}
@@ -138,7 +138,7 @@ def test_no_loss_sends_gradients_to_what_another_one_trains() -> None:
 def test_too_little_entropy_raises_the_temperature() -> None:
     for wanted, sign in ((50.0, -1), (-50.0, 1)):
         agent = soft()
-        loss(agent, deepcopy(agent.critics), batch_of(6), seeded(), target_entropy=wanted)[
+        loss(agent, deepcopy(agent.critics), batch_of(6), seeded(), n_step=1, target_entropy=wanted)[
             "loss/temperature"
         ].backward()
         assert agent.log_temperature.grad.sign() == sign  # a step goes against it
@@ -152,7 +152,7 @@ def test_the_gradient_is_that_of_finite_differences(term: str) -> None:
     batch = batch_of(5, dtype=torch.float64)
 
     def value() -> torch.Tensor:
-        return loss(agent, target, batch, seeded(), target_entropy=-2.0)[term]
+        return loss(agent, target, batch, seeded(), n_step=1, target_entropy=-2.0)[term]
 
     value().backward()
     trained = {"loss/critic": agent.critics, "loss/actor": agent.layers}.get(term)
@@ -176,13 +176,13 @@ def test_padding_is_in_no_mean() -> None:
     agent = soft()
     target = deepcopy(agent.critics)
     batch = batch_of(3, 4, [4, 2, 1])
-    found = loss(agent, target, batch, seeded(), target_entropy=-2.0)
+    found = loss(agent, target, batch, seeded(), n_step=1, target_entropy=-2.0)
     fields = {key: batch.steps[key].clone() for key in batch.steps}
     for value in fields.values():
         if value.dtype.is_floating_point:
             value[~batch.steps.mask()] = 1e6
     spoiled = Trajectories(batch.info, TemporalDictTensor(fields, batch.steps.lengths), batch.bootstrap)
-    again = loss(agent, target, spoiled, seeded(), target_entropy=-2.0)
+    again = loss(agent, target, spoiled, seeded(), n_step=1, target_entropy=-2.0)
     for name in found:
         torch.testing.assert_close(again[name], found[name], msg=name)
 

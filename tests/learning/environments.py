@@ -27,22 +27,27 @@ class Endless(gymnasium.Env[np.ndarray, int]):
 
 
 class Target(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Shows a number in [-1, 1] and pays minus the squared distance of the action from it; one step an episode."""
+    """Shows a number in [-1, 1] and pays minus the squared distance of the action from it, `delay` steps later.
+
+    At those steps it shows 0. Who cannot remember the number gets -1/3 an episode at most.
+    """
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Box(-2, 2, (1,), np.float32)
 
-    def _show(self) -> np.ndarray:
-        self._number = self.np_random.uniform(-1, 1, 1).astype(np.float32)
-        return self._number
+    def __init__(self, delay: int = 0) -> None:
+        self._delay, self._step = delay, 0
+        self._number = np.zeros(1, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        return self._show(), {}
+        self._step, self._number = 0, self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self._number.copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        reward = -float((action[0] - self._number[0]) ** 2)
-        return self._show(), reward, True, False, {}
+        over = self._step == self._delay
+        self._step += 1
+        return np.zeros(1, np.float32), -float((action[0] - self._number[0]) ** 2) if over else 0.0, over, False, {}
 
 
 class Recall(gymnasium.Env[np.ndarray, int]):

@@ -68,6 +68,32 @@ def test_sac_finds_a_continuous_answer(tmp_path: Path) -> None:
     assert evaluate_path(run, episodes=200, trust=True).mean > -0.02  # a random action pays about -1.7
 
 
+RECALL = ("algo=dqn", "env=gym", "env.id=tests.learning.environments:Recall-v0", "batcher=local", "total_steps=20_000")
+Q_MEMORY = ("algo.num_updates=4", "algo.batch_size=32", "agent.hidden_sizes=[32]")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_recurrent_q_learning_recalls_a_cue(tmp_path: Path, cell: str) -> None:
+    run = trained(tmp_path / "run", *RECALL, "agent=recurrent_q_network", f"agent.cell={cell}", *Q_MEMORY)
+    assert evaluate_path(run, episodes=200, trust=True).mean >= 0.95
+
+
+def test_q_learning_without_a_memory_guesses_the_cue(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", *RECALL, "algo.num_updates=4", "agent.hidden_sizes=[32,32]")
+    assert 0.35 <= evaluate_path(run, episodes=200, trust=True).mean <= 0.65
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_recurrent_sac_remembers_a_number(tmp_path: Path, memory: bool) -> None:
+    run = trained(
+        tmp_path / "run", "algo=sac", "env=gym", "env.id=tests.learning.environments:Target-v0", "+env.kwargs.delay=3",
+        "batcher=local", "total_steps=12_000", "algo.learning_starts=500", "algo.num_updates=2",
+        "agent.hidden_sizes=[64,64]", *(["agent=recurrent_soft_actor_critic", "algo.batch_size=32"] * memory),
+    )  # fmt: skip
+    mean = evaluate_path(run, episodes=200, trust=True).mean
+    assert mean > -0.05 if memory else mean < -0.25  # the number's variance is 1/3
+
+
 def test_diayns_skills_can_be_told_apart(tmp_path: Path) -> None:
     run = trained(
         tmp_path / "run", "algo=diayn", "env=Pendulum", "batcher=local", "total_steps=16_000",
