@@ -8,6 +8,7 @@ from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, apply_mask, draw_allowed
 from rlx.agent.memory import MemoryAgent
 from rlx.agent.mixture import MixtureAgent
+from rlx.agent.normalizer import Normalizer, ObservationNormalizer, ReturnNormalizer, update_normalizers
 from rlx.agent.options import OptionActorCritic
 from rlx.agent.q_network import QAgent, QHead, QNetwork
 from rlx.agent.recurrence import Recurrence
@@ -18,7 +19,7 @@ from rlx.agent.recurrent import (
     RecurrentAgent,
     RecurrentQNetwork,
 )
-from rlx.agent.replay import burn_in, replay, replay_inputs, replay_next, values
+from rlx.agent.replay import burn_in, replay, replay_inputs, replay_next, replay_with_values, values
 from rlx.agent.soft_actor_critic import Critics, RecurrentSoftActorCritic, SoftActorCritic, SoftActorCriticAgent
 from rlx.agent.squashed_gaussian import SquashedGaussian
 from rlx.agent.transformer import TransformerActorCritic
@@ -38,6 +39,8 @@ __all__ = [
     "LSTMActorCritic",
     "MemoryAgent",
     "MixtureAgent",
+    "Normalizer",
+    "ObservationNormalizer",
     "OptionActorCritic",
     "QAgent",
     "QHead",
@@ -47,6 +50,7 @@ __all__ = [
     "RecurrentAgent",
     "RecurrentQNetwork",
     "RecurrentSoftActorCritic",
+    "ReturnNormalizer",
     "SoftActorCritic",
     "SoftActorCriticAgent",
     "SquashedGaussian",
@@ -60,7 +64,9 @@ __all__ = [
     "replay",
     "replay_inputs",
     "replay_next",
+    "replay_with_values",
     "reset_state",
     "state_specs",
+    "update_normalizers",
     "values",
 ]

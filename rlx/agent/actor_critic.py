@@ -10,6 +10,7 @@ from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.distribution import Categorical, DiagonalGaussian, make_distributions
 from rlx.agent.masking import ActionMasking, apply_mask_
 from rlx.agent.networks import Activation, Encoder, TwinMLP
+from rlx.agent.normalizer import ReturnNormalizer
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.validate import Range
 
@@ -29,6 +30,8 @@ class ActorCritic(ActorCriticAgent):
         hidden_sizes: Annotated[Sequence[int], Range(1)],
         activation: Activation,
         log_std_init: Annotated[float, Range(-5, 2)],
+        normalize_observation: bool = False,
+        normalize_return: bool = False,
     ) -> None:
         """Build the networks, orthogonally initialised: gain sqrt(2) inside, 0.01 for the policy, 1 for the value.
 
@@ -38,6 +41,9 @@ class ActorCritic(ActorCriticAgent):
             activation: applied after each hidden layer.
             log_std_init: initial log of the standard deviation of continuous actions, as a part of half the action
                 range; usually -1 to 0.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
+            normalize_return: whether the critic learns returns in standard deviations from their mean.
 
         Raises:
             SpecError: the environment shows which actions are allowed in a form that does not fit them.
@@ -45,7 +51,8 @@ class ActorCritic(ActorCriticAgent):
         super().__init__()
         self.masking = ActionMasking(specs)
         self.distributions = make_distributions(specs.action)
-        self.encoder = Encoder(specs.observation)
+        self.encoder = Encoder(specs.observation, normalize=normalize_observation)
+        self.return_normalizer = ReturnNormalizer() if normalize_return else None
         self._splits = [distribution.num_parameters for distribution in self.distributions]
         self.network = TwinMLP(
             self.encoder.num_features,
@@ -74,7 +81,7 @@ class ActorCritic(ActorCriticAgent):
         """Return the distributions' fields and `value` `[B]`, and the empty state."""
         parameters, value = self.network(self.encoder(observation))
         fields = self.policy_fields(self.masking.apply(parameters, self.masking.of(observation)))
-        fields["value"] = value[:, 0]
+        fields["value"] = self.expand_value(value[:, 0])
         return DictTensor.trusted(fields, observation.batch_size), state
 
     def policy_fields(self, parameters: Tensor) -> dict[str, Tensor]:

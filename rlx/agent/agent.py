@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rlx.agent.normalizer import ReturnNormalizer
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 
 
@@ -176,7 +177,25 @@ class AgentMaker(Protocol):
 
 
 class ActorCriticAgent(Agent):
-    """What actor-critic losses need of an agent beyond the contract: `outputs["value"]` `[B]`, and these two."""
+    """What actor-critic losses need of an agent beyond the contract: `outputs["value"]` `[B]`, and these two.
+
+    Attributes:
+        return_normalizer: what brings returns to mean 0 and variance 1 for the critic; None, or not there, for
+            nothing.
+    """
+
+    return_normalizer: ReturnNormalizer | None  # no value here: it would hide the module of that name
+
+    @property
+    def value_scale(self) -> Tensor | float:
+        """Return what an error of the value counts in: the standard deviation of returns, or 1."""
+        normalizer = getattr(self, "return_normalizer", None)
+        return 1.0 if normalizer is None else normalizer.scale
+
+    def expand_value(self, value: Tensor) -> Tensor:
+        """Return values `[N]` from what the critic's network puts out."""
+        normalizer = getattr(self, "return_normalizer", None)
+        return value if normalizer is None else normalizer.expand(value)
 
     def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the log-probability under `outputs` of what was `taken` (a stored `agent/` group), `[...]`."""

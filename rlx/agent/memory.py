@@ -10,6 +10,7 @@ from rlx.agent.agent import ActorCriticAgent, Agent
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking
 from rlx.agent.networks import Activation, Encoder, TwinMLP, linear
+from rlx.agent.normalizer import ReturnNormalizer
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 
 
@@ -19,13 +20,16 @@ class MemoryAgent(Agent):
     masking: ActionMasking
     encoder: Encoder
 
-    def _make_inputs(self, specs: EnvSpecs, *, prev_action: bool, prev_reward: bool) -> None:
+    def _make_inputs(
+        self, specs: EnvSpecs, *, prev_action: bool, prev_reward: bool, normalize_observation: bool
+    ) -> None:
         """Make the encoder of what the agent sees.
 
         Args:
             specs: what the environment shows and takes.
             prev_action: whether the agent sees the action before (zero at an episode's first step).
             prev_reward: whether the agent sees the reward before (zero at an episode's first step).
+            normalize_observation: whether the observation is brought to mean 0 and variance 1.
 
         Raises:
             SpecError: the environment shows which actions are allowed in a form that does not fit them.
@@ -37,7 +41,7 @@ class MemoryAgent(Agent):
         if prev_reward:
             seen["prev_reward"] = Spec((), torch.float32)
         self.inputs = ("obs", *["prev_action"] * prev_action, *["prev_reward"] * prev_reward)
-        self.encoder = Encoder(seen)
+        self.encoder = Encoder(seen, normalize=normalize_observation)
 
     def memorise(self, seen: Tensor, state: DictTensor) -> tuple[Tensor, DictTensor]:
         """Return the memory's output `[B, H]` and the new state after one step.
@@ -89,6 +93,7 @@ class MemoryActorCritic(MemoryAgent, ActorCriticAgent):
         critic_hidden_sizes: Sequence[int],
         activation: Activation,
         log_std_init: float,
+        normalize_return: bool,
     ) -> None:
         """Make the policy and the critic, orthogonally initialised with gains of 0.01 and 1, biases zero.
 
@@ -98,7 +103,9 @@ class MemoryActorCritic(MemoryAgent, ActorCriticAgent):
             critic_hidden_sizes: widths of the critic's hidden layers.
             activation: applied after each of them.
             log_std_init: initial log of the standard deviation of continuous actions, as a part of half the range.
+            normalize_return: whether the critic learns returns in standard deviations from their mean.
         """
+        self.return_normalizer = ReturnNormalizer() if normalize_return else None
         self.head = ActionHead(specs.action, log_std_init=log_std_init)
         self.policy = linear(memory_size, self.head.num_parameters, 0.01)
         self.critic = TwinMLP(
@@ -111,7 +118,7 @@ class MemoryActorCritic(MemoryAgent, ActorCriticAgent):
 
     def value(self, seen: Tensor, hidden: Tensor) -> Tensor:
         """Return the value `[N]` of what the encoder gave `[N, E]` and the memory's output then `[N, H]`."""
-        return self.critic(torch.cat([seen, hidden.detach()], dim=-1))[0][:, 0]
+        return self.expand_value(self.critic(torch.cat([seen, hidden.detach()], dim=-1))[0][:, 0])
 
     def fields(self, seen: Tensor, hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return the distributions' fields and `value` `[N]`; see `MemoryAgent.fields`."""

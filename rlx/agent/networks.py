@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlx.agent.masking import features
+from rlx.agent.normalizer import ObservationNormalizer
 from rlx.data import MASK_KEY, DictTensor, Spec
 from rlx.errors import AgentError, did_you_mean
 
@@ -56,11 +57,12 @@ class Encoder(nn.Module):
         is_plain: whether the observation is such a vector already.
     """
 
-    def __init__(self, specs: dict[str, Spec]) -> None:
+    def __init__(self, specs: dict[str, Spec], *, normalize: bool = False) -> None:
         """Build the encoder.
 
         Args:
             specs: `{"obs": Spec}` or `{"obs/<key>": Spec, ...}`.
+            normalize: whether floating-point fields of the observation are brought to mean 0 and variance 1.
 
         Raises:
             AgentError: nothing is left besides the mask.
@@ -75,15 +77,31 @@ class Encoder(nn.Module):
         self.num_features = sum(
             sum(spec.nvec) if spec.kind in ("discrete", "multi_discrete") else spec.numel for spec in specs.values()
         )
+        moving = [key for key, spec in specs.items() if key.split("/")[0] == "obs" and _is_number(spec)] * normalize
+        self.normalizers = nn.ModuleList([ObservationNormalizer(key, specs[key].shape) for key in moving])
+        self._places = {key: place for place, key in enumerate(moving)}
         only = specs.get("obs")  # a nested space's keys are `obs/<key>`, even where there is one only
-        self.is_plain = only is not None and len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
+        vector = only is not None and len(specs) == 1 and only.dtype == torch.float32 and len(only.shape) == 1
+        self.is_plain = vector and not moving
 
     def forward(self, observation: DictTensor) -> Tensor:
         """Return the features `[B, num_features]` float32 of `observation` `[B]`."""
         if self.is_plain:
             return observation["obs"]
-        pieces = [_encode(observation[key], spec) for key, spec in self.specs.items()]
+        pieces = [_encode(self._normal(observation[key], key), spec) for key, spec in self.specs.items()]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+    def _normal(self, value: Tensor, key: str) -> Tensor:
+        place = self._places.get(key)
+        if place is None:
+            return value
+        normalizer = self.normalizers[place]
+        assert isinstance(normalizer, ObservationNormalizer)
+        return normalizer.normalize(value)
+
+
+def _is_number(spec: Spec) -> bool:
+    return spec.dtype.is_floating_point and spec.kind not in ("discrete", "multi_discrete")
 
 
 def _encode(value: Tensor, spec: Spec) -> Tensor:

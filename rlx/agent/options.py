@@ -14,6 +14,7 @@ from rlx.agent.distribution import Categorical
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking
 from rlx.agent.networks import Activation, Encoder, TwinMLP
+from rlx.agent.normalizer import ReturnNormalizer
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.validate import Range
 
@@ -55,6 +56,8 @@ class OptionActorCritic(ActorCriticAgent):
         hidden_sizes: Annotated[Sequence[int], Range(1)],
         activation: Activation,
         log_std_init: Annotated[float, Range(-5, 2)],
+        normalize_observation: bool = False,
+        normalize_return: bool = False,
     ) -> None:
         """Build the networks: the options' policies, the upper level and the critic, three perceptrons run as one.
 
@@ -68,6 +71,9 @@ class OptionActorCritic(ActorCriticAgent):
             activation: applied after each hidden layer.
             log_std_init: initial log of the standard deviation of continuous actions (each option has its own), as a
                 part of half the action range; usually -1 to 0.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
+            normalize_return: whether the critic learns returns in standard deviations from their mean.
 
         Raises:
             SpecError: the environment shows which actions are allowed in a form that does not fit them.
@@ -75,7 +81,8 @@ class OptionActorCritic(ActorCriticAgent):
         super().__init__()
         self.masking = ActionMasking(specs)
         self.num_options, self.option_steps = num_options, option_steps
-        self.encoder = Encoder(specs.observation)
+        self.encoder = Encoder(specs.observation, normalize=normalize_observation)
+        self.return_normalizer = ReturnNormalizer() if normalize_return else None
         self.head = ActionHead(specs.action, log_std_init=log_std_init, num_policies=num_options)
         self.chooser = Categorical(Spec((), torch.int64, "discrete", nvec=(num_options,)), "")
         learned = option_steps is None
@@ -109,7 +116,7 @@ class OptionActorCritic(ActorCriticAgent):
         low, high, value = self.network(self.encoder(observation))
         fields, new_state = self.both_levels(low, high, observation, state, taken)
         due = torch.where(fields["must_choose"], self.num_options, state["option"])
-        fields["value"] = _pick(value, due)
+        fields["value"] = self.expand_value(_pick(value, due))
         return DictTensor.trusted(fields, observation.batch_size), new_state
 
     def both_levels(

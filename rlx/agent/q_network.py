@@ -114,6 +114,7 @@ class QNetwork(QAgent):
         activation: Activation,
         dueling: bool,
         num_quantiles: Annotated[int, Range(0)],
+        normalize_observation: bool = False,
     ) -> None:
         """Build the network, orthogonally initialised.
 
@@ -124,12 +125,14 @@ class QNetwork(QAgent):
             activation: applied after each hidden layer, usually relu.
             dueling: whether a state's value and its actions' advantages are learned apart.
             num_quantiles: quantiles of the return that are learned, usually 32 to 200; 0 for the expected return alone.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
 
         Raises:
             AgentError: the action is not one out of n.
         """
         super().__init__()
-        self.encoder = Encoder(specs.observation)
+        self.encoder = Encoder(specs.observation, normalize=normalize_observation)
         num_actions = number_of_actions(specs, "a Q-network")
         self.masking = ActionMasking(specs)
         self.activation, gain = activation_of(activation)

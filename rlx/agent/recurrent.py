@@ -69,6 +69,8 @@ class RecurrentActorCritic(RecurrentAgent, MemoryActorCritic):
         prev_action: bool,
         prev_reward: bool,
         log_std_init: Annotated[float, Range(-5, 2)],
+        normalize_observation: bool = False,
+        normalize_return: bool = False,
     ) -> None:
         """Build the networks, orthogonally initialised, biases zero: gain 0.01 for the policy, 1 for value and memory.
 
@@ -82,9 +84,14 @@ class RecurrentActorCritic(RecurrentAgent, MemoryActorCritic):
             prev_reward: whether the agent sees the reward before (zero at an episode's first step).
             log_std_init: initial log of the standard deviation of continuous actions, as a part of half the action
                 range; usually -1 to 0.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
+            normalize_return: whether the critic learns returns in standard deviations from their mean.
         """
         super().__init__()
-        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
+        self._make_inputs(
+            specs, prev_action=prev_action, prev_reward=prev_reward, normalize_observation=normalize_observation
+        )
         self.memory = Recurrence(
             self.encoder.num_features,
             hidden_sizes=hidden_sizes,
@@ -98,6 +105,7 @@ class RecurrentActorCritic(RecurrentAgent, MemoryActorCritic):
             critic_hidden_sizes=critic_hidden_sizes,
             activation=activation,
             log_std_init=log_std_init,
+            normalize_return=normalize_return,
         )
 
 
@@ -132,6 +140,7 @@ class RecurrentQNetwork(RecurrentAgent, QAgent):
         prev_reward: bool,
         dueling: bool,
         num_quantiles: Annotated[int, Range(0)],
+        normalize_observation: bool = False,
     ) -> None:
         """Build the network, orthogonally initialised, biases zero.
 
@@ -146,13 +155,17 @@ class RecurrentQNetwork(RecurrentAgent, QAgent):
             prev_reward: whether the agent sees the reward before (zero at an episode's first step).
             dueling: whether a state's value and its actions' advantages are learned apart.
             num_quantiles: quantiles of the return that are learned, usually 32 to 200; 0 for the expected return alone.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
 
         Raises:
             AgentError: the action is not one out of n.
         """
         super().__init__()
         num_actions = number_of_actions(specs, "a Q-network")
-        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
+        self._make_inputs(
+            specs, prev_action=prev_action, prev_reward=prev_reward, normalize_observation=normalize_observation
+        )
         self.memory = Recurrence(
             self.encoder.num_features,
             hidden_sizes=hidden_sizes,

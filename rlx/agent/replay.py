@@ -87,8 +87,41 @@ def replay_inputs(agent: Agent) -> tuple[str, ...]:
     return (*(f"env/{name}" for name in (*agent.inputs, *(["is_first"] if stateful else []))), "agent_info")
 
 
+def replay_with_values(agent: Agent, trajectories: Trajectories) -> tuple[TemporalDictTensor, Tensor, Tensor]:
+    """Return what `replay` and `values` do, each observation seen once; the values without gradients.
+
+    Args:
+        agent: one whose outputs have `value` `[B]`.
+        trajectories: as a batcher returns them.
+    """
+    steps, bootstrap = trajectories.steps, trajectories.bootstrap
+    row, time = bootstrap["row"], bootstrap["time"]
+    info = trajectories.info.group("agent_info")
+    if is_stateful(agent, info if trajectories.batch_size else None):
+        outputs, place, behind = _with_bootstrap(agent, trajectories)
+        after = outputs["value"][row, behind]
+        rows = torch.arange(trajectories.batch_size, device=place.device).unsqueeze(1)
+        outputs = _in_time(outputs, lambda value: value[rows, place], steps)
+    else:
+        outputs = replay(agent, trajectories)
+        drawn = _drawn(trajectories)
+        if drawn is not None:
+            info = DictTensor.trusted({key: field[row, time] for key, field in drawn.items()}, len(row))
+        else:
+            info = info[row] if not info.is_empty else DictTensor.empty(len(row))
+        taken = DictTensor.trusted({key: field[row, time] for key, field in steps.group("agent").items()}, len(row))
+        seen = bootstrap.exclude("row", "time")
+        with torch.no_grad():
+            after = agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"]
+    value = outputs["value"].detach()
+    following = torch.zeros_like(value)
+    following[:, :-1] = value[:, 1:]
+    following[row, time] = after.detach()
+    return outputs, value, following.masked_fill_(steps["next/terminated"], 0.0)
+
+
 @torch.no_grad()
-def values(agent: Agent, trajectories: Trajectories, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     """Return the value of every step's observation and of the observation that followed it, `[B, T]` float32 each.
 
     The second is that of the true next observation: the final one where the episode was truncated, the next piece's
@@ -98,28 +131,8 @@ def values(agent: Agent, trajectories: Trajectories, known: Tensor | None = None
     Args:
         agent: one whose outputs have `value` `[B]`.
         trajectories: as a batcher returns them.
-        known: the first of the two, where a replay with these weights has given it already: a stateless agent then
-            sees only what remains.
     """
-    steps, bootstrap = trajectories.steps, trajectories.bootstrap
-    row, time = bootstrap["row"], bootstrap["time"]
-    info = trajectories.info.group("agent_info")
-    if is_stateful(agent, info if trajectories.batch_size else None):
-        value, after = _stateful_values(agent, trajectories)
-    else:
-        value = replay(agent, trajectories)["value"] if known is None else known.detach()
-        drawn = _drawn(trajectories)
-        if drawn is not None:
-            info = DictTensor.trusted({key: field[row, time] for key, field in drawn.items()}, len(row))
-        else:
-            info = info[row] if not info.is_empty else DictTensor.empty(len(row))
-        taken = DictTensor.trusted({key: field[row, time] for key, field in steps.group("agent").items()}, len(row))
-        seen = bootstrap.exclude("row", "time")
-        after = agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"]
-    following = torch.zeros_like(value)
-    following[:, :-1] = value[:, 1:]
-    following[row, time] = after
-    return value, following.masked_fill_(steps["next/terminated"], 0.0)
+    return replay_with_values(agent, trajectories)[1:]
 
 
 def replay_next(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
@@ -189,14 +202,6 @@ def burn_in(agent: Agent, trajectories: Trajectories, num_steps: int) -> Traject
     return Trajectories(kept | state.add_prefix("agent_state"), rest, ends[time >= 0])
 
 
-def _stateful_values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-    """Return the values of the steps `[B, T]` and of the bootstrap observations `[K]`, all in one replay."""
-    bootstrap = trajectories.bootstrap
-    outputs, place, behind = _with_bootstrap(agent, trajectories)
-    rows = torch.arange(trajectories.batch_size, device=place.device).unsqueeze(1)
-    return outputs["value"][rows, place], outputs["value"][bootstrap["row"], behind]
-
-
 def _with_bootstrap(agent: Agent, trajectories: Trajectories) -> tuple[TemporalDictTensor, Tensor, Tensor]:
     """Return a stateful agent's outputs over steps and bootstrap observations, and both's places, `[B, T]` and `[K]`.
 
@@ -236,7 +241,7 @@ def _with_bootstrap(agent: Agent, trajectories: Trajectories) -> tuple[TemporalD
 
 
 def _in_time(
-    outputs: DictTensor, function: Callable[[Tensor], Tensor], steps: TemporalDictTensor
+    outputs: DictTensor | TemporalDictTensor, function: Callable[[Tensor], Tensor], steps: TemporalDictTensor
 ) -> TemporalDictTensor:
     fields = {key: function(outputs[key]) for key in outputs}
     return TemporalDictTensor.trusted(fields, steps.lengths, steps.max_length)

@@ -24,10 +24,10 @@ class SkillEncoder(nn.Module):
         num_features: length of the vector, F.
     """
 
-    def __init__(self, specs: EnvSpecs, num_skills: int) -> None:
-        """Build the encoder; `num_skills` is 0 for none."""
+    def __init__(self, specs: EnvSpecs, num_skills: int, *, normalize: bool) -> None:
+        """Build the encoder; `num_skills` is 0 for none; see `Encoder` for `normalize`."""
         super().__init__()
-        self.observation = Encoder(specs.observation)
+        self.observation = Encoder(specs.observation, normalize=normalize)
         self.num_skills = num_skills
         self.num_features = self.observation.num_features + num_skills
 
@@ -90,10 +90,11 @@ class DenseCritics(Critics):
         hidden_sizes: Sequence[int],
         activation: Activation,
         num_skills: int,
+        normalize_observation: bool,
     ) -> None:
         """Build the networks; arguments as those of `SoftActorCritic`."""
         super().__init__()
-        self.encoder = SkillEncoder(specs, num_skills)
+        self.encoder = SkillEncoder(specs, num_skills, normalize=normalize_observation)
         self._make_network(self.encoder.num_features, num_actions, hidden_sizes, activation)
 
     def forward(
@@ -122,10 +123,13 @@ class RecurrentCritics(RecurrentAgent, Critics):
         activation: Activation,
         prev_action: bool,
         prev_reward: bool,
+        normalize_observation: bool,
     ) -> None:
         """Build the networks; arguments as those of `RecurrentSoftActorCritic`."""
         super().__init__()
-        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
+        self._make_inputs(
+            specs, prev_action=prev_action, prev_reward=prev_reward, normalize_observation=normalize_observation
+        )
         self.memory = Recurrence(
             self.encoder.num_features,
             hidden_sizes=memory_hidden_sizes,
@@ -200,6 +204,7 @@ class SoftActorCritic(SoftActorCriticAgent):
         activation: Activation,
         temperature_init: Annotated[float, Range(0, low_open=True)],
         num_skills: Annotated[int, Range(0)],
+        normalize_observation: bool = False,
     ) -> None:
         """Build the networks, orthogonally initialised, biases zero.
 
@@ -209,16 +214,23 @@ class SoftActorCritic(SoftActorCriticAgent):
             activation: applied after each hidden layer, usually relu.
             temperature_init: weight of the entropy at first, usually 0.1 to 1.
             num_skills: how many skills it can play, by `agent_info["skill"]`, usually 4 to 50; 0 for a policy without.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
 
         Raises:
             AgentError: the action is something else.
         """
         super().__init__()
         self.distribution = SquashedGaussian(specs)
-        self.encoder = SkillEncoder(specs, num_skills)
+        self.encoder = SkillEncoder(specs, num_skills, normalize=normalize_observation)
         self._make_policy(self.encoder.num_features, hidden_sizes, activation, temperature_init)
         self.critics = DenseCritics(
-            specs, self.distribution.size, hidden_sizes=hidden_sizes, activation=activation, num_skills=num_skills
+            specs,
+            self.distribution.size,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            num_skills=num_skills,
+            normalize_observation=normalize_observation,
         )
 
     def forward(
@@ -251,6 +263,7 @@ class RecurrentSoftActorCritic(SoftActorCriticAgent):
         temperature_init: Annotated[float, Range(0, low_open=True)],
         prev_action: bool,
         prev_reward: bool,
+        normalize_observation: bool = False,
     ) -> None:
         """Build the networks, orthogonally initialised, biases zero.
 
@@ -264,6 +277,8 @@ class RecurrentSoftActorCritic(SoftActorCriticAgent):
             temperature_init: weight of the entropy at first, usually 0.1 to 1.
             prev_action: whether the agent sees the action before (zero at an episode's first step).
             prev_reward: whether the agent sees the reward before (zero at an episode's first step).
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
 
         Raises:
             AgentError: the action is something else.
@@ -280,6 +295,7 @@ class RecurrentSoftActorCritic(SoftActorCriticAgent):
             activation=activation,
             prev_action=prev_action,
             prev_reward=prev_reward,
+            normalize_observation=normalize_observation,
         )
         self.critics, self.inputs = critics, critics.inputs
         self._make_policy(critics.encoder.num_features + state_size, hidden_sizes, activation, temperature_init)

@@ -40,6 +40,8 @@ class TransformerActorCritic(MemoryActorCritic):
         prev_action: bool,
         prev_reward: bool,
         log_std_init: Annotated[float, Range(-5, 2)],
+        normalize_observation: bool = False,
+        normalize_return: bool = False,
     ) -> None:
         """Build the networks, orthogonally initialised, biases zero; gains as `MemoryActorCritic` has them.
 
@@ -56,6 +58,9 @@ class TransformerActorCritic(MemoryActorCritic):
             prev_reward: whether the agent sees the reward before (zero at an episode's first step).
             log_std_init: initial log of the standard deviation of continuous actions, as a part of half the action
                 range; usually -1 to 0.
+            normalize_observation: whether numbers that are seen are brought to mean 0 and variance 1, by moments of all
+                that was seen so far; see `rlx.agent.normalizer`.
+            normalize_return: whether the critic learns returns in standard deviations from their mean.
 
         Raises:
             AgentError: the heads do not divide the width, or there is no such activation.
@@ -63,7 +68,9 @@ class TransformerActorCritic(MemoryActorCritic):
         super().__init__()
         if model_size % num_heads:
             raise AgentError(f"agent.num_heads: got {num_heads}, expected a divisor of agent.model_size={model_size}")
-        self._make_inputs(specs, prev_action=prev_action, prev_reward=prev_reward)
+        self._make_inputs(
+            specs, prev_action=prev_action, prev_reward=prev_reward, normalize_observation=normalize_observation
+        )
         self.window = window
         self.history_length = num_layers * (window - 1)
         self.embed = linear(self.encoder.num_features, model_size, 1.0)
@@ -88,6 +95,7 @@ class TransformerActorCritic(MemoryActorCritic):
             critic_hidden_sizes=critic_hidden_sizes,
             activation=activation,
             log_std_init=log_std_init,
+            normalize_return=normalize_return,
         )
 
     def _blocks(self) -> list[tuple[str, WindowBlock]]:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from rlx.agent import ActorCriticAgent, AgentMaker, replay, values
+from rlx.agent import ActorCriticAgent, AgentMaker, replay_with_values, update_normalizers
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
 from rlx.batcher import BatcherMaker
@@ -39,7 +39,8 @@ def loss(
         policy = -mean(A_t * log pi(a_t | s_t)), value = mean((V(s_t) - (A_t + V_t))^2) / 2
         total = policy + vf_coef * value - ent_coef * entropy     (Mnih et al. 2016, section 4 and algorithm S3)
 
-    A_t, and V_t in the value's target, are constants: no gradient goes through them.
+    A_t, and V_t in the value's target, are constants: no gradient goes through them. Where the agent normalises
+    returns, values count in standard deviations of those.
 
     Args:
         agent: outputs `value`; has `log_prob` and `entropy`.
@@ -52,7 +53,7 @@ def loss(
 
     Returns:
         0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/value`, `loss/entropy` and
-        `explained_variance`.
+        `explained_variance`; and `return` `[B, T]`, what the value learned, without gradients.
     """
     steps = trajectories.steps
     mask = None if trajectories.is_full() else steps.mask()
@@ -60,15 +61,15 @@ def loss(
     def valid(x: Tensor) -> Tensor:
         return x if mask is None else x[mask]
 
-    outputs = replay(agent, trajectories)
-    value, next_value = values(agent, trajectories, known=outputs["value"])
+    outputs, value, next_value = replay_with_values(agent, trajectories)
     ends = (steps["next/terminated"], steps["next/truncated"])
     advantage = gae(steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask)
-    target = valid(advantage + value)
+    returns = advantage + value
+    target = valid(returns)
     weight = normalize(valid(advantage)) if normalize_advantage else valid(advantage)
 
     policy_loss = -(weight * valid(agent.log_prob(outputs, steps.group("agent")))).mean()
-    value_loss = 0.5 * (valid(outputs["value"]) - target).square().mean()
+    value_loss = 0.5 * ((valid(outputs["value"]) - target) / agent.value_scale).square().mean()
     entropy = valid(agent.entropy(outputs)).mean()
     return {
         "loss/total": policy_loss + vf_coef * value_loss - ent_coef * entropy,
@@ -76,6 +77,7 @@ def loss(
         "loss/value": value_loss,
         "loss/entropy": entropy,
         "explained_variance": explained_variance(valid(value), target),
+        "return": returns,
     }
 
 
@@ -137,6 +139,7 @@ def train(
             terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
             optimizer.step(lr)
 
+            update_normalizers(agent, trajectories, terms.pop("return"))
             batcher.publish(agent)
             logged = {name: term.detach() for name, term in terms.items()}
             run.log({**logged, "learning_rate": lr}, env_steps=trajectories.num_steps)

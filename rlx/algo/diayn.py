@@ -19,7 +19,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from rlx.agent import AgentMaker, Critics, SoftActorCritic, flatten_parameters
+from rlx.agent import AgentMaker, Critics, SoftActorCritic, flatten_parameters, update_normalizers
 from rlx.agent.networks import Encoder, linear
 from rlx.algo import sac
 from rlx.algo.means import mean_terms
@@ -164,6 +164,8 @@ def train(
         while run.running():
             trajectories = batcher.collect()
             buffer.add(trajectories)
+            update_normalizers(agent, trajectories)
+            update_normalizers(target, trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
                 batch = buffer.sample(batch_size, draws, gamma=gamma).to(run.device)

@@ -18,7 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlx.agent import AgentMaker, QAgent, burn_in, flatten_parameters, is_stateful, replay, replay_next, state_specs
+from rlx.agent import (
+    AgentMaker,
+    QAgent,
+    burn_in,
+    flatten_parameters,
+    is_stateful,
+    replay,
+    replay_next,
+    state_specs,
+    update_normalizers,
+)
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
@@ -207,6 +217,8 @@ def train(
 
             trajectories = batcher.collect(DictTensor({"epsilon": epsilon**powers}))
             buffer.add(trajectories)
+            update_normalizers(agent, trajectories)
+            update_normalizers(target, trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
                 if recurrent:

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_inputs, values
+from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_inputs, update_normalizers, values
 from rlx.algo.means import mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
@@ -43,6 +43,8 @@ def loss(
         policy = -mean(min(ratio * A, clip(ratio, 1 - c, 1 + c) * A))                       (eq. 7)
         value = mean(max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)) / 2  (without clip_vf: the first term)
         total = policy + vf_coef * value - ent_coef * entropy                               (eq. 9)
+
+    Where the agent normalises returns, values count in standard deviations of those.
 
     Args:
         agent: outputs `value`; has `log_prob` and `entropy`.
@@ -76,10 +78,10 @@ def loss(
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
 
-    value, target = outputs["value"], steps["return"]
+    value, target, old = (x / agent.value_scale for x in (outputs["value"], steps["return"], steps["value"]))
     error = (value - target).square()
     if clip_vf:
-        moved = steps["value"] + (value - steps["value"]).clamp(-clip_coef, clip_coef)
+        moved = old + (value - old).clamp(-clip_coef, clip_coef)
         error = torch.max(error, (moved - target).square())
     value_loss = 0.5 * valid(error).mean()
 
@@ -180,6 +182,7 @@ def train(
                 if target_kl is not None and mean_terms(updates[epoch_start:])["ppo/approx_kl"] > target_kl:
                     break
 
+            update_normalizers(agent, trajectories, batch.steps["return"])
             batcher.publish(agent)
             known, target = batch.steps.select("value", "return").flatten().values()
             run.log(

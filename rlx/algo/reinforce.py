@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rlx.agent import ActorCriticAgent, AgentMaker, replay, values
+from rlx.agent import ActorCriticAgent, AgentMaker, replay, replay_with_values, update_normalizers
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import gae, normalize
 from rlx.batcher import BatcherMaker, EpisodeBatcher
@@ -52,17 +52,19 @@ def loss(
 
     Returns:
         0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/entropy`, and `loss/value` with a
-        baseline.
+        baseline; and `return` `[B, T]`, without gradients.
     """
     steps, mask = episodes.steps, episodes.steps.mask()
-    outputs = replay(agent, episodes)
     rewards = steps["next/reward"]
-    known, after = values(agent, episodes, known=outputs["value"]) if baseline else (rewards, torch.zeros_like(rewards))
+    if baseline:
+        outputs, known, after = replay_with_values(agent, episodes)
+    else:
+        outputs, known, after = replay(agent, episodes), torch.zeros_like(rewards), torch.zeros_like(rewards)
     ends = (steps["next/terminated"], steps["next/truncated"])
     # The sum to the end is a generalised advantage estimate with lambda 1, of values that are 0 until a time limit.
     cut = after.masked_fill(~steps["next/truncated"], 0.0)
     returns = gae(rewards, torch.zeros_like(rewards), cut, *ends, gamma=gamma, gae_lambda=1.0, mask=mask)
-    advantage = (returns - known if baseline else returns)[mask]
+    advantage = (returns - known)[mask]
     weight = normalize(advantage) if normalize_advantage else advantage
 
     policy_loss = -(weight * agent.log_prob(outputs, steps.group("agent"))[mask]).mean()
@@ -70,9 +72,9 @@ def loss(
     total = policy_loss - ent_coef * entropy
     terms = {"loss/policy": policy_loss, "loss/entropy": entropy}
     if baseline:
-        terms["loss/value"] = 0.5 * (outputs["value"] - returns)[mask].square().mean()
+        terms["loss/value"] = 0.5 * ((outputs["value"] - returns)[mask] / agent.value_scale).square().mean()
         total = total + vf_coef * terms["loss/value"]
-    return {"loss/total": total, **terms}
+    return {"loss/total": total, **terms, "return": returns}
 
 
 def train(
@@ -135,6 +137,7 @@ def train(
             terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
             optimizer.step(lr)
 
+            update_normalizers(agent, episodes, terms.pop("return"))
             batcher.publish(agent)
             logged = {name: term.detach() for name, term in terms.items()}
             run.log({**logged, "learning_rate": lr}, env_steps=episodes.num_steps)

@@ -24,6 +24,7 @@ from rlx.agent import (
     replay,
     replay_next,
     state_specs,
+    update_normalizers,
 )
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
@@ -169,6 +170,8 @@ def train(
             lr = learning_rate * (1 - run.env_steps / run.total_steps if anneal_learning_rate else 1.0)
             trajectories = batcher.collect(random(buffer.num_added < learning_starts))
             buffer.add(trajectories)
+            update_normalizers(agent, trajectories)
+            update_normalizers(target, trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
                 if recurrent:

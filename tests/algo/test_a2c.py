@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlx.agent import Agent, values
+from rlx.agent import ActorCriticAgent
 from rlx.algo.a2c import loss
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from tests.agent.agents import Recurrent, actor_critic, steps_of
@@ -11,7 +11,7 @@ from tests.agent.agents import Recurrent, actor_critic, steps_of
 NUMBERS = {"gamma": 0.5, "gae_lambda": 0.5, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
 
 
-class Table(Agent):
+class Table(ActorCriticAgent):
     """An actor-critic that looks its values up; the observation is the row. Its policy is even over two actions."""
 
     def __init__(self, value: list[float]) -> None:
@@ -106,21 +106,17 @@ def test_batches_joined_of_split_trajectories_give_the_same_loss() -> None:
     torch.testing.assert_close(joined, whole)
 
 
-def test_values_that_are_known_are_not_computed_again_and_change_nothing() -> None:
+def test_every_observation_is_seen_once() -> None:
     agent, batch = prepared([5, 4, 3])
-    value, following = values(agent, batch)
     seen: list[int] = []
     forward = agent.forward
     agent.forward = lambda observation, *rest: (seen.append(observation.batch_size), forward(observation, *rest))[1]
-    again, after = values(agent, batch, known=value.requires_grad_())
-    assert seen == [batch.bootstrap.batch_size]
-    assert not again.requires_grad
-    torch.testing.assert_close(again, value)
-    torch.testing.assert_close(after, following)
+    loss(agent, batch, **NUMBERS)
+    assert seen == [12, batch.bootstrap.batch_size]
 
 
 def test_a_recurrent_agent_learns_through_its_memory() -> None:
-    class RecurrentActorCritic(Recurrent):
+    class RecurrentActorCritic(Recurrent, ActorCriticAgent):
         log_prob, entropy = Table.log_prob, Table.entropy
 
     from tests.agent.agents import SPECS

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlx.agent import Agent, values
+from rlx.agent import ActorCriticAgent, values
 from rlx.algo.ppo import loss, with_advantages
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from tests.agent.agents import Recurrent, actor_critic, steps_of
@@ -13,7 +13,7 @@ from tests.agent.agents import Recurrent, actor_critic, steps_of
 NUMBERS = {"clip_coef": 0.2, "clip_vf": False, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
 
 
-class Fixed(Agent):
+class Fixed(ActorCriticAgent):
     """An agent whose outputs are what a test wants them to be."""
 
     def __init__(self, log_prob: list[float], value: list[float], entropy: float) -> None:
