@@ -11,6 +11,7 @@ RlxError                      something rlx can explain in one message
 │   └── CheckpointError       a checkpoint that is missing, damaged or of something else
 ├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
 ├── WorkerError               a worker process failed or died                  (exit status 1)
+├── LossError                 a loss is not finite; the run stops before the step  (exit status 1)
 ├── RunWriteError             a file of a run cannot be written: a full disk   (exit status 1)
 └── DataRevokedError          Trajectories used after their slot was handed back (exit status 1)
 """
@@ -69,6 +70,10 @@ class EnvironmentFault(RlxError):
 
 class WorkerError(RlxError):
     """A worker process failed or died."""
+
+
+class LossError(RlxError):
+    """A loss is NaN or infinite."""
 
 
 class RunWriteError(RlxError):

@@ -1,8 +1,10 @@
 """What ships: the configuration, the public names, the pins."""
 
 import importlib
+import importlib.util
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -91,3 +93,11 @@ def test_changelog_knows_this_version() -> None:
 def test_no_file_is_two_ideas() -> None:
     long = [str(path) for path in (ROOT / "rlx").rglob("*.py") if len(path.read_text().splitlines()) > 400]
     assert long == []
+
+
+def test_every_edit_of_the_mutation_list_still_finds_its_place() -> None:
+    edits_of = runpy.run_path(str(ROOT / "scripts" / "mutate.py"))["EDITS"]
+    for name, edits in edits_of.items():
+        text = (ROOT / "rlx" / "algo" / f"{name}.py").read_text(encoding="utf-8")
+        assert [old for old, _ in edits if text.count(old) != 1] == [], name
+    assert sum(map(len, edits_of.values())) >= 25

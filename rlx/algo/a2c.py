@@ -133,6 +133,7 @@ def train(
                 vf_coef=vf_coef,
                 normalize_advantage=normalize_advantage,
             )
+            run.check_loss(terms["loss/total"], trajectories, agent)
             optimizer.zero_grad()
             terms["loss/total"].backward()
             run.average_gradients(agent)

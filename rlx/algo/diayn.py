@@ -170,6 +170,7 @@ def train(
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
                 batch = buffer.sample(batch_size, draws, gamma=gamma).to(run.device)
                 terms = loss(agent, target, discriminator, batch, noise, target_entropy=entropy)
+                run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
                 run.average_gradients(agent)

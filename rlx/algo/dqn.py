@@ -23,7 +23,6 @@ from rlx.agent import (
     QAgent,
     burn_in,
     flatten_parameters,
-    is_stateful,
     replay,
     replay_next,
     state_specs,
@@ -32,6 +31,7 @@ from rlx.agent import (
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
+from rlx.algo.sequences import sequences_of
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, ReplayBuffer, Trajectories
 from rlx.errors import AgentError
@@ -133,8 +133,8 @@ def train(
     num_steps: Annotated[int, Range(1)],
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
-    sequence_length: Annotated[int, Range(1)],
-    burn_in_steps: Annotated[int, Range(0)],
+    sequence_length: Annotated[int, Range(1)] | None,
+    burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
     save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
@@ -163,8 +163,8 @@ def train(
         num_steps: steps of each environment between updates, usually 1 to 32.
         num_updates: updates then; about one for 1 to 8 steps of all environments is usual.
         batch_size: transitions an update (of a recurrent agent: sequences), usually 32 to 256.
-        sequence_length: steps learned from in each sequence, for recurrent agents, usually 20 to 80.
-        burn_in_steps: steps before those, for recurrent agents: see `rlx.agent.burn_in`. Usually 0 to 40.
+        sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
+        burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e4 to 1e6.
         save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 1e3 to 1e5.
@@ -192,12 +192,12 @@ def train(
         target = deepcopy(agent)
         optimizer = FlatAdam(agent, eps=adam_eps)
         target_parameters = flatten_parameters(target).detach()
-        recurrent = is_stateful(agent)
+        sequences = sequences_of(agent, sequence_length, burn_in_steps)
         buffer = ReplayBuffer(
             batcher.specs,
             capacity=buffer_size,
             num_envs=batcher.num_envs,
-            state=state_specs(agent) if recurrent else None,
+            state=state_specs(agent) if sequences else None,
             state_every=num_steps,
             alpha=prioritized_alpha,
         )
@@ -221,13 +221,15 @@ def train(
             update_normalizers(target, trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
-                if recurrent:
-                    length = burn_in_steps + sequence_length
-                    batch = buffer.sample_sequences(batch_size, generator, num_steps=length, gamma=gamma, beta=beta)
-                    batch = burn_in(agent, batch.to(run.device), burn_in_steps)
+                if sequences:
+                    batch = buffer.sample_sequences(
+                        batch_size, generator, num_steps=sequences.length, gamma=gamma, beta=beta
+                    )
+                    batch = burn_in(agent, batch.to(run.device), sequences.burn_in)
                 else:
                     batch = buffer.sample(batch_size, generator, n_step=n_step, gamma=gamma, beta=beta).to(run.device)
                 terms = loss(agent, target, batch, n_step=n_step, double=double)
+                run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
                 run.average_gradients(agent)

@@ -173,6 +173,7 @@ def train(
                         vf_coef=vf_coef,
                         normalize_advantage=normalize_advantage,
                     )
+                    run.check_loss(terms["loss/total"], minibatch, agent)
                     optimizer.zero_grad()
                     terms["loss/total"].backward()
                     run.average_gradients(agent)

@@ -20,7 +20,6 @@ from rlx.agent import (
     SoftActorCriticAgent,
     burn_in,
     flatten_parameters,
-    is_stateful,
     replay,
     replay_next,
     state_specs,
@@ -29,6 +28,7 @@ from rlx.agent import (
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
+from rlx.algo.sequences import sequences_of
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, ReplayBuffer, Trajectories
 from rlx.errors import AgentError
@@ -106,8 +106,8 @@ def train(
     num_steps: Annotated[int, Range(1)],
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
-    sequence_length: Annotated[int, Range(1)],
-    burn_in_steps: Annotated[int, Range(0)],
+    sequence_length: Annotated[int, Range(1)] | None,
+    burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
     save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
@@ -129,8 +129,8 @@ def train(
         num_steps: steps of each environment between updates, usually 1 to 8.
         num_updates: updates then; usually one for each step of each environment.
         batch_size: transitions an update, usually 256; of a recurrent agent: sequences, usually 16 to 64.
-        sequence_length: steps learned from in each sequence, for recurrent agents, usually 20 to 80.
-        burn_in_steps: steps before those, for recurrent agents: see `rlx.agent.burn_in`. Usually 0 to 40.
+        sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
+        burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e5 to 1e6.
         save_buffer: whether checkpoints hold them.
         learning_starts: steps of even actions before the first update, usually 100 to 10,000.
@@ -150,8 +150,8 @@ def train(
         target = deepcopy(agent.critics)
         optimizer = FlatAdam(agent, eps=adam_eps)
         moving, followed = flatten_parameters(target).detach(), list(agent.critics.parameters())
-        recurrent = is_stateful(agent)
-        state = state_specs(agent) if recurrent else None
+        sequences = sequences_of(agent, sequence_length, burn_in_steps)
+        state = state_specs(agent) if sequences else None
         buffer = ReplayBuffer(
             batcher.specs, capacity=buffer_size, num_envs=batcher.num_envs, state=state, state_every=num_steps
         )
@@ -174,13 +174,15 @@ def train(
             update_normalizers(target, trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
-                if recurrent:
-                    length = burn_in_steps + sequence_length
-                    batch = buffer.sample_sequences(batch_size, draws, num_steps=length, gamma=gamma).to(run.device)
-                    batch = burn_in(agent, batch, burn_in_steps)
+                if sequences:
+                    batch = buffer.sample_sequences(batch_size, draws, num_steps=sequences.length, gamma=gamma).to(
+                        run.device
+                    )
+                    batch = burn_in(agent, batch, sequences.burn_in)
                 else:
                     batch = buffer.sample(batch_size, draws, n_step=n_step, gamma=gamma).to(run.device)
                 terms = loss(agent, target, batch, noise, n_step=n_step, target_entropy=entropy)
+                run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
                 run.average_gradients(agent)

@@ -40,6 +40,7 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LOG = "log.txt"
+FAILED = "failed"
 
 
 def default_run_directory(env: str, algo: str, root: Path | str = "runs") -> Path:

@@ -13,11 +13,14 @@ from typing import Any, Self, cast
 from torch import Tensor, nn
 
 from rlx.batcher.batcher import Batcher
-from rlx.errors import RlxError, RunWriteError
+from rlx.data import Trajectories
+from rlx.errors import LossError, RlxError, RunWriteError
+from rlx.run.batches import save_batch, save_tensors
 from rlx.run.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
 from rlx.run.console import ConsoleSink
 from rlx.run.directory import (
     CONFIG,
+    FAILED,
     LOG,
     METRICS,
     TENSORBOARD,
@@ -238,6 +241,30 @@ class Run:
                 sink.write(row)
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def check_loss(self, loss: Tensor, batch: Trajectories, agent: nn.Module) -> None:
+        """Stop before a step on a loss that is NaN or infinite; what it came from is saved in `failed/`.
+
+        Args:
+            loss: 0-dimensional.
+            batch: what it was computed on: `failed/batch.safetensors`, see `rlx.run.batches.load_batch`.
+            agent: with which weights: `failed/agent.safetensors`, its `state_dict`.
+
+        Raises:
+            LossError: it is not finite.
+            RunWriteError: nor could that be saved.
+        """
+        if bool(loss.isfinite()):
+            return
+        assert self._directory is not None, "track() comes first"
+        folder = self._directory / FAILED
+        save_batch(folder / "batch.safetensors", batch)
+        save_tensors(folder / "agent.safetensors", agent.state_dict())
+        raise LossError(
+            f"the loss is {float(loss)} after {self.env_steps:,} steps, before the step was made. The batch and the "
+            f"agent's weights are in '{folder}'; look for rewards or observations out of all proportion, or a "
+            "learning rate too high"
+        )
 
     def average_gradients(self, module: nn.Module) -> None:
         """Average gradients over the ranks of a distributed learner; alone, nothing."""

@@ -1,9 +1,10 @@
-"""A2C's loss: by hand, by finite differences, and what must not enter it."""
+"""A2C's loss: by hand, by finite differences (REINFORCE's too), and what must not enter it."""
 
 import pytest
 import torch
 
-from rlx.agent import ActorCriticAgent
+from rlx.agent import ActorCriticAgent, replay, replay_with_values
+from rlx.algo import a2c, reinforce
 from rlx.algo.a2c import loss
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from tests.agent.agents import Recurrent, actor_critic, steps_of
@@ -125,3 +126,32 @@ def test_a_recurrent_agent_learns_through_its_memory() -> None:
     batch.info = DictTensor({"agent_state/hidden": torch.randn(2, 6)})
     loss(agent, batch, **NUMBERS)["loss/total"].backward()
     assert agent.cell.weight_hh.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("algo", ["a2c", "reinforce"])
+def test_the_gradient_is_that_of_finite_differences(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, batch = prepared([5, 3, 1], torch.float64)
+    module = {"a2c": a2c, "reinforce": reinforce}[algo]
+    constant = replay_with_values(agent, batch)[1:]  # what the advantage is made of does not move with the weights
+    monkeypatch.setattr(module, "replay_with_values", lambda agent, batch: (replay(agent, batch), *constant))
+    numbers = {key: value for key, value in NUMBERS.items() if algo == "a2c" or key != "gae_lambda"}
+    numbers |= {"baseline": True} if algo == "reinforce" else {}
+
+    def total() -> torch.Tensor:
+        return module.loss(agent, batch, **numbers)["loss/total"]
+
+    total().backward()
+    checked = 0
+    for parameter in agent.parameters():
+        flat, step = parameter.data.view(-1), 1e-6
+        for place in torch.randperm(parameter.numel())[:4].tolist():
+            kept = flat[place].item()
+            flat[place] = kept + step
+            above = total().item()
+            flat[place] = kept - step
+            below = total().item()
+            flat[place] = kept
+            assert parameter.grad is not None
+            assert parameter.grad.view(-1)[place].item() == pytest.approx((above - below) / (2 * step), abs=1e-7)
+            checked += 1
+    assert checked > 15

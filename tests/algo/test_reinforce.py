@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from rlx.agent import ActorCriticAgent
 from rlx.algo.reinforce import loss
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
-from tests.agent.agents import actor_critic, steps_of
+from tests.agent.agents import SPECS, Recurrent, actor_critic, steps_of
 from tests.algo.test_a2c import Table
 
 NUMBERS = {"gamma": 0.5, "baseline": True, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
@@ -80,3 +81,25 @@ def test_normalized_weights_do_not_depend_on_the_size_of_rewards() -> None:
     large = steps_of([5, 3], 5, seed=2)
     large.steps["next/reward"].mul_(1000)
     torch.testing.assert_close(loss(agent, large, **numbers)["loss/policy"], small["loss/policy"])
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_batches_joined_of_split_episodes_give_the_same_loss(baseline: bool) -> None:
+    torch.manual_seed(0)
+    agent, batch = actor_critic(), steps_of([5, 4, 3], 5, seed=2)
+    numbers = NUMBERS | {"baseline": baseline}
+    parts = [batch.rows(slice(0, 1)), batch.rows(slice(1, 3))]
+    joined = sum(part.num_steps / 12 * loss(agent, part, **numbers)["loss/total"] for part in parts)
+    torch.testing.assert_close(joined, loss(agent, batch, **numbers)["loss/total"])
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_a_recurrent_agent_learns_through_its_memory(baseline: bool) -> None:
+    class RecurrentActorCritic(Recurrent, ActorCriticAgent):
+        log_prob, entropy = Table.log_prob, Table.entropy
+
+    torch.manual_seed(0)
+    agent, batch = RecurrentActorCritic(SPECS), steps_of([5, 5], 5, seed=2)
+    batch.info = DictTensor({"agent_state/hidden": torch.randn(2, 6)})
+    loss(agent, batch, **(NUMBERS | {"baseline": baseline}))["loss/total"].backward()
+    assert agent.cell.weight_hh.grad.abs().sum() > 0

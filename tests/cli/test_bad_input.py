@@ -81,3 +81,29 @@ def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, caps
     broken.write_text("gamma: [1\nlearning_rate: }\n")
     text = fails(capsys, "algo=mine", "--config-dir", "own")
     assert "mine.yaml, line 2: this is not valid YAML" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "fits"),
+    [
+        ("algo=dqn env=Pendulum", "continuous [1]", "algo=sac, ppo or a2c"),
+        ("algo=sac env=CartPole", "discrete []", "algo=dqn, ppo or a2c"),
+        ("algo=diayn env=CartPole", "discrete []", "algo=dqn, ppo or a2c"),
+        ("algo=dqn agent=gru", "GRUActorCritic", "agent=q_network"),
+        ("algo=ppo agent=q_network", "QNetwork", "log_prob() and entropy()"),
+        ("algo=sac env=Pendulum agent=actor_critic", "ActorCritic", "agent=soft_actor_critic"),
+        ("algo=diayn env=Pendulum agent=soft_actor_critic", "SoftActorCritic", "agent=skills"),
+        ("algo=dqn algo.burn_in_steps=5", "algo.burn_in_steps: got 5", "agent=recurrent_q_network"),
+        ("algo=sac env=Pendulum algo.sequence_length=5", "algo.sequence_length: got 5", "recurrent_soft_actor_critic"),
+        ("algo=reinforce batcher=process", "batcher: ", "batcher=episodes"),
+        ("agent=conv", "obs torch.float32 [4]", "agent=actor_critic"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_what_would(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, named: str, fits: str
+) -> None:
+    run = tmp_path / "run"
+    text = fails(capsys, *words.split(), f"run_dir={run}")
+    assert named in text
+    assert fits in text
+    assert not run.exists()

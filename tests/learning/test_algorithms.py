@@ -38,11 +38,12 @@ def outputs_of(run: Path) -> DictTensor:
     [
         # Where episodes end, a return holds (1 - 0.9 ** k) / 0.1 steps' pay, k from 1 to 10 alike: 4.14 on average.
         ("value", 4.14, ("algo=a2c", "algo.gae_lambda=1.0", "total_steps=100_000", "algo.num_steps=16")),
+        ("value", 4.14, ("algo=reinforce", "batcher=episodes", "total_steps=150_000")),
         # Seven targets of three steps and the value behind them, and three that end: V = 2.458 + 0.51 V.
         ("q", 5.02, (*DQN, "total_steps=15_000")),
         ("q", 5.02, (*DQN, "total_steps=15_000", "agent.num_quantiles=8", "algo.prioritized_alpha=0.6")),
     ],
-    ids=["a2c", "dqn", "dqn, quantiles by priority"],
+    ids=["a2c", "reinforce", "dqn", "dqn, quantiles by priority"],
 )
 def test_value_is_that_of_an_endless_task_only_where_truncation_is_bootstrapped(
     tmp_path: Path, name: str, ended: float, overrides: tuple[str, ...], terminates: bool
@@ -58,6 +59,13 @@ def test_value_is_that_of_an_endless_task_only_where_truncation_is_bootstrapped(
 def test_policy_gradients_solve_cartpole(tmp_path: Path, algo: str) -> None:
     run = trained(tmp_path / "run", f"algo={algo}", "total_steps=300_000")
     assert evaluate_path(run, episodes=50, seed=1).mean >= 400
+
+
+@pytest.mark.parametrize("algo", ["a2c", "reinforce"])
+def test_policy_gradients_recall_a_cue_with_a_memory(tmp_path: Path, algo: str) -> None:
+    task = ("env=gym", "env.id=tests.learning.environments:Recall-v0", "+env.kwargs.delay=4", "total_steps=150_000")
+    run = trained(tmp_path / "run", f"algo={algo}", "agent=gru", *task)
+    assert evaluate_path(run, episodes=200, trust=True).mean >= 0.95
 
 
 def test_sac_finds_a_continuous_answer(tmp_path: Path) -> None:

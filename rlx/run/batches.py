@@ -1,0 +1,70 @@
+"""A batch as a file: what a loss that is not finite was computed on, to be looked at afterwards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.errors import CheckpointError, RunWriteError
+from rlx.run.files import reason_of
+
+_PARTS = ("info", "steps", "bootstrap", "context")
+
+
+def save_batch(path: Path, batch: Trajectories) -> None:
+    """Write trajectories as one safetensors file: `info/...`, `steps/...`, `bootstrap/...`, `context/...`.
+
+    Raises:
+        RunWriteError: it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part in _PARTS:
+        fields: DictTensor | TemporalDictTensor = getattr(batch, part)
+        tensors |= {f"{part}/{key}": fields[key] for key in fields}
+        if isinstance(fields, TemporalDictTensor):
+            tensors[f"{part}.lengths"] = fields.lengths
+    save_tensors(path, tensors, {"rows": str(batch.batch_size), "ends": str(batch.bootstrap.batch_size)})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file, in a folder that is made where it is missing.
+
+    Raises:
+        RunWriteError: it cannot be written.
+    """
+    # Several may be views of one memory, which the format does not take.
+    apart = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        safetensors.torch.save_file(apart, path, notes)
+    except (OSError, SafetensorError) as error:
+        raise RunWriteError(f"cannot write '{path}': {reason_of(error)}") from error
+
+
+def load_batch(path: Path | str) -> Trajectories:
+    """Return the trajectories that `save_batch` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: there is no such file, or it is something else.
+    """
+    try:
+        with cast("Any", safe_open)(path, framework="pt") as file:  # its module has no types
+            notes = cast("dict[str, str]", file.metadata())
+        rows, ends = int(notes["rows"]), int(notes["ends"])
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read a batch from '{path}': {error}") from error
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+    def in_time(name: str) -> TemporalDictTensor:
+        return TemporalDictTensor(part(name), tensors[f"{name}.lengths"])
+
+    info, bootstrap = DictTensor(part("info"), rows), DictTensor(part("bootstrap"), ends)
+    return Trajectories(info, in_time("steps"), bootstrap, in_time("context"))
