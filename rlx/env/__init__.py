@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlx.env.mixed import MixedVecEnv, make_mixed
     from rlx.env.native_gym_vec_env import NativeGymVecEnv
     from rlx.env.registry import list_ids, user_modules
+    from rlx.env.select import SelectObservation
     from rlx.env.spaces import to_specs
     from rlx.env.torch_cartpole import TorchCartPole
     from rlx.env.trials import Trials
@@ -25,6 +26,7 @@ __all__ = [
     "GymVecEnv",
     "MixedVecEnv",
     "NativeGymVecEnv",
+    "SelectObservation",
     "StepBuffer",
     "TorchCartPole",
     "Trials",
@@ -44,6 +46,7 @@ _MODULES = {
     "GymVecEnv": "gym_vec_env",
     "MixedVecEnv": "mixed",
     "NativeGymVecEnv": "native_gym_vec_env",
+    "SelectObservation": "select",
     "StepBuffer": "vec_env",
     "TorchCartPole": "torch_cartpole",
     "Trials": "trials",
