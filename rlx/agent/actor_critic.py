@@ -164,16 +164,16 @@ class _Actor(Agent):
         generator: torch.Generator,
         out: Mapping[str, Tensor],
     ) -> DictTensor:
-        if self._only is None:
+        only = self._only
+        if only is None:
             return super().act_into(observation, state, agent_info, generator, out)
-        features = observation["obs"] if self._plain else self._encoder(observation)
-        logits = self._policy(features, out["logits"])
+        logits = out["logits"]
+        self._policy(observation["obs"] if self._plain else self._encoder(observation), logits)
         if self._mask_key is not None:
             apply_mask_(logits, observation[self._mask_key])
         if observation.batch_size != self._rows:
             self._rows = observation.batch_size
             with torch.inference_mode(False):
                 self._noise = torch.empty(logits.shape)
-        deterministic = None if agent_info.is_empty else wants_mode(agent_info)
-        self._only.draw(logits, deterministic, generator, self._noise, out["action"])
+        only.draw(logits, wants_mode(agent_info), generator, self._noise, out["action"])
         return state

@@ -99,7 +99,7 @@ class Categorical(Distribution):
         noise: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Draw by the exponential race: argmax(logits - log E), E ~ Exp(1), which is the Gumbel-max trick.
+        """Draw by the exponential race: argmin(log E - logits), E ~ Exp(1), which is the Gumbel-max trick.
 
         Args:
             logits: `[B, n]`.
@@ -111,7 +111,7 @@ class Categorical(Distribution):
         noise.exponential_(generator=generator).log_()
         if deterministic is not None:
             noise.masked_fill_(deterministic.unsqueeze(-1), 0.0)
-        return torch.argmax(logits - noise, -1, out=out)
+        return torch.argmin(noise.sub_(logits), -1, out=out)
 
     def log_prob(self, outputs: Fields, taken: Fields) -> Tensor:
         """Return log softmax(logits)[action]."""

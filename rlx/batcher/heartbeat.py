@@ -13,14 +13,9 @@ import traceback
 from collections.abc import Callable, MutableSequence, Sequence
 from multiprocessing.reduction import DupFd
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlx.batcher.memory import anonymous_file
-from rlx.env.fault import environment_fault, raised
-from rlx.errors import RlxError
-
-if TYPE_CHECKING:
-    from rlx.env.vec_env import VecEnv
 
 # The words of the page. The worker writes all but STOP.
 ALIVE = 0  # 1 once the worker's own code runs
@@ -139,37 +134,3 @@ def _map(descriptor: Any) -> Heartbeat:
     beat = Heartbeat(descriptor.detach())
     beat.seal()
     return beat
-
-
-def watch(env: "VecEnv", words: Words) -> None:
-    """Count the calls of `env` in `words`, and let no exception of its out but an error that names it.
-
-    Whatever an environment raises becomes an `EnvironmentFault` whose cause is the exception. An `EnvironmentFault`
-    without a cause is a broken contract: no exception, but an answer that does not fit.
-    """
-    # The methods of this one object are replaced: a class around it would have to know all that an environment can
-    # declare, and would cost another call a step.
-    step, reset = env.step, env.reset
-
-    def watched_step(action: Any, out: Any, rows: Any = None) -> None:
-        if words[STOP]:
-            raise SystemExit(0)
-        try:
-            step(action, out, rows)
-        except RlxError:
-            raise
-        except Exception as error:
-            raise environment_fault(env.name, raised("step", error)) from error
-        words[CALLS] += 1
-
-    def watched_reset(out: Any, rows: Any = None, seeds: Any = None, env_info: Any = None) -> None:
-        try:
-            reset(out, rows, seeds, env_info)
-        except RlxError:
-            raise
-        except Exception as error:
-            raise environment_fault(env.name, raised("reset", error)) from error
-        words[RESETS] += 1
-
-    for name, method in (("step", watched_step), ("reset", watched_reset)):
-        setattr(env, name, method)

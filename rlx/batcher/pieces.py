@@ -1,7 +1,7 @@
 """One worker's part of a slot, prepared for the rollout loop, and what is worked out of it at its end."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -159,18 +159,27 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
         finals = {key: value[after, row] for key, value in slot.obs.items()}
         piece.num_finals = 0
         piece.add_finals(position[times, rows], rows + first_row, finals)
-    gaps = np.flatnonzero((valid[1:] & ~valid[:-1]).any(axis=0))
-    if not len(gaps):
+    if not (valid[1:] & ~valid[:-1]).any():
         return lengths
-    # A stable sort brings the valid calls of each row to the front and keeps their order. The observation after a row's
-    # last step follows that call, whatever came later.
-    order = np.argsort(~valid[:, gaps], axis=0, kind="stable")
-    last = order[np.maximum(lengths[gaps] - 1, 0), np.arange(len(gaps))] + 1
-    source, columns, after, end = (torch.from_numpy(index) for index in (order, gaps, last, lengths[gaps]))
+    # Where each step comes from, as places in [T * B]; what lies behind a row's last step stays what it was. The
+    # observation after that step follows the call, whatever came later.
+    size = valid.shape[1]
+    calls = np.flatnonzero(valid)
+    source = np.arange(valid.size)
+    source[position.ravel()[calls] * size + calls % size] = calls
+    row = cast("NDArray[np.int64]", np.arange(size))
+    last_call = source[np.maximum(lengths - 1, 0) * size + row] // size
     for block in (*slot.outputs.values(), *slot.sampled.values(), slot.reward, slot.terminated, slot.truncated):
-        block[:num_calls, columns] = block[source, columns]
+        _gather(block.numpy()[:num_calls], source)
     for block in slot.obs.values():
-        following = block[after, columns]
-        block[:num_calls, columns] = block[source, columns]
-        block[end, columns] = following
+        values = block.numpy()
+        following = values[last_call + 1, row]
+        _gather(values[:num_calls], source)
+        values[lengths, row] = following
     return lengths
+
+
+def _gather(block: Array, source: NDArray[np.int64]) -> None:
+    """Put at each place of a block `[T, B, ...]` what was at place `source` `[T * B]` of it."""
+    flat = block.reshape(-1, *block.shape[2:])
+    block[...] = flat.take(source, axis=0).reshape(block.shape)

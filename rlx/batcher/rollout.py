@@ -9,12 +9,14 @@ from torch import Tensor
 
 from rlx.agent.agent import Agent, reset_state
 from rlx.batcher.context import Context
+from rlx.batcher.heartbeat import CALLS, NUM_WORDS, RESETS, STOP, Words
 from rlx.batcher.pieces import Episode, Piece, compact, tally
 from rlx.batcher.sampler import Drawn
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
-from rlx.env.vec_env import Autoreset, VecEnv
-from rlx.errors import EnvironmentFault
+from rlx.env.fault import environment_fault, raised
+from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
+from rlx.errors import EnvironmentFault, RlxError
 
 Mask = NDArray[np.bool_]
 
@@ -61,6 +63,7 @@ class Rollout:
         check_finite: bool,
         agent_drawn: Drawn | None = None,
         env_drawn: Drawn | None = None,
+        words: Words | None = None,
     ) -> None:
         """Prepare the views of every step; nothing is stepped before `reset`.
 
@@ -77,6 +80,7 @@ class Rollout:
             check_finite: whether observations and rewards are checked for NaN and infinity, once a piece.
             agent_drawn: draws `agent_info` for each episode; None: it stays as given.
             env_drawn: likewise `env_info`.
+            words: where the environments' calls are counted, and where it is said that the worker is to end.
         """
         self.env, self.agent, self.generator = env, agent, generator
         self.agent_drawn, self.env_drawn = agent_drawn, env_drawn
@@ -84,6 +88,7 @@ class Rollout:
         self.env_info = env_info if env_drawn is None else env_drawn.rows
         self.first_row, self.seeds = first_row, seeds
         self.stop, self.check_finite = stop_at_episode_end, check_finite
+        self._words: Words = [0] * NUM_WORDS if words is None else words
         size = env.num_envs
         self._next_obs = env.allocate()  # the observation with which the next piece begins
         self._state = agent.initial_state(self.agent_info, size)
@@ -114,7 +119,7 @@ class Rollout:
         for drawn in (self.agent_drawn, self.env_drawn):
             if drawn is not None:
                 drawn.draw(range(self.env.num_envs))
-        self.env.reset(
+        self._reset_env(
             self._next_obs,
             seeds=None if self._seeded else self.seeds,
             env_info=self.env_info if not self.env_info.is_empty else None,
@@ -172,7 +177,11 @@ class Rollout:
         np.copyto(piece.resetting_at_start, self._resetting)
 
     def _step_all(self, piece: Piece) -> int:
-        """Step through the piece; return the number of calls, below T where all episodes have ended (stop mode)."""
+        """Step through the piece; return the number of calls, below T where all episodes have ended (stop mode).
+
+        Whatever an environment raises becomes an `EnvironmentFault` whose cause is the exception. One without a cause
+        is a broken contract: no exception, but an answer that does not fit.
+        """
         act_into, generator, info = self.agent.act_into, self.generator, self.agent_info
         env_step, state = self.env.step, self._state
         observations, outputs, actions, buffers = piece.observations, piece.outputs, piece.actions, piece.buffers
@@ -181,19 +190,26 @@ class Rollout:
         caller_resets = self.env.autoreset is Autoreset.NONE and not (stop and self.env.row_step)
         keeps_finals = self.env.autoreset is not Autoreset.NEXT_STEP
         watches = keeps_finals or looks_back or stop
-        running, rows = self._running, self._rows_to_step()
+        running, rows, words = self._running, self._rows_to_step(), self._words
         done: Mask = np.empty(self.env.num_envs, dtype=np.bool_)
-        logical_or, count_nonzero = np.logical_or, np.count_nonzero
         for t in range(piece.num_steps):
             if stop and not running.any():
                 self._state = state
                 return t
             state = act_into(observations[t], state, info, generator, outputs[t])
             buffer = buffers[t]
-            env_step(actions[t], buffer, rows)
+            if words[STOP]:
+                raise SystemExit(0)
+            try:
+                env_step(actions[t], buffer, rows)
+            except RlxError:
+                raise
+            except Exception as error:
+                raise environment_fault(self.env.name, raised("step", error)) from error
+            words[CALLS] = t + 1
             if watches:
-                logical_or(buffer.terminated_np, buffer.truncated_np, done)
-                if count_nonzero(done):
+                if buffer.any_ended():
+                    np.logical_or(buffer.terminated_np, buffer.truncated_np, done)
                     ended = done.nonzero()[0].tolist()
                     counted = [row for row in ended if running[row]] if stop else ended
                     if keeps_finals:
@@ -203,6 +219,8 @@ class Rollout:
                     if stop:
                         running[counted] = False
                         rows = self._rows_to_step()
+                elif looks_back:
+                    done.fill(False)
                 if looks_back:
                     state = self._look_back(piece, t, done, state)
         self._state = state
@@ -214,13 +232,30 @@ class Rollout:
         return np.flatnonzero(self._running).tolist()
 
     def _reset_rows(self, piece: Piece, t: int, rows: list[int]) -> None:
-        self._draw(self.env_drawn, piece, t, rows)
+        if self.env_drawn is not None:
+            self._draw(self.env_drawn, piece, t, rows)
         env_info = None if self.env_info.is_empty else self.env_info[rows]
-        self.env.reset(piece.buffers[t], rows=rows, env_info=env_info)
+        self._reset_env(piece.buffers[t], rows=rows, env_info=env_info)
 
-    def _draw(self, drawn: Drawn | None, piece: Piece, t: int, rows: list[int]) -> None:
+    def _reset_env(
+        self,
+        out: StepBuffer,
+        *,
+        rows: list[int] | None = None,
+        seeds: list[int] | None = None,
+        env_info: DictTensor | None = None,
+    ) -> None:
+        try:
+            self.env.reset(out, rows, seeds, env_info)
+        except RlxError:
+            raise
+        except Exception as error:
+            raise environment_fault(self.env.name, raised("reset", error)) from error
+        self._words[RESETS] += 1
+
+    def _draw(self, drawn: Drawn, piece: Piece, t: int, rows: list[int]) -> None:
         """Draw for the episodes that begin behind step t; in stop mode none does."""
-        if drawn is not None and rows and not self.stop:
+        if rows and not self.stop:
             drawn.draw(rows)
             drawn.write(piece.slot.sampled, t + 1, rows)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from rlx.agent.agent import AgentMaker
 from rlx.batcher import wire
 from rlx.batcher.check import PieceCheck, check_outputs
-from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words, watch
+from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
@@ -103,7 +103,6 @@ class Worker:
         self.options = options
         self.env = options.make_env(num_envs=options.num_envs)
         self._words: Words = [0] * NUM_WORDS if words is None else words
-        watch(self.env, self._words)
         self._check: PieceCheck | None = None
         self._rollout: _Rollout | None = None
         self._version = -1
@@ -160,6 +159,7 @@ class Worker:
             env_drawn=self._drawn("env_info", env_info, layout),
             stop_at_episode_end=options.stop_at_episode_end,
             check_finite=False,  # it is done here, where a failing step is looked into as well
+            words=self._words,
         )
         self._begin_episodes(self._rollout)
         self._rollout.leave_out(finished)

@@ -50,17 +50,15 @@ class ActionReader:
                 out of range.
         """
         if self._scalars is not None:
-            tensor: Any = action.get("action")
-            if tensor is None:
-                raise _missing(self.leaves[0], action)
-            # The hot path: a tensor's own attributes (`ndim`, `shape`) cost more than all the rest of this.
-            numbers: Any = tensor.tolist()
-            if isinstance(numbers, int) or len(numbers) != self._num_envs or isinstance(numbers[0], list):
-                raise self._mismatch(self.leaves[0], tensor)
+            # The hot path: what is wrong is worked out when something is.
             try:
-                return list(map(self._scalars.__getitem__, numbers))
-            except KeyError:
-                raise self._out_of_range(self.leaves[0], numbers) from None
+                chosen: Any = action["action"]
+                found = list(map(self._scalars.__getitem__, chosen.tolist()))
+            except (KeyError, TypeError):
+                raise self._problem(self.leaves[0], action) from None
+            if len(found) != self._num_envs:
+                raise self._mismatch(self.leaves[0], action["action"])
+            return found
         columns = {leaf.key: self._column(leaf, action) for leaf in self.leaves}
         if not self.leaves[0].path:
             return list(columns["action"])
@@ -96,10 +94,16 @@ class ActionReader:
             return np.clip(values, box.low, box.high, out=values)
         return values + np.asarray(leaf.start, values.dtype) if leaf.shifted else values
 
-    def _out_of_range(self, leaf: Leaf, numbers: list[int]) -> AgentError:
-        count = leaf.spec.nvec[0]
-        row = next(row for row, number in enumerate(numbers) if not 0 <= number < count)
-        return AgentError(f"the action '{leaf.key}' of row {row} is {numbers[row]}; expected 0 to {count - 1}")
+    def _problem(self, leaf: Leaf, action: Mapping[str, Tensor]) -> AgentError:
+        """Return what is wrong with the discrete actions of a space that has nothing else."""
+        tensor, count = action.get(leaf.key), leaf.spec.nvec[0]
+        if tensor is None:
+            return _missing(leaf, action)
+        if tensor.shape != (self._num_envs,):
+            return self._mismatch(leaf, tensor)
+        numbers = cast("list[int]", tensor.tolist())
+        row, number = next((row, number) for row, number in enumerate(numbers) if number not in range(count))
+        return AgentError(f"the action '{leaf.key}' of row {row} is {number}; expected 0 to {count - 1}")
 
     def _mismatch(self, leaf: Leaf, tensor: Tensor) -> AgentError:
         expected = (self._num_envs, *leaf.spec.shape)

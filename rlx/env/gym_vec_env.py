@@ -1,8 +1,7 @@
 """The per-instance adapter: B Gymnasium environments, stepped one after the other."""
 
 import contextlib
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
@@ -28,7 +27,6 @@ _CHECKED_CALLS = 16
 _CHECKED_EVERY = 256
 
 _NOTHING: Any = object()
-_call = cast("Callable[[Any, Any], Any]", operator.call)
 
 
 class GymVecEnv(VecEnv):
@@ -132,32 +130,35 @@ class GymVecEnv(VecEnv):
         self._calls = calls = self._calls + 1
         checking = calls <= _CHECKED_CALLS or not calls % _CHECKED_EVERY
         plain = self._plain_shape
-        target = out.obs_np["obs"] if plain is not None else None
         reward = self._raw_rewards if self.raw_reward else out.reward_np
         terminated, truncated = out.terminated_np, out.truncated_np
-        observations: list[Any] = []
-        answers: Iterator[Any] = map(_call, self._steps, actions)
-        row, answer = -1, _NOTHING
+        steps = self._steps
+        row, answer = 0, _NOTHING
         try:
-            for row, answer in enumerate(answers):
-                observation, reward[row], terminated[row], truncated[row], _ = answer
-                if target is None:
-                    observations.append(observation)
-                elif observation.shape == plain:
+            if plain is not None and not checking:  # the hot path: nothing is looked at that NumPy would refuse
+                target = out.obs_np["obs"]
+                for row, chosen in enumerate(actions):
+                    answer = steps[row](chosen)
+                    observation, reward[row], terminated[row], truncated[row], _ = answer
+                    if observation.shape != plain:
+                        self._check(row, answer)
                     target[row] = observation
-                else:
-                    self._check(row, answer)
-                if checking:
-                    self._check(row, answer)
-                answer = _NOTHING
-            if target is None:
+                    answer = _NOTHING
+            else:
+                observations: list[Any] = []
+                for row, chosen in enumerate(actions):
+                    answer = steps[row](chosen)
+                    observation, reward[row], terminated[row], truncated[row], _ = answer
+                    observations.append(observation)
+                    if checking:
+                        self._check(row, answer)
+                    answer = _NOTHING
                 self._write(observations, out)
         except RlxError:
             raise
         except Exception as error:
-            if answer is _NOTHING:  # the next row's environment has not answered
-                raise self._fault(row + 1, raised("step", error)) from error
-            self._check(row, answer)
+            if answer is not _NOTHING:
+                self._check(row, answer)
             raise self._fault(row, raised("step", error)) from error
         if self.raw_reward:
             self._write_raw_rewards(out)

@@ -32,8 +32,9 @@ def run_ceiling(worker: Worker, env_id: str, native: bool, num_steps: int) -> in
     return _loops[key]()
 
 
-def raw_rate(env_id: str, seconds: float) -> float:
-    """Return the steps per second of one bare environment with fixed actions."""
+def run_raw(worker: Worker, env_id: str, seconds: float) -> float:
+    """Return the steps per second of one bare environment with fixed actions, in a worker's process."""
+    del worker
     env = gymnasium.make(env_id, disable_env_checker=True)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(256)]
