@@ -41,7 +41,8 @@ def bench_collect(
     Returns:
         `steps_per_second` (valid transitions of rlx), `ceiling_steps_per_second`, `ratio` (median of the turns'),
         `raw_steps_per_second` (one bare environment in each worker, all at the same time: the mean), `ceiling_of_raw`
-        (the ceiling's rate over the workers' number times that), `shared_bytes` and what these are made of, and the arguments.
+        (the ceiling's rate over the workers' number times that), `shared_bytes` and what these are made of, and the
+        arguments.
 
     Raises:
         ConfigError: an environment that the hand-written loop cannot run.
