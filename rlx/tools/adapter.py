@@ -81,6 +81,8 @@ def bench_adapter(make_env: EnvMaker, *, num_envs: int, num_steps: int = 128, se
     """
     make_agent = partial(Fixed, num_envs=num_envs)
     below = make_env(num_envs=num_envs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker process; the environment's own threads are not torch's
     try:
         step_bare = _bare_loop(below)
         with Batcher(
@@ -104,6 +106,7 @@ def bench_adapter(make_env: EnvMaker, *, num_envs: int, num_steps: int = 128, se
 
             rates = rates_in_turns({"rlx": collect, "bare": bare}, seconds)
     finally:
+        torch.set_num_threads(threads)
         below.close()
     return {
         "steps_per_second": statistics.median(rates["rlx"]),
