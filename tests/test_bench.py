@@ -42,7 +42,7 @@ def test_scaling_compares_gains_and_checks_compare_rates_in_one_run() -> None:
     found = bench_collect(num_workers=2, envs_per_worker=1, num_steps=16, seconds=0.1, scaling=True, checks=True)
     assert found["gain_ratio"] == found["gain"] / found["ceiling_gain"]
     assert 0.1 < found["gain"] < 10
-    assert found["checks_cost"] < 1
+    assert 0 < found["checks_cost"] < 1
     assert found["unchecked_steps_per_second"] > 0
     with pytest.raises(ConfigError, match="--num-workers is 1, expected >= 2"):
         bench_collect(num_workers=1, scaling=True)

@@ -12,6 +12,7 @@ from rlx.batcher.batcher import Batcher
 from rlx.env import make
 from rlx.errors import ConfigError
 from rlx.tools.ceiling import raw_rate, run_ceiling
+from rlx.tools.checks_cost import share_of_checks, time_checks
 from rlx.tools.turns import TURN_SECONDS, Run, median_ratio, rates_in_turns
 
 
@@ -45,7 +46,8 @@ def bench_collect(
         `raw_steps_per_second` (one bare environment, stepped alone), `ceiling_of_raw` (the ceiling's rate over the
         workers' number times that), `shared_bytes` and what these are made of, and the arguments.
         With `scaling`, `gain` and `ceiling_gain` (rate over that of one worker) and `gain_ratio`, the first over the
-        second. With `checks`, `unchecked_steps_per_second` and `checks_cost`, the part of that which checks take.
+        second. With `checks`, `unchecked_steps_per_second`, and `checks_cost`, the part of a piece's time that its
+        check takes, each the least in a worker's own time.
 
     Raises:
         ConfigError: an environment that the hand-written loop cannot run, or one worker to compare with one.
@@ -68,16 +70,21 @@ def bench_collect(
             return batcher
 
         batcher = started(num_workers)
-        runs = {"rlx": partial(_collect, batcher), "ceiling": partial(_ceiling, batcher, env, native, num_steps)}
+        runs = {
+            "rlx": partial(_collect, batcher),
+            "ceiling": partial(_ceiling, batcher, env, native, num_steps),
+        }
         if scaling:
             alone = started(1)
             runs["rlx alone"] = partial(_collect, alone)
             runs["ceiling alone"] = partial(_ceiling, alone, env, native, num_steps)
         if checks:
+            batcher.call(time_checks)
             runs["unchecked"] = partial(_collect, started(num_workers, check_finite=False))
         raw: list[float] = []
         measure_raw = None if native else lambda: raw.append(raw_rate(env, TURN_SECONDS / 4))
         rates = rates_in_turns(cast("dict[str, Run]", runs), seconds, measure_raw)
+        cost = max(batcher.call(share_of_checks)) if checks else 0.0
         ours, theirs = rates["rlx"], rates["ceiling"]
         ceiling = statistics.median(theirs)
         one = statistics.median(raw) if raw else None
@@ -96,7 +103,7 @@ def bench_collect(
         found |= {"gain": gain, "ceiling_gain": ceiling_gain, "gain_ratio": gain / ceiling_gain}
     if checks:
         found["unchecked_steps_per_second"] = statistics.median(rates["unchecked"])
-        found["checks_cost"] = 1.0 - median_ratio(ours, rates["unchecked"])
+        found["checks_cost"] = cost
     return found | {
         "env": env,
         "num_workers": num_workers,
