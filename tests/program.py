@@ -1,4 +1,4 @@
-"""The whole `rlx` command in a process of its own, and what it leaves behind."""
+"""The whole `rlx` command, mostly in a process of its own, and what it leaves behind."""
 
 import os
 import select
@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from rlx.cli.start import run_train
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-c", "from rlx.cli.main import main; main()"]
@@ -22,6 +24,15 @@ def rlx(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def rlx_train(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return rlx(cwd, "train", *SMALL, *arguments)
+
+
+def train_here(*arguments: str) -> int:
+    """Run `rlx train` in this process with a local worker, where nothing is asked that only a program shows."""
+    try:
+        run_train([*SMALL, "batcher=local", *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 @contextmanager

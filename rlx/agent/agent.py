@@ -131,7 +131,7 @@ class Agent(nn.Module):
         self,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return the outputs `[B, T]` of whole sequences, in time order, resetting the state where `is_first`.
@@ -141,7 +141,7 @@ class Agent(nn.Module):
         Args:
             observation: `[B, T]`, the `env/` group.
             state: `[B]`, the state each sequence begins with.
-            agent_info: `[B]`.
+            agent_info: `[B]`; `[B, T]` where a sampler draws it for each episode.
             taken: `[B, T]`, the stored `agent/` group.
         """
         return step_through(self, observation, state, agent_info, taken)
@@ -151,7 +151,7 @@ class Agent(nn.Module):
         context: TemporalDictTensor,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return what `forward_sequence` does, for sequences that go on from `context`: with a `history_length`.
@@ -162,10 +162,11 @@ class Agent(nn.Module):
             context: `[B, C]`, as for `recall`.
             observation: `[B, T]`, the `env/` group.
             state: `[B]`, the state each sequence began with, without what `recall` adds.
-            agent_info: `[B]`.
+            agent_info: `[B]`; `[B, T]` where a sampler draws it for each episode.
             taken: `[B, T]`, the stored `agent/` group.
         """
-        return self.forward_sequence(observation, self.recall(context, state, agent_info), agent_info, taken)
+        recalled = self.recall(context, state, at_start(agent_info))
+        return self.forward_sequence(observation, recalled, agent_info, taken)
 
 
 class AgentMaker(Protocol):
@@ -204,6 +205,13 @@ class ActorCriticAgent(Agent):
     def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the policy's entropy in nats, `[...]`."""
         raise NotImplementedError(f"{type(self).__name__} has no entropy()")
+
+
+def at_start(agent_info: DictTensor | TemporalDictTensor) -> DictTensor:
+    """Return the `agent_info` `[B]` with which sequences begin, of what they have, `[B]` or `[B, T]`."""
+    if isinstance(agent_info, DictTensor):
+        return agent_info
+    return agent_info.at(0) if agent_info.max_length else DictTensor.empty(agent_info.batch_size)
 
 
 def step_through(

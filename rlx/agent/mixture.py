@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker
+from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, at_start, step_through
 from rlx.agent.routing import Router, merged
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
+from rlx.data.trajectories import empty_context
 from rlx.errors import AgentError, did_you_mean
 from rlx.validate import validate
 
@@ -26,7 +27,7 @@ class MixtureAgent(ActorCriticAgent):
 
     Outputs: those of the members, in the order of the rows, and `policy` `[B]` int64. State: those of all members, as
     `<member>/<key>`; a member's part changes at its own rows only. A row that is given to another member within an
-    episode finds that one's state as it left it.
+    episode finds that one's state as it left it; a member that reads its history begins anew there, see `Router`.
     """
 
     def __init__(self, specs: EnvSpecs, *, members: Mapping[str, AgentMaker | Mapping[str, Any]]) -> None:
@@ -48,18 +49,19 @@ class MixtureAgent(ActorCriticAgent):
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise AgentError(f"agent.members: {name!r} can be no member's name, try '{name}_policy'")
         made = {name: member_maker(name, member)(specs) for name, member in members.items()}
-        for name, member in made.items():
-            if member.history_length:
-                raise AgentError(f"agent.members.{name}: {type(member).__name__} reads its history; no member can")
         check_alike(made, specs)
         self.members = nn.ModuleDict(made)
         self.router = Router(made)
-        self.inputs = self.router.inputs
+        self.inputs, self.history_length = self.router.inputs, self.router.history_length
         self._specs = specs
 
     def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
         """Return the states of all members for all rows."""
         return self.router.initial_state(agent_info, batch_size)
+
+    def recall(self, context: TemporalDictTensor, state: DictTensor, agent_info: DictTensor) -> DictTensor:
+        """Return `state` with what each member derives from its own steps before."""
+        return self.router.recall(context, state, agent_info)
 
     def forward(
         self,
@@ -75,31 +77,54 @@ class MixtureAgent(ActorCriticAgent):
         self,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return the outputs `[B, T]`: each member does its sequences in its own way.
 
-        Step by step, where a sequence passes from one member to another.
+        Step by step, where a sequence passes from one member to another, or a member reads its history.
         """
-        size, length = observation.leading_shape
-        if not size * length:
+        if self.history_length:
             return super().forward_sequence(observation, state, agent_info, taken)
-        if taken is None or "policy" not in taken:
-            policy = self.router.policies(agent_info, None, observation.device)
-        else:
-            # Padding may hold anything, and a sequence may be all padding.
-            steps = taken["policy"].clamp(0, len(self.members) - 1)
-            policy = steps[:, 0]
-            if bool(((steps != policy.unsqueeze(1)) & observation.mask()).any()):
-                return super().forward_sequence(observation, state, agent_info, taken)
+        return self.forward_history(empty_context(observation), observation, state, agent_info, taken)
+
+    def forward_history(
+        self,
+        context: TemporalDictTensor,
+        observation: TemporalDictTensor,
+        state: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
+        taken: TemporalDictTensor | None = None,
+    ) -> TemporalDictTensor:
+        """Return what `forward_sequence` does, for sequences that go on from `context`."""
+        size, length = observation.leading_shape
+        policy = None if not size * length else self._of_sequences(observation, agent_info, taken)
+        if policy is None:
+            recalled = self.recall(context, state, at_start(agent_info))
+            return step_through(self, observation, recalled, agent_info, taken)
         parts: list[tuple[Tensor, dict[str, Tensor]]] = []
         for name, member, rows in self.router.split(policy):
-            its = None if taken is None else taken[rows]
-            outputs = member.forward_sequence(observation[rows], state.group(name)[rows], agent_info[rows], its)
+            info, its = agent_info[rows], None if taken is None else taken[rows]
+            own_state, own_steps = self.router.began(name, rows, state, at_start(info), context)
+            outputs = member.forward_history(own_steps, observation[rows], own_state, info, its)
             parts.append((rows, outputs.to_dict()))
         fields = merged(parts) | {"policy": policy.unsqueeze(1).expand(size, length)}
         return TemporalDictTensor.trusted(fields, observation.lengths, length)
+
+    def _of_sequences(
+        self,
+        observation: TemporalDictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
+        taken: TemporalDictTensor | None,
+    ) -> Tensor | None:
+        """Return whose each sequence is, `[B]` int64; None where one passes from a member to another."""
+        if taken is None or "policy" not in taken:
+            known = isinstance(agent_info, DictTensor)
+            return self.router.policies(agent_info, None, observation.device) if known else None
+        # Padding may hold anything, and a sequence may be all padding.
+        steps = taken["policy"].clamp(0, len(self.members) - 1)
+        changes = (steps != steps[:, :1]) & observation.mask()
+        return None if bool(changes.any()) else steps[:, 0]
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         """Let each member draw at its rows.
@@ -149,10 +174,13 @@ class _Actor(Agent):
     def __init__(self, actors: Mapping[str, Agent]) -> None:
         super().__init__()
         self._router = Router(actors)
-        self.inputs = self._router.inputs
+        self.inputs, self.history_length = self._router.inputs, self._router.history_length
 
     def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
         return self._router.initial_state(agent_info, batch_size)
+
+    def recall(self, context: TemporalDictTensor, state: DictTensor, agent_info: DictTensor) -> DictTensor:
+        return self._router.recall(context, state, agent_info)
 
     def forward(
         self,

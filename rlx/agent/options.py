@@ -143,7 +143,7 @@ class OptionActorCritic(ActorCriticAgent):
         self,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return the outputs `[B, T]` in one call: `taken` tells which option was in force at each step."""
@@ -157,7 +157,8 @@ class OptionActorCritic(ActorCriticAgent):
             size * length,
         )
         chosen = {key: field.flatten(0, 1) for key, field in taken.items()}
-        outputs, _ = self.forward(flat, flat, agent_info, DictTensor.trusted(chosen, size * length))
+        nothing = DictTensor.empty(size * length)
+        outputs, _ = self.forward(flat, flat, nothing, DictTensor.trusted(chosen, size * length))
         fields = {key: outputs[key].view(size, length, *outputs[key].shape[1:]) for key in outputs}
         return TemporalDictTensor.trusted(fields, observation.lengths, length)
 

@@ -37,7 +37,7 @@ class RecurrentAgent(MemoryAgent):
         self,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return the outputs `[B, T]` of whole sequences by one call of the fused network, however many resets."""

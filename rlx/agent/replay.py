@@ -1,11 +1,12 @@
 """Running an agent again over what it saw: with gradients for losses, without for values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rlx.agent.agent import Agent, is_stateful, reset_state, step_through
+from rlx.agent.agent import Agent, at_start, is_stateful, reset_state, step_through
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 
@@ -68,17 +69,36 @@ def _sequences(
 ) -> TemporalDictTensor:
     """Return the outputs for the sequences `seen` `[B, T]`, from where the trajectories began."""
     info, context = trajectories.info, trajectories.context
-    state, agent_info = info.group("agent_state"), info.group("agent_info")
-    if not agent.history_length and drawn is not None:
-        return step_through(agent, seen, state, drawn, taken)
-    if not agent.history_length:
-        return agent.forward_sequence(seen, state, agent_info, taken)
-    if not context.max_length and seen.max_length and bool((~seen["is_first"][:, 0] & (seen.lengths > 0)).any()):
+    state, agent_info = info.group("agent_state"), drawn if drawn is not None else info.group("agent_info")
+    if (
+        agent.history_length
+        and not context.max_length
+        and seen.max_length
+        and bool((~seen["is_first"][:, 0] & (seen.lengths > 0)).any())
+    ):
         raise AgentError(
             f"replay: {type(agent).__name__} reads {agent.history_length} steps of history, and these sequences begin "
             "inside episodes without the steps before them: keep trajectories.context, as rows() and minibatches() do"
         )
-    return agent.forward_history(context, seen, state, agent_info, taken)
+    if agent.history_length and _is_of_one_piece(agent, "forward_history"):
+        return agent.forward_history(context, seen, state, agent_info, taken)
+    if agent.history_length:
+        state = agent.recall(context, state, at_start(agent_info))
+    run = agent.forward_sequence if _is_of_one_piece(agent, "forward_sequence") else partial(step_through, agent)
+    return run(seen, state, agent_info, taken)
+
+
+def _is_of_one_piece(agent: Agent, at_once: str) -> bool:
+    """Return whether the method that does whole sequences `at_once` knows the agent's `forward`.
+
+    A subclass that overrides `forward` alone would otherwise act in one way and learn in another.
+    """
+    order = type(agent).__mro__
+    return _owner(order, at_once) <= _owner(order, "forward")
+
+
+def _owner(order: Sequence[type], method: str) -> int:
+    return next(place for place, kind in enumerate(order) if method in vars(kind))
 
 
 def replay_inputs(agent: Agent) -> tuple[str, ...]:

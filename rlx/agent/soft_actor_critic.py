@@ -320,7 +320,7 @@ class RecurrentSoftActorCritic(SoftActorCriticAgent):
         self,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return `mean` and `log_std` `[B, T, n]` of whole sequences by one call of the memory."""

@@ -153,7 +153,7 @@ class TransformerActorCritic(MemoryActorCritic):
         context: TemporalDictTensor,
         observation: TemporalDictTensor,
         state: DictTensor,
-        agent_info: DictTensor,
+        agent_info: DictTensor | TemporalDictTensor,
         taken: TemporalDictTensor | None = None,
     ) -> TemporalDictTensor:
         """Return the outputs `[B, T]` of sequences that go on from `context`, in one masked pass over both."""

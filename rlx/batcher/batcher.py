@@ -14,7 +14,7 @@ from rlx.batcher.context import context_specs
 from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
-from rlx.batcher.probe import probe_agent
+from rlx.batcher.probe import agreed_specs, probe_agent
 from rlx.batcher.process import OnFailure, ProcessHandle
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
@@ -22,7 +22,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker import EnvMaker, WorkerOptions
 from rlx.data import DictTensor, EnvSpecs, Trajectories
-from rlx.errors import AgentError, SpecError, UserError
+from rlx.errors import UserError
 from rlx.validate import Range
 
 WorkerKind = Literal["local", "process"]
@@ -60,6 +60,8 @@ class Batcher:
         on_failure: OnFailure = "restart",
         step_timeout: Annotated[float, Range(0)] | None = None,
         asynchronous: bool = False,
+        agent_info: Info | None = None,
+        env_info: Info | None = None,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -80,6 +82,8 @@ class Batcher:
                 making or resetting them all may take that for each. None or 0: any time.
             asynchronous: let `collect` order the next piece before it returns one: the workers run ahead by one piece,
                 with the weights that they have, while the learner computes. Steps then carry `agent/policy_version`.
+            agent_info: for every `reset` that is given none; rows `[num_envs]`, or a `Sampler`.
+            env_info: likewise.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -122,13 +126,13 @@ class Batcher:
                     else ProcessHandle(options, on_failure=on_failure, step_timeout=step_timeout)
                 )
             found: list[EnvSpecs] = receive_all(self._handles)
-            self.specs = _agreed(found)
+            self.specs = agreed_specs(found)
         except BaseException:
             self.close()
             raise
-        nothing = DictTensor.empty(self.num_envs)
-        self._agent_info: Info = nothing
-        self._env_info: Info = nothing
+        self._standing = {"agent_info": agent_info, "env_info": env_info}
+        self._agent_info: Info = DictTensor.empty(self.num_envs)
+        self._env_info: Info = self._agent_info
 
     def reset(self, agent_info: Info | None = None, env_info: Info | None = None, *, wait: bool = True) -> None:
         """Begin new episodes in all environments.
@@ -138,8 +142,9 @@ class Batcher:
         there from the first reset on, before weights are published.
 
         Args:
-            agent_info: `[num_envs]`, reaches the agent at every call: which kind of policy each row is.
-            env_info: `[num_envs]`, reaches every reset of its environment: task, goal, level.
+            agent_info: `[num_envs]`, reaches the agent at every call: which kind of policy each row is. None for what
+                the batcher was made with.
+            env_info: `[num_envs]`, reaches every reset of its environment: task, goal, level. None likewise.
             wait: wait until the environments are reset; otherwise the workers reset them as the next piece begins, and
                 what an environment raises then is raised by `get`. The first reset of all is always waited for.
 
@@ -365,6 +370,12 @@ class Batcher:
 
     def _rows_of(self, name: str, info: Info | None) -> Info:
         planned = None if self._layout is None else self._layout.sampled
+        standing = self._standing[name]
+        if planned is None and info is not None and standing is not None:
+            raise UserError(
+                f"batcher.{name}: got one, and reset({name}=...) gives another from the start; expected null"
+            )
+        info = standing if info is None else info
         return fitting(name, info, self.num_envs, planned, travels=self.workers == "process")
 
     def _usable(self) -> None:
@@ -378,16 +389,3 @@ class BatcherMaker(Protocol):
     def __call__(self, *, num_steps: int) -> Batcher:
         """Return a batcher of pieces of `num_steps` steps."""
         ...
-
-
-def _agreed(found: list[EnvSpecs]) -> EnvSpecs:
-    first = found[0]
-    for index, other in enumerate(found[1:], start=1):
-        if other != first:
-            raise SpecError(
-                "the environments of one batcher must agree in their specs:\n"
-                f"  worker 0: {first}\n  worker {index}: {other}"
-            )
-    if not first.observation:
-        raise AgentError("the environments show nothing: their observation space is empty")
-    return first

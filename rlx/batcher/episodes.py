@@ -44,6 +44,8 @@ class EpisodeBatcher(Batcher):
         check_finite: bool = True,
         on_failure: OnFailure = "restart",
         step_timeout: Annotated[float, Range(0)] | None = None,
+        agent_info: Info | None = None,
+        env_info: Info | None = None,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -60,6 +62,8 @@ class EpisodeBatcher(Batcher):
             check_finite: see there.
             on_failure: see there; the episodes that a worker had not finished begin anew.
             step_timeout: see there.
+            agent_info: see there.
+            env_info: see there.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -78,6 +82,8 @@ class EpisodeBatcher(Batcher):
             check_finite=check_finite,
             on_failure=on_failure,
             step_timeout=step_timeout,
+            agent_info=agent_info,
+            env_info=env_info,
         )
         self.num_episodes = self.num_envs if num_episodes is None else num_episodes
         self._rounds: list[_Round] = []

@@ -114,27 +114,47 @@ def tally(
     if not len(rewards):
         return []
     if valid is not None:
-        rewards, ended = rewards * valid, ended & valid
-    total = np.cumsum(rewards, axis=0, dtype=np.float64)
-    total += returns
+        rewards, ended = np.where(valid, rewards, rewards.dtype.type(0)), ended & valid
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        total = np.cumsum(rewards, axis=0, dtype=np.float64)
+        total += returns
     count = None if valid is None else lengths + np.cumsum(valid, axis=0)
     rows, times = np.nonzero(ended.T)  # row after row, each in order of time
     paid_at = total[times, rows]
     counted_at = lengths[rows] + times + 1 if count is None else count[times, rows]
-    returns[:] = total[-1]
+    finite = bool(np.isfinite(total[-1]).all())
+    if not finite:
+        paid_at = _paid_apart(rewards, ended, returns)[times, rows]
+    else:
+        returns[:] = total[-1]
     lengths[:] = lengths + len(rewards) if count is None else count[-1]
     if not len(rows):
         return []
     again = rows[1:] == rows[:-1]  # whether the episode before it ended in this piece, too
     episode_returns, episode_lengths = paid_at.copy(), counted_at.copy()
-    episode_returns[1:] -= paid_at[:-1] * again
     episode_lengths[1:] -= counted_at[:-1] * again
     last = np.append(~again, True)
-    returns[rows[last]] -= paid_at[last]
+    if finite:
+        episode_returns[1:] -= paid_at[:-1] * again
+        returns[rows[last]] -= paid_at[last]
     lengths[rows[last]] -= counted_at[last]
     order = np.argsort(times, kind="stable")
     found = (rows[order] + first_row, episode_returns[order], episode_lengths[order])
     return list(zip(*(values.tolist() for values in found), strict=True))
+
+
+def _paid_apart(rewards: NDArray[np.floating], ended: Mask, returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what each episode has been paid up to each step, `[T, B]`, and carry the returns on.
+
+    Step by step, so that a reward which is not finite counts for its own episode alone.
+    """
+    paid = np.empty(rewards.shape)
+    with np.errstate(invalid="ignore"):
+        for t, reward in enumerate(rewards):
+            returns += reward
+            paid[t] = returns
+            returns[ended[t]] = 0.0
+    return paid
 
 
 def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: int) -> NDArray[np.int64]:

@@ -1,10 +1,10 @@
-"""What an agent puts out, found by asking it once: its outputs, its state, and whether they fit the environment."""
+"""What environments and agents show, found by asking them once, and whether it fits together."""
 
 import torch
 
 from rlx.agent.agent import Agent
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
-from rlx.errors import AgentError, did_you_mean
+from rlx.errors import AgentError, SpecError, did_you_mean
 
 INPUTS = ("obs", "prev_action", "prev_reward", "is_first")
 
@@ -58,6 +58,25 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
                 f"the environment expects {spec.dtype} of shape [B, {_sizes(spec)}]"
             )
     return given, initial
+
+
+def agreed_specs(found: list[EnvSpecs]) -> EnvSpecs:
+    """Return the specs that the environments of all workers have.
+
+    Raises:
+        SpecError: two workers' differ; the message has both.
+        AgentError: they show nothing.
+    """
+    first = found[0]
+    for index, other in enumerate(found[1:], start=1):
+        if other != first:
+            raise SpecError(
+                "the environments of one batcher must agree in their specs:\n"
+                f"  worker 0: {first}\n  worker {index}: {other}"
+            )
+    if not first.observation:
+        raise AgentError("the environments show nothing: their observation space is empty")
+    return first
 
 
 def _no_steps(size: int, history_length: int) -> TemporalDictTensor:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,7 +46,10 @@ def sample_specs(name: str, sampler: Sampler, *, travels: bool) -> tuple[dict[st
                 f"{name}: the sampler must be picklable to reach a worker process ({error}): use a function or a class "
                 "of a module, or functools.partial of one; or batcher=local"
             ) from error
-    drawn = dict(sampler(0, torch.Generator().manual_seed(0)))
+    answer = cast(object, sampler(0, torch.Generator().manual_seed(0)))  # whatever a user's function returns
+    if not isinstance(answer, Mapping):
+        raise UserError(f"{name}: the sampler is expected to return tensors by name, got {type(answer).__name__}")
+    drawn = cast("dict[str, Tensor]", dict(answer))  # pyright: ignore[reportUnknownArgumentType]
     wrong = [key for key, value in drawn.items() if not isinstance(value, Tensor)]  # pyright: ignore[reportUnnecessaryIsInstance]
     if wrong or not drawn:
         got = f"{wrong[0]!r} is a {type(drawn[wrong[0]]).__name__}" if wrong else "nothing"

@@ -88,7 +88,13 @@ class WorkerOptions:
 
 
 class Worker:
-    """Some environments and an agent, which write pieces of experience into shared slots when told to."""
+    """Some environments and an agent, which write pieces of experience into shared slots when told to.
+
+    Attributes:
+        options: what it was made from.
+        env: its environments.
+        piece_check: what looks at its pieces; None where nothing does.
+    """
 
     def __init__(self, options: WorkerOptions, words: Words | None = None) -> None:
         """Make the environments.
@@ -103,7 +109,7 @@ class Worker:
         self.options = options
         self.env = options.make_env(num_envs=options.num_envs)
         self._words: Words = [0] * NUM_WORDS if words is None else words
-        self._check: PieceCheck | None = None
+        self.piece_check: PieceCheck | None = None
         self._rollout: _Rollout | None = None
         self._version = -1
         self._weights: list[list[Tensor]] = []
@@ -141,7 +147,7 @@ class Worker:
         actor, seeds = agent.actor(), options.env_seeds
         if options.check_finite:
             check_outputs(actor, layout.outputs, options.num_envs, options.first_row)
-            self._check = PieceCheck(
+            self.piece_check = PieceCheck(
                 self.env, slots, first_row=options.first_row, seeds=seeds, stop=options.stop_at_episode_end
             )
         self._rollout = _Rollout(
@@ -202,14 +208,14 @@ class Worker:
         return replace(report, cpu_seconds=time.process_time() - began)
 
     def _checked_run(self, rollout: "_Rollout", slot: int) -> PieceReport:
-        if self._check is None:
+        if self.piece_check is None:
             return rollout.run(slot)
         try:
             report = rollout.run(slot)
         except (AgentError, EnvironmentFault):
-            self._check.blame(slot, self._words[CALLS])
+            self.piece_check.blame(slot, self._words[CALLS])
             raise
-        self._check.check(slot, report)
+        self.piece_check.check(slot, report)
         return report
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -231,8 +237,8 @@ class Worker:
 
     def _begin_episodes(self, rollout: "_Rollout") -> None:
         rollout.reset()
-        if self._check is not None:
-            self._check.begin_episodes()
+        if self.piece_check is not None:
+            self.piece_check.begin_episodes()
 
     def _attached(self) -> "_Rollout":
         assert self._rollout is not None, "attach() comes first"

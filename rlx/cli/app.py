@@ -122,6 +122,8 @@ def bench_collect(
     num_steps: Annotated[int, typer.Option(min=1, help="Steps of each environment a call.")] = 128,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each of the two is measured.")] = 5.0,
     vectorization: Annotated[str, typer.Option(help="per_instance or native.")] = "per_instance",
+    scaling: Annotated[bool, typer.Option("--scaling", help="Compare with one worker, too.")] = False,
+    checks: Annotated[bool, typer.Option("--checks", help="Measure what the checks of numbers cost, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure collection: rlx's steps per second, and those of a hand-written loop with the same work."""
@@ -135,11 +137,38 @@ def bench_collect(
             num_steps=num_steps,
             seconds=seconds,
             vectorization=vectorization,
+            scaling=scaling,
+            checks=checks,
         )
         if as_json:
             emit(json.dumps(values))
         else:
             values |= {f"shared_bytes {key}": value for key, value in values.pop("shared_bytes_of").items()}
+            _table(values, emit)
+
+
+@bench.command("adapter")
+def bench_adapter(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="env=MEMBER and env.KEY=VALUE.", autocompletion=complete_override),
+    ] = None,
+    num_envs: Annotated[int, typer.Option(min=1, help="Environments.")] = 8,
+    num_steps: Annotated[int, typer.Option(min=1, help="Steps of each environment a piece.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each of the two is measured.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Measure an environment in rlx and bare, without a policy: rlx bench adapter env=Pong env.num_threads=2."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.cli.train import compose_env
+        from rlx.run.build import maker
+        from rlx.tools.adapter import bench_adapter as measure
+
+        make_env = maker("env", compose_env(overrides or []))
+        values = measure(make_env, num_envs=num_envs, num_steps=num_steps, seconds=seconds)
+        if as_json:
+            emit(json.dumps(values))
+        else:
             _table(values, emit)
 
 

@@ -187,7 +187,7 @@ def job(config: DictConfig) -> None:
 
 
 def _launch(config: DictConfig, settings: Any) -> None:
-    values = _resolve(config)
+    values = resolve(config)
     choices = {
         group: str(member)
         for group, member in settings.runtime.choices.items()
@@ -208,7 +208,28 @@ def _command(settings: Any) -> str:
     return shlex.join(["rlx", "train", *settings.overrides.task, *own])
 
 
-def _resolve(config: DictConfig) -> dict[str, Any]:
+def compose_env(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the group `env` that overrides describe, checked and resolved, for commands that train nothing.
+
+    Raises:
+        ConfigError: what was typed makes none, or is about something else.
+    """
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] != "env":
+            raise ConfigError(f"{word}: expected env=MEMBER or env.KEY=VALUE.{did_you_mean(key, ['env'])}")
+    composition = Composition(overrides=overrides, config_name="config", directories=[str(config_directory())])
+    try:
+        config = composition.loader.load_configuration("config", list(overrides), RunMode.RUN)
+    except Exception as error:
+        message = explain(error, composition)
+        if message is None:
+            raise
+        raise ConfigError(message) from None
+    return resolve(OmegaConf.masked_copy(config, "env"))["env"]
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
     """Return `config` as plain data, with every interpolation resolved and no value missing.
 
     Raises:

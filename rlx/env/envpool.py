@@ -111,6 +111,11 @@ class SeededPool(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.render_mode = keywords.get("render_mode")
         self._pool: Any = None
 
+    @property
+    def pool(self) -> Any:
+        """Return EnvPool's own object, None before the first reset."""
+        return self._pool
+
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

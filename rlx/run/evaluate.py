@@ -3,8 +3,9 @@
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,11 +14,13 @@ from torch import nn
 
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher, WorkerKind
+from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import EnvMaker
 from rlx.data import DictTensor, EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
 from rlx.run.build import maker
 from rlx.run.checkpoint import find_checkpoint, load_checkpoint
+from rlx.run.samplers import read_samplers, sampler_targets
 
 MOST_ENVS = 128
 """Environments that play at once, at most."""
@@ -86,6 +89,8 @@ class Evaluator:
         deterministic: bool = True,
         num_workers: int = 2,
         workers: WorkerKind = "process",
+        agent_info: Sampler | None = None,
+        env_info: Sampler | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -97,11 +102,14 @@ class Evaluator:
             deterministic: take the policy's mode instead of a draw.
             num_workers: number of workers.
             workers: `process` or `local`.
+            agent_info: draws which kind of policy plays each episode, beside `deterministic`; None for nothing.
+            env_info: draws each episode's task; None for nothing.
         """
         self._makers = make_agent, make_env
         self._episodes = episodes
         self._seed = seed
         self._deterministic = deterministic
+        self._samplers = agent_info, env_info
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
         self._kind: WorkerKind = workers
         self._batcher: Batcher | None = None
@@ -123,10 +131,14 @@ class Evaluator:
             if specs is not None:
                 num_bytes = sum(spec.zeros(1).nbytes for spec in specs.observation.values())
                 steps = max(steps, min(most, _PIECE_BYTES // max(1, num_bytes * each * self._num_workers)))
+            size, (agent_info, env_info) = each * self._num_workers, self._samplers
+            mode = DictTensor({"deterministic": torch.full((size,), self._deterministic)}, size)
             self._batcher = Batcher(
                 *self._makers,
                 num_workers=self._num_workers,
                 envs_per_worker=each,
+                agent_info=mode if agent_info is None else partial(_in_mode, agent_info, self._deterministic),
+                env_info=env_info,
                 num_steps=steps,
                 seed=self._seed,
                 workers=self._kind,
@@ -189,14 +201,9 @@ class Evaluator:
     def _begin(self, agent: nn.Module, batcher: Batcher) -> None:
         assert self._found is None, "an evaluation is under way"
         self._found = []
-        self._begin_round(batcher)
+        batcher.reset(wait=False)  # each environment begins an episode with the next piece
         batcher.publish(agent)
         batcher.execute()
-
-    def _begin_round(self, batcher: Batcher) -> None:
-        """Let each environment begin an episode with the next piece."""
-        info = DictTensor({"deterministic": torch.full((batcher.num_envs,), self._deterministic)}, batcher.num_envs)
-        batcher.reset(agent_info=info, wait=False)
 
     def _advance(self, *, blocking: bool) -> EvaluationResult | None:
         """Return the result once all episodes are played; None where that would mean to wait."""
@@ -211,7 +218,7 @@ class Evaluator:
                 batcher.episodes.clear()
                 if len(found) >= self._episodes:
                     break
-                self._begin_round(batcher)
+                batcher.reset(wait=False)
             batcher.execute()
         self._found = None
         returns, lengths = zip(*found[: self._episodes], strict=True)
@@ -234,6 +241,11 @@ class Evaluator:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _in_mode(sampler: Sampler, deterministic: bool, row: int, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
+    """Return what a sampler draws of `agent_info`, and whether the policy's mode is taken."""
+    return {**sampler(row, generator), "deterministic": torch.tensor(deterministic)}
 
 
 def evaluate_path(
@@ -266,16 +278,19 @@ def evaluate_path(
     if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
         raise CheckpointError(f"'{checkpoint_path}' holds no agent and environment to evaluate")
     env, agent = cast("Mapping[str, Any]", env), cast("Mapping[str, Any]", agent)
+    batcher = checkpoint.config.get("batcher")
     if not trust:
-        check_trust(checkpoint_path, env, agent, None if config_dir is None else Path(config_dir))
+        own = None if config_dir is None else Path(config_dir)
+        check_trust(checkpoint_path, env, agent, own, also=sampler_targets(batcher))
     try:
         make_env, make_agent = maker("env", env), maker("agent", agent)
+        samplers = read_samplers(batcher)
     except ConfigError as error:
         raise CheckpointError(f"'{checkpoint_path}' cannot be rebuilt: {error}") from error
     specs = EnvSpecs.from_dict(checkpoint.meta["specs"])
     trained: nn.Module = make_agent(specs)
     load_weights(trained, checkpoint.state["agent"], checkpoint_path)
-    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic}
+    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | samplers
     with Evaluator(make_agent, make_env, num_workers=num_workers, **options) as evaluator:
         found = evaluator.start().specs
         if found != specs:
@@ -301,7 +316,13 @@ def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> 
     agent.load_state_dict(dict(weights))
 
 
-def check_trust(source: Path, env: Mapping[str, Any], agent: Mapping[str, Any], config_dir: Path | None) -> None:
+def check_trust(
+    source: Path,
+    env: Mapping[str, Any],
+    agent: Mapping[str, Any],
+    config_dir: Path | None,
+    also: Collection[str] = (),
+) -> None:
     """Refuse a checkpoint that names code which is neither rlx's own, nor Gymnasium's, nor in the user's configuration.
 
     A checkpoint's configuration is data: it may come from anywhere, and what it names would be imported.
@@ -311,7 +332,7 @@ def check_trust(source: Path, env: Mapping[str, Any], agent: Mapping[str, Any], 
     """
     from rlx.env.registry import user_modules
 
-    named = {str(group.get("_target_", "")) for group in (env, agent)}
+    named = {str(group.get("_target_", "")) for group in (env, agent)} | set(also)
     modules: set[str] = set()
     for member in (env, *cast("list[Mapping[str, Any]]", env.get("members") or [])):
         wrappers: list[str] = []

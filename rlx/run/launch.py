@@ -19,6 +19,7 @@ from rlx.run.directory import default_run_directory
 from rlx.run.evaluate import Evaluator
 from rlx.run.options import RunOptions
 from rlx.run.run import Run
+from rlx.run.samplers import read_samplers
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
@@ -82,9 +83,10 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str |
     train = maker("algo", config["algo"])
     make_env = maker("env", config["env"])
     make_agent = maker("agent", config["agent"])
+    samplers = read_samplers(config["batcher"])
     make_batcher = cast(
         "partial[Batcher]",
-        partial(maker("batcher", config["batcher"]), make_agent, make_env, seed=top["seed"]),
+        partial(maker("batcher", _with(config["batcher"], samplers)), make_agent, make_env, seed=top["seed"]),
     )
     device = find_device(top["device"])
     env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
@@ -113,10 +115,16 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str |
     evaluator = None
     if evaluates["every"]:
         workers = "local" if config["batcher"].get("workers") == "local" else "process"
-        evaluator = Evaluator(make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], workers=workers)
+        evaluator = Evaluator(
+            make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], workers=workers, **samplers
+        )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator) as run:
         train(run, make_agent, make_batcher)
+
+
+def _with(group: Any, samplers: Mapping[str, Any]) -> Any:
+    return {**cast("Mapping[str, Any]", group), **samplers} if samplers else group
 
 
 def find_device(name: str) -> torch.device:

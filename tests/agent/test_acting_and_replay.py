@@ -50,6 +50,11 @@ MAKERS |= {
     "mixture of options": partial(
         MixtureAgent, members={"a": MAKERS["options, 3 steps"], "b": MAKERS["options, 3 steps"]}
     ),
+    "mixture of two transformers and a gru": partial(
+        MixtureAgent,
+        members={key: MAKERS[key] for key in ("transformer", "gru")}
+        | {"longer": MAKERS["transformer, 1 layer over all"]},
+    ),
 }
 STATEFUL = [name for name in MAKERS if name not in ("mlp", "mixture of mlps")]
 

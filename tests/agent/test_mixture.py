@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from rlx.agent import ActorCritic, GRUActorCritic, MixtureAgent, replay
+from rlx.agent import ActorCritic, GRUActorCritic, MixtureAgent, TransformerActorCritic, replay
 from rlx.batcher import Batcher
 from rlx.data import DictTensor
 from rlx.env import make
@@ -18,6 +18,10 @@ MLP = {"hidden_sizes": [8], "activation": "tanh", "log_std_init": 0.0}
 make_mlp = partial(ActorCritic, **MLP)
 make_gru = partial(
     GRUActorCritic, **MLP, state_size=8, critic_hidden_sizes=[8], prev_action=False, prev_reward=False
+)  # fmt: skip
+make_transformer = partial(
+    TransformerActorCritic, num_layers=2, window=3, model_size=8, num_heads=2, feedforward_size=8, activation="tanh",
+    critic_hidden_sizes=[8], prev_action=True, prev_reward=False, log_std_init=0.0,
 )  # fmt: skip
 make_agent = partial(MixtureAgent, members={"one": make_mlp, "two": make_gru, "three": make_mlp})
 
@@ -86,32 +90,63 @@ def test_rows_are_dealt_in_turn_and_stay_with_their_member_in_any_minibatch() ->
         torch.testing.assert_close(agent.log_prob(outputs, stored), agent.log_prob(stored, stored))
 
 
-def test_a_row_that_changes_its_member_inside_a_sequence_is_replayed_step_by_step() -> None:
-    members = {"one": make_gru, "two": make_gru}
+def mixture_of(member, **members):
+    return partial(MixtureAgent, members={"one": member, "two": member} | members)
+
+
+@pytest.mark.parametrize("make_mixture", [mixture_of(make_gru), mixture_of(make_transformer, three=make_gru)])
+def test_a_row_that_changes_its_member_inside_an_episode_is_replayed_as_it_acted(make_mixture) -> None:
     with Batcher(
-        partial(MixtureAgent, members=members), partial(make, ID), num_workers=1, envs_per_worker=4, num_steps=5,
-        seed=0, workers="local",
-    ) as batcher:  # fmt: skip
+        make_mixture, partial(make, ID), num_workers=1, envs_per_worker=4, num_steps=5, seed=0, workers="local"
+    ) as batcher:
         torch.manual_seed(0)
-        agent = MixtureAgent(batcher.specs, members=members)
+        agent = make_mixture(batcher.specs)
         for parameter in agent.parameters():
             parameter.data.normal_()
         batcher.publish(agent)
+        pieces, last = [], len(agent.members) - 1
         batcher.reset(agent_info=DictTensor({"policy": torch.tensor([0, 1, 0, 1])}))
-        before = batcher.collect().clone()
-        batcher.execute(agent_info=DictTensor({"policy": torch.tensor([1, 1, 0, 0])}))
-        after = batcher.get()[0].clone()
-    for piece in (before, after):
+        for policy in ([0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, last], [0, 1, 0, 0]):
+            batcher.execute(agent_info=DictTensor({"policy": torch.tensor(policy)}))
+            pieces.append(batcher.get()[0].clone())
+    assert any(bool((~piece.steps["env/is_first"][:, 0]).any()) for piece in pieces[1:])
+    for piece in pieces:
         outputs, stored = replay(agent, piece), piece.steps.group("agent")
         torch.testing.assert_close(outputs["logits"], stored["logits"], rtol=1e-5, atol=1e-5)
+    before, after = pieces[:2]
     keys = [key for key in before.steps if key.startswith(("env/", "agent/"))]
     joined = type(before.steps)(
         {key: torch.cat([before.steps[key], after.steps[key]], dim=1) for key in keys}, [10] * 4
     )
     before.steps = joined
-    outputs = replay(agent, before)
+    outputs = replay(agent, before)  # step by step: rows pass from one member to another inside it
     assert outputs["policy"].tolist() == joined["agent/policy"].tolist()
     torch.testing.assert_close(outputs["logits"], joined["agent/logits"], rtol=1e-5, atol=1e-5)
+
+
+def draw_policy(row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"policy": torch.randint(2, (), generator=generator)}
+
+
+@pytest.mark.parametrize("member", [make_gru, make_transformer])
+def test_each_episode_may_draw_its_member(member) -> None:
+    with Batcher(
+        mixture_of(member), partial(make, ID), num_workers=1, envs_per_worker=6, num_steps=8, seed=0, workers="local"
+    ) as batcher:
+        batcher.reset(agent_info=draw_policy)
+        torch.manual_seed(0)
+        agent = mixture_of(member)(batcher.specs)
+        for parameter in agent.parameters():
+            parameter.data.normal_()
+        batcher.publish(agent)
+        pieces = [batcher.collect().clone() for _ in range(3)]
+    passed_on = 0
+    for piece in pieces:
+        outputs, stored = replay(agent, piece), piece.steps.group("agent")
+        assert torch.equal(stored["policy"], piece.steps["agent_info/policy"])
+        passed_on += int((stored["policy"][:, 1:] != stored["policy"][:, :-1]).sum())
+        torch.testing.assert_close(outputs["logits"], stored["logits"], rtol=1e-5, atol=1e-5)
+    assert passed_on > 3
 
 
 def test_members_that_put_out_different_things_are_refused_with_both_shown() -> None:

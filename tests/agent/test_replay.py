@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from rlx.agent import reset_state
+from rlx.agent import GRUActorCritic, TransformerActorCritic, reset_state
 from rlx.agent.replay import replay, replay_next, values
 from rlx.batcher import Batcher
 from rlx.data import DictTensor
@@ -128,3 +128,64 @@ def test_what_followed_is_seen_as_the_environment_showed_it_with_the_state_after
             torch.testing.assert_close(found[row, t], expected)
             compared += 1
     assert compared > 5
+
+
+MEMORY = {
+    "activation": "tanh", "critic_hidden_sizes": [8], "prev_action": True, "prev_reward": False, "log_std_init": 0.0,
+}  # fmt: skip
+make_gru = {"kind": GRUActorCritic, "hidden_sizes": [8], "state_size": 8} | MEMORY
+make_transformer = {
+    "kind": TransformerActorCritic, "num_layers": 2, "window": 3, "model_size": 8, "num_heads": 2,
+    "feedforward_size": 8,
+} | MEMORY  # fmt: skip
+
+
+def sample_skill(row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"skill": torch.randint(3, (), generator=generator)}
+
+
+def count_forwards(kind: type) -> type:
+    class Counted(kind):
+        forwards = 0
+
+        def memorise(self, seen, state):
+            type(self).forwards += 1
+            return super().memorise(seen, state)
+
+    return Counted
+
+
+def lean_by_skill(kind: type) -> type:
+    class Skilled(kind):
+        def forward(self, observation, state, agent_info, taken=None):
+            outputs, state = super().forward(observation, state, agent_info, taken)
+            logits = outputs["logits"] + 2.0 * agent_info["skill"].unsqueeze(1) * torch.arange(
+                outputs["logits"].shape[1]
+            )
+            return outputs.exclude("logits") | DictTensor({"logits": logits}), state
+
+        def actor(self):
+            return self
+
+    return Skilled
+
+
+@pytest.mark.parametrize("settings", [make_gru, make_transformer], ids=["gru", "transformer"])
+@pytest.mark.parametrize("change", [count_forwards, lean_by_skill])
+def test_what_a_sampler_drew_is_replayed_at_once_unless_forward_alone_is_overridden(change, settings) -> None:
+    kind = change(settings["kind"])
+    make_agent = partial(kind, **{key: value for key, value in settings.items() if key != "kind"})
+    with Batcher(
+        make_agent, partial(make, ID), num_workers=1, envs_per_worker=4, num_steps=7, seed=0, workers="local"
+    ) as batcher:
+        batcher.reset(agent_info=sample_skill)
+        agent = make_agent(batcher.specs)
+        batcher.publish(agent)
+        for _ in range(3):
+            piece = batcher.collect()
+            kind.forwards = 0
+            outputs = replay(agent, piece)
+            torch.testing.assert_close(outputs["logits"], piece.steps["agent/logits"], rtol=1e-5, atol=1e-5)
+            assert kind.forwards == 0  # no single steps
+        skills = piece.steps["agent_info/skill"]
+        assert (skills[:, 1:] != skills[:, :-1]).any()

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlx.agent import MixtureAgent, TransformerActorCritic, replay, values
+from rlx.agent import TransformerActorCritic, replay, values
 from rlx.agent.attention import attend_to_window
 from rlx.batcher import Batcher, EpisodeBatcher
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
@@ -285,5 +285,3 @@ def test_wrong_numbers_are_refused() -> None:
         maker(num_heads=3)(SPECS)
     with pytest.raises(AgentError, match=r"agent.activation: got 'tan'.*tanh"):
         maker(activation="tan")(SPECS)
-    with pytest.raises(AgentError, match=r"agent.members.a: TransformerActorCritic reads its history"):
-        MixtureAgent(SPECS, members={"a": maker(), "b": maker()})

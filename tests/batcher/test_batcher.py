@@ -1,5 +1,7 @@
 """What a batcher hands back, step by step against a plain loop over bare environments, in every mode."""
 
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -310,14 +312,17 @@ def test_close_is_harmless_when_repeated_and_ends_every_process() -> None:
 
 
 def test_get_without_blocking_returns_none_until_the_piece_is_there() -> None:
-    with batcher(workers="process", num_steps=20_000) as b:
+    with batcher(workers="process") as b:
+        b.reset()
+        os.kill(b._handles[1].pid, signal.SIGSTOP)
         b.execute()
         assert b.get(blocking=False) is None
         with pytest.raises(UserError, match="get"):
             b.execute()
+        os.kill(b._handles[1].pid, signal.SIGCONT)
         piece, running = b.get()
         assert running == b.num_envs
-        assert piece.num_steps == 6 * 20_000
+        assert piece.is_full()
 
 
 class Versioned(Parity):

@@ -141,6 +141,8 @@ def per_instance(make_agent) -> Batcher:
 def test_a_sampler_that_cannot_travel_or_returns_no_tensors_is_refused() -> None:
     with Batcher(Parity, told, **SETTINGS) as batcher, pytest.raises(UserError, match="must be picklable"):
         batcher.reset(env_info=lambda row, generator: {"goal": torch.zeros(2)})
+    with per_instance(Skilled) as batcher, pytest.raises(UserError, match="by name, got NoneType"):
+        batcher.reset(agent_info=lambda row, generator: None)
     with per_instance(Skilled) as batcher, pytest.raises(UserError, match="by name, got 'skill' is a int"):
         batcher.reset(agent_info=lambda row, generator: {"skill": 3})
     with (
@@ -163,3 +165,21 @@ def test_a_sampler_comes_first_and_stays() -> None:
         batcher.publish(Parity(batcher.specs))
         with pytest.raises(UserError, match="settled by the first reset"):
             batcher.reset(agent_info=sample_skill)
+
+
+def test_what_the_batcher_was_made_with_holds_for_every_reset_that_gives_none() -> None:
+    settings = SETTINGS | {"workers": "local"}
+    with Batcher(Parity, told, **settings, env_info=sample_task) as batcher:
+        first = batcher.collect().steps["env_info/goal"].clone()
+        batcher.reset()
+        assert not torch.equal(batcher.collect().steps["env_info/goal"][:, 0], first[:, 0])
+        batcher.reset(env_info=shifted)
+        assert batcher.collect().steps["env_info/goal"].min() >= 100
+    with EpisodeBatcher(Parity, told, **settings, env_info=sample_task) as batcher:
+        episodes = batcher.collect()
+    assert torch.equal(episodes.steps.lengths, 1 + episodes.info["env_info/level"])
+    with (
+        Batcher(Parity, told, **settings, env_info=sample_task) as batcher,
+        pytest.raises(UserError, match=r"batcher\.env_info: got one, and reset\(env_info=\.\.\.\) gives another"),
+    ):
+        batcher.reset(env_info=shifted)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from tests.program import rlx_train
+from tests.program import train_here
 
 HERE = "tests.cli.test_masks"
 
@@ -56,11 +56,9 @@ gymnasium.register("ToldWrong-v0", entry_point=Told)
 @pytest.mark.parametrize("agent", ["actor_critic", "gru", "options"])
 def test_taxi_trains_with_the_mask_that_it_tells(tmp_path: Path, agent: str) -> None:
     taxi = max(name for name in gymnasium.registry if re.fullmatch(r"Taxi-v\d", name))
-    done = rlx_train(
-        tmp_path, "algo=ppo", "env=gym", f"env.id={taxi}", "env.action_mask=true", f"agent={agent}", "run_dir=run"
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "summary.json").exists()
+    run = tmp_path / "run"
+    assert train_here("env=gym", f"env.id={taxi}", "env.action_mask=true", f"agent={agent}", f"run_dir={run}") == 0
+    assert (run / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -77,10 +75,10 @@ def test_taxi_trains_with_the_mask_that_it_tells(tmp_path: Path, agent: str) -> 
     ],
 )
 def test_what_is_wrong_with_a_mask_is_told_in_one_message(
-    tmp_path: Path, arguments: list[str], status: int, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
 ) -> None:
-    done = rlx_train(tmp_path, "env=gym", "run_dir=run", *arguments)
+    assert train_here("env=gym", f"run_dir={tmp_path / 'run'}", *arguments) == status
+    told = capsys.readouterr().err
     pattern = re.escape(message).replace(r"\.\*", ".*")
-    assert re.search(f"Error: .*{pattern}", done.stderr), done.stderr
-    assert done.returncode == status
-    assert status == 1 or "Traceback" not in done.stderr  # a fault comes with where it was found
+    assert re.search(f"Error: .*{pattern}", told), told
+    assert status == 1 or "Traceback" not in told  # a fault comes with where it was found

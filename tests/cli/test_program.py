@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlx.run.metrics import read_metrics
-from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx
+from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx, train_here
 
 
 def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
@@ -52,8 +52,7 @@ def test_bad_input_from_a_shell_is_one_line_and_leaves_nothing(tmp_path: Path) -
 
 def test_eval_from_a_shell_draws_actions_only_where_it_is_asked_to(tmp_path: Path) -> None:
     # A policy as training begins, nearly uniform: what it draws is rarely what it likes best.
-    trained = rlx(tmp_path, "train", *SMALL, "batcher=local", "algo.learning_rate=1e-9", "run_dir=run")
-    assert trained.returncode == 0, trained.stderr
+    assert train_here("algo.learning_rate=1e-9", f"run_dir={tmp_path / 'run'}") == 0
     found = {}
     for options in ("", "--stochastic"):
         done = rlx(tmp_path, "eval", "run", *options.split(), "--episodes", "8", "--json")

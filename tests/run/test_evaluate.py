@@ -95,6 +95,7 @@ def test_checkpoint_of_another_environment_is_refused(cartpole: Path, tmp_path: 
         ("env", "wrappers", ["never_imported.Wrapper"]),
         ("env", "wrappers", [{"never_imported.Wrapper": {"a": 1}}]),
         ("agent", "_target_", "never_imported.Agent"),
+        ("batcher", "env_info", {"_target_": "never_imported.sample"}),
     ],
 )
 def test_code_that_a_checkpoint_names_is_not_imported_untrusted(
