@@ -104,7 +104,7 @@ class Recurrence(nn.Module):
         begun = DictTensor.where(stretches.begins_episode, initial[stretches.row], state[stretches.row])
         packed = features[stretches.place]
         if runs_here(self.cell, features):
-            outputs = run_gru(self.cell, packed, begun["hidden"], stretches.counts.tolist())
+            outputs = run_gru(self.cell, packed, begun["hidden"], cast("list[int]", stretches.counts.tolist()))
         else:
             outputs = cast("PackedSequence", self._run(PackedSequence(packed, stretches.counts), begun)).data
         return outputs.new_zeros(size * length, self.state_size).index_copy(0, stretches.place, outputs)
