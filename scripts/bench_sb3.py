@@ -78,9 +78,8 @@ def main() -> None:
                 flush=True,
             )
     wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-    print(
-        f"{' '.join(arguments.overrides)}: median ratios over {len(ratios)} pairs: {wall:.3f}, of the CPU time {cpu:.3f}"
-    )
+    shown = " ".join(arguments.overrides)
+    print(f"{shown}: median ratios over {len(ratios)} pairs: {wall:.3f}, of the CPU time {cpu:.3f}")
 
 
 if __name__ == "__main__":
