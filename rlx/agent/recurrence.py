@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rlx.agent.gru import run_gru, runs_here
 from rlx.agent.networks import Activation, activation_of, linear
 from rlx.agent.stretches import cut_at_resets
 from rlx.data import DictTensor
@@ -95,10 +96,17 @@ class Recurrence(nn.Module):
         stretches = cut_at_resets(is_first, mask)
         if stretches is None:
             begun = DictTensor.where(is_first[:, 0], initial, state)
+            if runs_here(self.cell, features):
+                in_time = features.view(size, length, -1).transpose(0, 1).flatten(0, 1)
+                outputs = run_gru(self.cell, in_time, begun["hidden"], [size] * length)
+                return outputs.view(length, size, -1).transpose(0, 1).reshape(size * length, -1)
             return cast("Tensor", self._run(features.view(size, length, -1), begun)).reshape(size * length, -1)
         begun = DictTensor.where(stretches.begins_episode, initial[stretches.row], state[stretches.row])
-        packed = self._run(PackedSequence(features[stretches.place], stretches.counts), begun)
-        outputs = cast("PackedSequence", packed).data
+        packed = features[stretches.place]
+        if runs_here(self.cell, features):
+            outputs = run_gru(self.cell, packed, begun["hidden"], cast("list[int]", stretches.counts.tolist()))
+        else:
+            outputs = cast("PackedSequence", self._run(PackedSequence(packed, stretches.counts), begun)).data
         return outputs.new_zeros(size * length, self.state_size).index_copy(0, stretches.place, outputs)
 
     def _dense(self, seen: Tensor) -> Tensor:

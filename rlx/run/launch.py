@@ -48,8 +48,8 @@ def top_level(
     return dict(locals())
 
 
-def logger(*, csv: bool, tensorboard: bool, console: bool) -> dict[str, Any]:
-    """Return the keys of conf/logger/: which of the three take the metrics."""
+def logger(*, csv: bool, tensorboard: bool, console: bool, every: Annotated[int, Range(0)]) -> dict[str, Any]:
+    """Return the keys of conf/logger/: which of the three take the metrics, and environment steps between two rows."""
     return dict(locals())
 
 

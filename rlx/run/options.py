@@ -60,6 +60,7 @@ class RunOptions:
         csv: write `metrics.csv`.
         tensorboard: write TensorBoard events.
         console: show progress.
+        every: environment steps between rows, which then hold means over what was left out; 0: each iteration has one.
         checkpoint_every: environment steps between checkpoints; 0 for one at the end only.
         keep_last: checkpoints kept.
         evaluate_every: environment steps between evaluations; 0 for none.
@@ -77,6 +78,7 @@ class RunOptions:
     csv: bool = True
     tensorboard: bool = True
     console: bool = True
+    every: int = 0
     checkpoint_every: int = 0
     keep_last: int = 3
     evaluate_every: int = 0

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from rlx.batcher.batcher import Batcher
 from rlx.data import Trajectories
 from rlx.errors import LossError, RlxError, RunWriteError
+from rlx.run.averages import Averages, RecentEpisodes
 from rlx.run.batches import save_batch, save_tensors
 from rlx.run.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
 from rlx.run.console import ConsoleSink
@@ -80,8 +80,8 @@ class Run:
         self._log = RunLog()
         self._signals = StopSignals()
         self._clock = _Clock()
-        self._recent: deque[tuple[float, int]] = deque(maxlen=EPISODE_WINDOW)
-        self._num_episodes = 0
+        self._episodes = RecentEpisodes(EPISODE_WINDOW)
+        self._averages = Averages()
         self._last_row: dict[str, Value] = {}
         self._evaluating: dict[str, Value] | None = None  # steps and iteration of the weights that are being evaluated
         self._evaluation_wait = 0.0
@@ -143,7 +143,7 @@ class Run:
         return self.env_steps < self.total_steps and not self._stopped_early
 
     def log(self, terms: Mapping[str, Tensor | float], *, env_steps: int) -> None:
-        """End an iteration: count its steps, write a row, save and begin to evaluate when due, and stop if asked to.
+        """End an iteration: count its steps; write a row, save and begin to evaluate when due; and stop if asked to.
 
         The only point where checkpoints are written and signals are obeyed.
 
@@ -158,14 +158,15 @@ class Run:
         assert self._batcher is not None, "track() comes first"
         self.iteration += 1
         before, self.env_steps = self.env_steps, self.env_steps + env_steps
-        row = self._counters(env_steps)
-        row.update({key: float(value) for key, value in terms.items()})
-        self._last_row.update(row)
-        self._write(row)
-        goal, reached = self.options.stop_at_return, row["episode/return"]
-        if goal is not None and len(self._recent) == EPISODE_WINDOW and cast(float, reached) >= goal:
+        self._averages.add(terms, env_steps)
+        self._episodes.take(self._batcher.episodes)
+        goal = self.options.stop_at_return
+        if goal is not None and self._episodes.is_full and (reached := cast(float, self._episodes.mean_return)) >= goal:
             self._stopped_early = True
             self._log.info(f"stop_at_return: the mean return of the last {EPISODE_WINDOW} episodes is {reached:.6g}")
+        every = self.options.every
+        if not every or self._due(every, before) or self._stopped_early or self._signals.requested is not None:
+            self._write_row()
         self._evaluate(before)
         stop = self._signals.reached()
         if stop is not None or self._due(self.options.checkpoint_every, before):
@@ -191,7 +192,7 @@ class Run:
             "env_steps": self.env_steps,
             "iteration": self.iteration,
             "specs": self._batcher.specs.to_dict(),
-            "episodes": self._num_episodes,
+            "episodes": self._episodes.count,
         }
         path = save_checkpoint(self._directory, state, self.options.config, meta)
         prune_checkpoints(self._directory, self.options.keep_last)
@@ -234,6 +235,13 @@ class Run:
         self._write(row)
         told = ", ".join(f"{key} {value:.6g}" for key, value in found.items())
         self._log.info(f"evaluation at {row['env_steps']:,} steps: {told}; waited for {waited:.3f} s")
+
+    def _write_row(self) -> None:
+        """Write the row of the iterations since the last one."""
+        row = self._counters(self._averages.env_steps)
+        row.update(self._averages.take())
+        self._last_row.update(row)
+        self._write(row)
 
     def _write(self, row: Row) -> None:
         try:
@@ -279,17 +287,13 @@ class Run:
         collect = max(batcher.collect_seconds - clock.collected, 1e-9)
         learn = max(seconds - collect, 1e-9)
         clock.last, clock.collected = now, batcher.collect_seconds
-        self._recent.extend((episode[1], episode[2]) for episode in batcher.episodes)
-        self._num_episodes += len(batcher.episodes)
-        batcher.episodes.clear()
-        count = len(self._recent)
         return {
             "env_steps": self.env_steps,
             "iteration": self.iteration,
             "wall_time": now - clock.started,
-            "episode/return": sum(episode[0] for episode in self._recent) / count if count else None,
-            "episode/length": sum(episode[1] for episode in self._recent) / count if count else None,
-            "episode/count": self._num_episodes,
+            "episode/return": self._episodes.mean_return,
+            "episode/length": self._episodes.mean_length,
+            "episode/count": self._episodes.count,
             "speed/steps_per_second": env_steps / seconds,
             "speed/collect_steps_per_second": env_steps / collect,
             "speed/learn_steps_per_second": env_steps / learn,
@@ -332,6 +336,11 @@ class Run:
             self._log.info(f"the evaluation at {self._evaluating['env_steps']:,} steps was cut off")
         waiting = self._batcher.waiting or (self._evaluator is not None and self._evaluator.waiting)
         consistent = error is None or problem is not None or (stopped and waiting)
+        if consistent and problem is None and self._averages:  # stopped between two rows
+            try:
+                self._write_row()
+            except RunWriteError as unwritten:
+                problem = unwritten
         if consistent and self.env_steps != self._saved_at:
             try:
                 self.save()

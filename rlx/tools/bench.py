@@ -46,8 +46,8 @@ def bench_collect(
         `raw_steps_per_second` (one bare environment in each worker, all at the same time: the mean), `ceiling_of_raw`
         (the ceiling's rate over the workers' number times that), `shared_bytes` and what these are made of, and the
         arguments. With `scaling`, `gain` and `ceiling_gain` (rate over that of one worker) and `gain_ratio`, the first
-        over the second. With `checks`, `unchecked_steps_per_second`, and `checks_cost`, the part of a piece's time that its
-        check takes, each the least in a worker's own time.
+        over the second. With `checks`, `unchecked_steps_per_second`, and `checks_cost`, the part of a piece's time
+        that its check takes, each the least in a worker's own time.
 
     Raises:
         ConfigError: an environment that the hand-written loop cannot run, or one worker to compare with one.

@@ -1,0 +1,76 @@
+"""What the iterations between two rows of metrics reported, made into one row; and the newest episodes."""
+
+from collections import deque
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rlx.batcher.pieces import Episode
+
+
+class Averages:
+    """Means of terms over the iterations that reported them; whole numbers count something, and keep the newest.
+
+    Attributes:
+        env_steps: valid environment steps of these iterations.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing reported."""
+        self.env_steps = 0
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        """Return whether an iteration was reported."""
+        return self.env_steps > 0 or bool(self._sums)
+
+    def add(self, terms: Mapping[str, Tensor | float], env_steps: int) -> None:
+        """Take what one iteration of `env_steps` steps reported: 0-dimensional tensors or numbers."""
+        self.env_steps += env_steps
+        for key, value in terms.items():
+            counts = isinstance(value, int) or key not in self._sums
+            self._sums[key] = float(value) if counts else self._sums[key] + float(value)
+            self._counts[key] = 1 if counts else self._counts[key] + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means, and begin anew."""
+        means = {key: total / self._counts[key] for key, total in self._sums.items()}
+        self.env_steps = 0
+        self._sums.clear()
+        self._counts.clear()
+        return means
+
+
+class RecentEpisodes:
+    """The newest training episodes, and how many there were.
+
+    Attributes:
+        count: episodes so far.
+    """
+
+    def __init__(self, window: int) -> None:
+        """Begin with none; `window` of them are kept."""
+        self.count = 0
+        self._kept: deque[tuple[float, int]] = deque(maxlen=window)
+
+    def take(self, episodes: list[Episode]) -> None:
+        """Take episodes that ended out of the list."""
+        self._kept.extend((episode[1], episode[2]) for episode in episodes)
+        self.count += len(episodes)
+        episodes.clear()
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the window is."""
+        return len(self._kept) == self._kept.maxlen
+
+    @property
+    def mean_return(self) -> float | None:
+        """Return the mean return of those kept; None where there are none."""
+        return sum(episode[0] for episode in self._kept) / len(self._kept) if self._kept else None
+
+    @property
+    def mean_length(self) -> float | None:
+        """Return the mean length of those kept; None where there are none."""
+        return sum(episode[1] for episode in self._kept) / len(self._kept) if self._kept else None
