@@ -68,7 +68,7 @@ def loss(
         return x if mask is None else x[mask]
 
     log_prob = agent.log_prob(outputs, taken)
-    with torch.set_grad_enabled(ent_coef > 0):
+    with torch.enable_grad() if ent_coef > 0 else torch.no_grad():
         entropy = valid(agent.entropy(outputs)).mean()
     advantage = valid(steps["advantage"])
     if normalize_advantage:
