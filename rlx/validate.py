@@ -13,10 +13,11 @@ import inspect
 import math
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, cast
+from typing import Annotated, Any, Literal, Self, Union, cast
 
 from rlx.errors import ConfigError, did_you_mean, nearest
 
@@ -53,6 +54,33 @@ class Range:
         if self.high < math.inf:
             return f"{'<' if self.high_open else '<='} {self.high:g}"
         return "of any size"
+
+
+class Parsed(ABC):
+    """A type whose values YAML writes as a list, and that finds out itself what is wrong with one.
+
+    As an annotation it takes such lists: `Annotated[float | Schedule, Range(0, 1)]`. A range holds for all numbers of
+    the value; one of them may be an open end, not all: a learning rate may fall to 0, and not be 0 throughout.
+    """
+
+    @property
+    @abstractmethod
+    def numbers(self) -> Sequence[float]:
+        """Return the numbers that must lie in a range."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls) -> str:
+        """Return what it is, for messages."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, value: Sequence[Any] | Mapping[Any, Any]) -> Self:
+        """Return the value that YAML writes so.
+
+        Raises:
+            ConfigError: what is wrong with it; `validate` says of which key.
+        """
 
 
 def validate(
@@ -129,7 +157,10 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _check(annotation: Any, value: Any, key: str) -> Any:
     """Return `value` as `annotation` has it, or raise the ConfigError that names `key`."""
-    converted = _convert(annotation, value)
+    try:
+        converted = _convert(annotation, value)
+    except ConfigError as error:  # of a Parsed, which knows no key
+        raise ConfigError(f"{key}: {error}") from None
     if converted is not _NO_MATCH:
         return converted
     hint = did_you_mean(value, _choices(annotation)) if isinstance(value, str) else ""
@@ -142,9 +173,7 @@ def _convert(annotation: Any, value: Any) -> Any:
     if origin is Annotated:
         converted = _convert(arguments[0], value)
         ranges = [extra for extra in arguments[1:] if isinstance(extra, Range)]
-        if isinstance(converted, (int, float)) and any(converted not in limits for limits in ranges):
-            return _NO_MATCH
-        return converted
+        return converted if all(_is_within(converted, limits) for limits in ranges) else _NO_MATCH
     if origin in (Union, types.UnionType):
         # What fits as it stands comes before what fits after a conversion: 1.0 for `int | float` stays 1.0.
         found = [converted for converted in (_convert(part, value) for part in arguments) if converted is not _NO_MATCH]
@@ -157,12 +186,25 @@ def _convert(annotation: Any, value: Any) -> Any:
         return None if value is None else _NO_MATCH
     if annotation in _SCALARS:
         return _convert_scalar(annotation, value)
+    if inspect.isclass(annotation) and issubclass(annotation, Parsed):
+        if isinstance(value, annotation):
+            return value
+        return annotation.parse(cast(Any, value)) if isinstance(value, (list, tuple, Mapping)) else _NO_MATCH
     container = origin or annotation
     if container in (list, tuple, Sequence, Iterable, Collection):
         return _convert_sequence(container, arguments, value)
     if container in (dict, Mapping):
         return _convert_mapping(arguments, value)
     return value  # Any, a callable, a class: nothing that YAML could get wrong in a way known here
+
+
+def _is_within(value: Any, limits: Range) -> bool:
+    """Return whether the numbers of `value`, a number, a list of numbers or a Parsed, are in the range."""
+    if isinstance(value, Parsed):
+        closed = replace(limits, low_open=False, high_open=False)
+        return all(number in closed for number in value.numbers) and any(number in limits for number in value.numbers)
+    items = cast("list[Any] | tuple[Any, ...]", value) if isinstance(value, (list, tuple)) else (value,)
+    return all(item in limits for item in items if isinstance(item, (int, float)))
 
 
 def _convert_scalar(annotation: type, value: Any) -> Any:
@@ -224,6 +266,8 @@ def _describe(annotation: Any) -> str:
         return "null"
     if annotation in _SCALARS:
         return _SCALARS[annotation]
+    if inspect.isclass(annotation) and issubclass(annotation, Parsed):
+        return annotation.describe()
     container = origin or annotation
     if container in (list, tuple, Sequence, Iterable, Collection):
         if container is tuple and arguments and Ellipsis not in arguments and arguments != ((),):

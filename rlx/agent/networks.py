@@ -207,6 +207,11 @@ class Single(Protocol):
         ...
 
 
+def full_precision(output: Tensor) -> Tensor:
+    """Return a network's output for the mathematics of a loss: float32 where mixed precision made it bfloat16."""
+    return output.float() if output.dtype is torch.bfloat16 else output
+
+
 def linear(num_inputs: int, num_outputs: int, gain: float) -> nn.Linear:
     """Return a dense layer, orthogonally initialised with this gain, biases zero."""
     layer = nn.Linear(num_inputs, num_outputs)

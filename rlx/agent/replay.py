@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent.agent import Agent, at_start, is_stateful, reset_state, step_through
+from rlx.agent.networks import full_precision
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 
@@ -29,7 +30,7 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
     info = trajectories.info.group("agent_info")
     drawn = _drawn(trajectories)
     if is_stateful(agent, info if trajectories.batch_size else None):
-        return _sequences(agent, trajectories, seen, taken, drawn)
+        return _in_time(_sequences(agent, trajectories, seen, taken, drawn), lambda value: value, steps)
     size, length = steps.leading_shape
     if length == 1:
         info = info if drawn is None else drawn.at(0)
@@ -119,7 +120,7 @@ def replay_with_values(agent: Agent, trajectories: Trajectories) -> tuple[Tempor
     info = trajectories.info.group("agent_info")
     if is_stateful(agent, info if trajectories.batch_size else None):
         outputs, place, behind = _with_bootstrap(agent, trajectories)
-        after = outputs["value"][row, behind]
+        after = full_precision(outputs["value"][row, behind])
         rows = torch.arange(trajectories.batch_size, device=place.device).unsqueeze(1)
         outputs = _in_time(outputs, lambda value: value[rows, place], steps)
     else:
@@ -132,7 +133,7 @@ def replay_with_values(agent: Agent, trajectories: Trajectories) -> tuple[Tempor
         taken = DictTensor.trusted({key: field[row, time] for key, field in steps.group("agent").items()}, len(row))
         seen = bootstrap.exclude("row", "time")
         with torch.no_grad():
-            after = agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"]
+            after = full_precision(agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"])
     value = outputs["value"].detach()
     following = torch.zeros_like(value)
     following[:, :-1] = value[:, 1:]
@@ -171,7 +172,7 @@ def replay_next(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
         outputs, place, _ = _with_bootstrap(agent, trajectories)
         rows = torch.arange(trajectories.batch_size, device=steps.device).unsqueeze(1)
         after = (place + 1).clamp_(max=outputs.max_length - 1)
-        fields = {key: outputs[key][rows, after] for key in outputs}
+        fields = {key: full_precision(outputs[key][rows, after]) for key in outputs}
         return TemporalDictTensor.trusted(fields, steps.lengths, steps.max_length)
     seen: dict[str, Tensor] = {}
     for name in steps:
@@ -263,5 +264,5 @@ def _with_bootstrap(agent: Agent, trajectories: Trajectories) -> tuple[TemporalD
 def _in_time(
     outputs: DictTensor | TemporalDictTensor, function: Callable[[Tensor], Tensor], steps: TemporalDictTensor
 ) -> TemporalDictTensor:
-    fields = {key: function(outputs[key]) for key in outputs}
+    fields = {key: full_precision(function(outputs[key])) for key in outputs}
     return TemporalDictTensor.trusted(fields, steps.lengths, steps.max_length)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import Agent
-from rlx.agent.networks import Activation, Encoder, TwinMLP, activation_of, linear
+from rlx.agent.networks import Activation, Encoder, TwinMLP, activation_of, full_precision, linear
 from rlx.agent.recurrence import Cell, Recurrence
 from rlx.agent.recurrent import RecurrentAgent
 from rlx.agent.squashed_gaussian import SquashedGaussian
@@ -76,7 +76,7 @@ class Critics(Agent):
         """
         seen = torch.cat([features, action], dim=-1)
         first, second = self.network(seen.flatten(0, -2), frozen=frozen)
-        return torch.stack([first, second]).view(2, *action.shape[:-1])
+        return full_precision(torch.stack([first, second])).view(2, *action.shape[:-1])
 
 
 class DenseCritics(Critics):

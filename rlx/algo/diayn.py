@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import AgentMaker, Critics, SoftActorCritic, flatten_parameters, update_normalizers
-from rlx.agent.networks import Encoder, linear
+from rlx.agent.networks import Encoder, full_precision, linear
 from rlx.algo import sac
 from rlx.algo.means import mean_terms
 from rlx.algo.optimizer import FlatAdam
+from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, EnvSpecs, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
@@ -85,7 +86,7 @@ def loss(
         whose skill the discriminator finds: 1 / K by chance.
     """
     skill, steps = batch.info["agent_info/skill"], batch.steps
-    logits = discriminator(steps.at(0).group("next"))
+    logits = full_precision(discriminator(steps.at(0).group("next")))
     log_prob = logits.log_softmax(-1).gather(-1, skill.unsqueeze(-1)).squeeze(-1)
     reward = log_prob.detach() + math.log(logits.shape[-1])
     paid = steps.exclude("next/reward") | TemporalDictTensor({"next/reward": reward.unsqueeze(1)}, steps.lengths)
@@ -115,7 +116,7 @@ def train(
     buffer_size: Annotated[int, Range(1)],
     save_buffer: bool,
     learning_starts: Annotated[int, Range(1)],
-    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
+    learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     tau: Annotated[float, Range(0, 1, low_open=True)],
@@ -134,7 +135,7 @@ def train(
         buffer_size: steps kept, usually 1e5 to 1e6.
         save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 100 to 10,000.
-        learning_rate: of Adam, for all networks; usually 3e-4.
+        learning_rate: of Adam, for all networks; usually 3e-4; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
         gamma: discount, usually 0.99.
         tau: how far the target critics move at each update, usually 0.005.
@@ -159,9 +160,11 @@ def train(
         entropy = -float(agent.distribution.size) if target_entropy is None else target_entropy
         batcher.reset(partial(draw_skill, num_skills))
         kept = {"buffer": buffer} if save_buffer else {}
+        compute = run.compute(loss, agent, uncompiled_since="it draws from a generator of its own")
         run.track(agent=agent, target=target, discriminator=discriminator, optimizer=optimizer, batcher=batcher, **kept)
 
         while run.running():
+            lr = at(learning_rate, run.env_steps / run.total_steps)
             trajectories = batcher.collect()
             buffer.add(trajectories)
             update_normalizers(agent, trajectories)
@@ -169,15 +172,16 @@ def train(
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
                 batch = buffer.sample(batch_size, draws, gamma=gamma).to(run.device)
-                terms = loss(agent, target, discriminator, batch, noise, target_entropy=entropy)
+                terms = compute(agent, target, discriminator, batch, noise, target_entropy=entropy)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
                 run.average_gradients(agent)
-                optimizer.step(learning_rate)
+                optimizer.step(lr)
                 with torch.no_grad():
                     moving.lerp_(torch.cat([parameter.reshape(-1) for parameter in followed]), tau)
                 updates.append({name: term.detach() for name, term in terms.items()})
 
             batcher.publish(agent)
-            run.log({**mean_terms(updates), "sac/buffer": buffer.num_added}, env_steps=trajectories.num_steps)
+            terms = {**mean_terms(updates), "learning_rate": lr, "sac/buffer": buffer.num_added}
+            run.log(terms, env_steps=trajectories.num_steps)

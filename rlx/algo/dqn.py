@@ -31,6 +31,7 @@ from rlx.agent import (
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
+from rlx.algo.schedules import Scheduled, at
 from rlx.algo.sequences import sequences_of
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, ReplayBuffer, Trajectories
@@ -138,20 +139,17 @@ def train(
     buffer_size: Annotated[int, Range(1)],
     save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
-    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
-    anneal_learning_rate: bool,
+    learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     n_step: Annotated[int, Range(1)],
     double: bool,
     target_update_interval: Annotated[int, Range(1)],
     tau: Annotated[float, Range(0, 1, low_open=True)],
-    epsilon_start: Annotated[float, Range(0, 1)],
-    epsilon_end: Annotated[float, Range(0, 1)],
-    epsilon_fraction: Annotated[float, Range(0, 1)],
+    epsilon: Annotated[Scheduled, Range(0, 1)],
     epsilon_spread: Annotated[float, Range(0)],
     prioritized_alpha: Annotated[float, Range(0, 1)] | None,
-    prioritized_beta: Annotated[float, Range(0, 1)],
+    prioritized_beta: Annotated[Scheduled, Range(0, 1)],
     max_grad_norm: Annotated[float, Range(0, low_open=True)],
 ) -> None:
     """Train until `run.total_steps`.
@@ -168,21 +166,18 @@ def train(
         buffer_size: steps kept, usually 1e4 to 1e6.
         save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 1e3 to 1e5.
-        learning_rate: of Adam, usually 5e-5 to 2e-3.
-        anneal_learning_rate: whether it falls linearly to 0 over the run.
+        learning_rate: of Adam, usually 5e-5 to 2e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
         gamma: discount, usually 0.97 to 0.999.
         n_step: see `loss`; usually 1 to 5.
         double: see `loss`.
         target_update_interval: updates between two of the target network, usually 10 to 10,000; 1 with a small `tau`.
         tau: how far the target network then moves: 1 for all the way, or usually 0.001 to 0.01.
-        epsilon_start: probability of a random action at first.
-        epsilon_end: that at the end of its fall.
-        epsilon_fraction: part of the run over which it falls, linearly.
+        epsilon: probability of a random action; usually falls from 1 to 0.01 or 0.1.
         epsilon_spread: how far environments differ: environment i of B explores with epsilon to the power of
             `1 + epsilon_spread * i / (B - 1)`; 7 in Ape-X (Horgan et al. 2018), 0 for all alike.
         prioritized_alpha: how far priorities count, usually 0.5 to 0.7; None for even draws.
-        prioritized_beta: how far weights make up for that at first; it rises linearly to 1. Usually 0.4.
+        prioritized_beta: how far weights make up for that; usually rises from 0.4 to 1.
         max_grad_norm: norm at which the gradient is cut, usually 1 to 40.
     """
     with make_batcher(num_steps=num_steps) as batcher:
@@ -203,19 +198,17 @@ def train(
         )
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
         powers = 1 + epsilon_spread * torch.linspace(0, 1, batcher.num_envs)
-        epsilon, num_targets = epsilon_start, 0
-        batcher.reset(DictTensor({"epsilon": epsilon**powers}))
+        num_targets = 0
+        batcher.reset(DictTensor({"epsilon": at(epsilon, 0.0) ** powers}))
         kept = {"buffer": buffer} if save_buffer else {}
+        compute = run.compute(loss, agent)
         run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
 
         while run.running():
-            done = run.env_steps / run.total_steps
-            lr = learning_rate * (1 - done if anneal_learning_rate else 1.0)
-            beta = prioritized_beta + (1 - prioritized_beta) * done
-            fallen = min(1.0, done / epsilon_fraction) if epsilon_fraction else 1.0
-            epsilon = epsilon_start + (epsilon_end - epsilon_start) * fallen
+            progress = run.env_steps / run.total_steps
+            lr, beta, explored = (at(each, progress) for each in (learning_rate, prioritized_beta, epsilon))
 
-            trajectories = batcher.collect(DictTensor({"epsilon": epsilon**powers}))
+            trajectories = batcher.collect(DictTensor({"epsilon": explored**powers}))
             buffer.add(trajectories)
             update_normalizers(agent, trajectories)
             update_normalizers(target, trajectories)
@@ -228,7 +221,7 @@ def train(
                     batch = burn_in(agent, batch.to(run.device), sequences.burn_in)
                 else:
                     batch = buffer.sample(batch_size, generator, n_step=n_step, gamma=gamma, beta=beta).to(run.device)
-                terms = loss(agent, target, batch, n_step=n_step, double=double)
+                terms = compute(agent, target, batch, n_step=n_step, double=double)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
@@ -245,6 +238,6 @@ def train(
 
             batcher.publish(agent)
             run.log(
-                {**mean_terms(updates), "learning_rate": lr, "dqn/epsilon": epsilon, "dqn/buffer": buffer.num_added},
+                {**mean_terms(updates), "learning_rate": lr, "dqn/epsilon": explored, "dqn/buffer": buffer.num_added},
                 env_steps=trajectories.num_steps,
             )

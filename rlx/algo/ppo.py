@@ -19,6 +19,7 @@ from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_
 from rlx.algo.means import mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
+from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker
 from rlx.data import Trajectories
 from rlx.errors import AgentError
@@ -67,7 +68,7 @@ def loss(
         return x if mask is None else x[mask]
 
     log_prob = agent.log_prob(outputs, taken)
-    with torch.set_grad_enabled(ent_coef > 0):
+    with torch.enable_grad() if ent_coef > 0 else torch.no_grad():
         entropy = valid(agent.entropy(outputs)).mean()
     advantage = valid(steps["advantage"])
     if normalize_advantage:
@@ -107,15 +108,13 @@ def train(
     num_steps: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(2)],
     num_epochs: Annotated[int, Range(1)],
-    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
-    anneal_learning_rate: bool,
+    learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     gae_lambda: Annotated[float, Range(0, 1)],
-    clip_coef: Annotated[float, Range(0, low_open=True)],
-    anneal_clip_coef: bool,
+    clip_coef: Annotated[Scheduled, Range(0, low_open=True)],
     clip_vf: bool,
-    ent_coef: Annotated[float, Range(0)],
+    ent_coef: Annotated[Scheduled, Range(0)],
     vf_coef: Annotated[float, Range(0)],
     max_grad_norm: Annotated[float, Range(0, low_open=True)],
     normalize_advantage: bool,
@@ -130,15 +129,13 @@ def train(
         num_steps: steps of each environment a batch, usually 32 to 2048.
         batch_size: steps a minibatch, usually 32 to 4096.
         num_epochs: passes over each batch, usually 3 to 20.
-        learning_rate: of Adam, usually 1e-4 to 1e-3.
-        anneal_learning_rate: whether it falls linearly to 0 over the run.
+        learning_rate: of Adam, usually 1e-4 to 1e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon; 1e-5 in the paper's code.
         gamma: discount, usually 0.98 to 0.999.
         gae_lambda: usually 0.8 to 0.98.
-        clip_coef: see `loss`.
-        anneal_clip_coef: whether it falls linearly to 0 over the run.
+        clip_coef: see `loss`; may move.
         clip_vf: see `loss`.
-        ent_coef: see `loss`.
+        ent_coef: see `loss`; may move.
         vf_coef: see `loss`.
         max_grad_norm: norm at which the gradient is cut, usually 0.5.
         normalize_advantage: see `loss`.
@@ -150,12 +147,12 @@ def train(
             raise AgentError(f"algo=ppo needs an agent with log_prob() and entropy(), got {type(agent).__name__}")
         optimizer = FlatAdam(agent, eps=adam_eps)
         generator = torch.Generator().manual_seed(derive(run.seed, "minibatches"))
+        compute = run.compute(loss, agent, moving=("clip_coef",))
         run.track(agent=agent, optimizer=optimizer, batcher=batcher)
 
         while run.running():
-            left = 1.0 - run.env_steps / run.total_steps
-            lr = learning_rate * (left if anneal_learning_rate else 1.0)
-            clip = clip_coef * (left if anneal_clip_coef else 1.0)
+            progress = run.env_steps / run.total_steps
+            lr, clip, entropy_coef = (at(each, progress) for each in (learning_rate, clip_coef, ent_coef))
 
             trajectories = batcher.collect().to(run.device)
             batch = with_advantages(agent, trajectories, gamma=gamma, gae_lambda=gae_lambda)
@@ -164,12 +161,12 @@ def train(
             for _ in range(num_epochs):
                 epoch_start = len(updates)
                 for minibatch in samples.minibatches(batch_size, generator):
-                    terms = loss(
+                    terms = compute(
                         agent,
                         minibatch,
                         clip_coef=clip,
                         clip_vf=clip_vf,
-                        ent_coef=ent_coef,
+                        ent_coef=entropy_coef,
                         vf_coef=vf_coef,
                         normalize_advantage=normalize_advantage,
                     )
@@ -191,6 +188,8 @@ def train(
                     **mean_terms(updates),
                     "explained_variance": explained_variance(known, target),
                     "learning_rate": lr,
+                    "clip_coef": clip,
+                    "ent_coef": entropy_coef,
                     "ppo/num_epochs": len(updates) / max(1, -(-samples.num_steps // batch_size)),
                 },
                 env_steps=trajectories.num_steps,

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlx.agent import ActorCriticAgent, AgentMaker, replay, replay_with_values, update_normalizers
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import gae, normalize
+from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker, EpisodeBatcher
 from rlx.data import Trajectories
 from rlx.errors import AgentError, ConfigError
@@ -83,12 +84,11 @@ def train(
     make_batcher: BatcherMaker,
     *,
     num_steps: Annotated[int, Range(1)],
-    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
-    anneal_learning_rate: bool,
+    learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     baseline: bool,
-    ent_coef: Annotated[float, Range(0)],
+    ent_coef: Annotated[Scheduled, Range(0)],
     vf_coef: Annotated[float, Range(0)],
     max_grad_norm: Annotated[float, Range(0, low_open=True)],
     normalize_advantage: bool,
@@ -100,12 +100,11 @@ def train(
         make_agent: makes the actor-critic from specs.
         make_batcher: makes a batcher of whole episodes.
         num_steps: length of the pieces in which they are collected, usually 32 to 256; decides nothing else.
-        learning_rate: of Adam, usually 1e-3 to 1e-2.
-        anneal_learning_rate: whether it falls linearly to 0 over the run.
+        learning_rate: of Adam, usually 1e-3 to 1e-2; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
         gamma: see `loss`.
         baseline: see `loss`.
-        ent_coef: see `loss`.
+        ent_coef: see `loss`; may move.
         vf_coef: see `loss`.
         max_grad_norm: norm at which the gradient is cut, usually 0.5 to 10.
         normalize_advantage: see `loss`.
@@ -117,17 +116,19 @@ def train(
         if not isinstance(agent, ActorCriticAgent):
             raise AgentError(f"algo=reinforce needs an agent with log_prob() and entropy(), got {type(agent).__name__}")
         optimizer = FlatAdam(agent, eps=adam_eps)
+        compute = run.compute(loss, agent, uncompiled_since="its episodes differ in number and length")
         run.track(agent=agent, optimizer=optimizer, batcher=batcher)
 
         while run.running():
-            lr = learning_rate * (1 - run.env_steps / run.total_steps if anneal_learning_rate else 1.0)
+            progress = run.env_steps / run.total_steps
+            lr, entropy_coef = at(learning_rate, progress), at(ent_coef, progress)
             episodes = batcher.collect().to(run.device)
-            terms = loss(
+            terms = compute(
                 agent,
                 episodes,
                 gamma=gamma,
                 baseline=baseline,
-                ent_coef=ent_coef,
+                ent_coef=entropy_coef,
                 vf_coef=vf_coef,
                 normalize_advantage=normalize_advantage,
             )
@@ -141,4 +142,4 @@ def train(
             update_normalizers(agent, episodes, terms.pop("return"))
             batcher.publish(agent)
             logged = {name: term.detach() for name, term in terms.items()}
-            run.log({**logged, "learning_rate": lr}, env_steps=episodes.num_steps)
+            run.log({**logged, "learning_rate": lr, "ent_coef": entropy_coef}, env_steps=episodes.num_steps)

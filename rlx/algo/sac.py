@@ -28,6 +28,7 @@ from rlx.agent import (
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
+from rlx.algo.schedules import Scheduled, at
 from rlx.algo.sequences import sequences_of
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, ReplayBuffer, Trajectories
@@ -111,8 +112,7 @@ def train(
     buffer_size: Annotated[int, Range(1)],
     save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
-    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
-    anneal_learning_rate: bool,
+    learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     n_step: Annotated[int, Range(1)],
@@ -134,8 +134,8 @@ def train(
         buffer_size: steps kept, usually 1e5 to 1e6.
         save_buffer: whether checkpoints hold them.
         learning_starts: steps of even actions before the first update, usually 100 to 10,000.
-        learning_rate: of Adam, for policy, critics and temperature; usually 3e-4 to 1e-3.
-        anneal_learning_rate: whether it falls linearly to 0 over the run.
+        learning_rate: of Adam, for policy, critics and temperature; usually 3e-4 to 1e-3; may move, see
+            `rlx.algo.schedules`.
         adam_eps: Adam's epsilon.
         gamma: discount, usually 0.98 to 0.999.
         n_step: steps before the next value takes over, usually 1; entropy counts at the last one only.
@@ -164,10 +164,11 @@ def train(
 
         batcher.reset(random(learning_starts > 0))
         kept = {"buffer": buffer} if save_buffer else {}
+        compute = run.compute(loss, agent, uncompiled_since="it draws from a generator of its own")
         run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
 
         while run.running():
-            lr = learning_rate * (1 - run.env_steps / run.total_steps if anneal_learning_rate else 1.0)
+            lr = at(learning_rate, run.env_steps / run.total_steps)
             trajectories = batcher.collect(random(buffer.num_added < learning_starts))
             buffer.add(trajectories)
             update_normalizers(agent, trajectories)
@@ -181,7 +182,7 @@ def train(
                     batch = burn_in(agent, batch, sequences.burn_in)
                 else:
                     batch = buffer.sample(batch_size, draws, n_step=n_step, gamma=gamma).to(run.device)
-                terms = loss(agent, target, batch, noise, n_step=n_step, target_entropy=entropy)
+                terms = compute(agent, target, batch, noise, n_step=n_step, target_entropy=entropy)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()

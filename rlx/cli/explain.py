@@ -189,6 +189,10 @@ def _explain_key(override: Override, config: DictConfig, composition: Compositio
         if exists and not isinstance(value, (dict, list)):
             return f"{override.input_line}: the key exists already; write it without the +"
         return None
+    current = OmegaConf.select(config, key, throw_on_missing=False) if exists else None
+    if isinstance(current, ListConfig) and isinstance(override.value(), dict):
+        shown = str(OmegaConf.to_container(current)).replace("'", "")
+        return f"{override.input_line}: got a mapping, expected a value or a list as in {key}={shown}"
     if override.is_force_add() or exists:
         return None
     parent = key.rpartition(".")[0]

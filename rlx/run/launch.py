@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
+from rlx.run.compute import Precision
 from rlx.run.directory import default_run_directory
 from rlx.run.evaluate import Evaluator
 from rlx.run.options import RunOptions
@@ -32,6 +33,8 @@ def top_level(
     total_steps: Annotated[int, Range(1)],
     device: str,
     run_dir: str | None,
+    compile: bool,
+    precision: Precision,
     num_threads: Annotated[int, Range(1)],
     stop_at_return: float | None,
 ) -> dict[str, Any]:
@@ -42,6 +45,8 @@ def top_level(
         total_steps: environment steps at which training ends.
         device: the learner's: `cpu`, `cuda`, `cuda:1`.
         run_dir: where the run writes; None for a new name under `runs/`.
+        compile: whether losses are compiled by torch.compile, forward and backward.
+        precision: of the losses' matrix products: `float32`, or `bfloat16`; see `rlx.run.compute`.
         num_threads: threads of the learner's tensor operations; more than 1 pays for large networks only.
         stop_at_return: end early once the mean return of the last 100 training episodes is at least this.
     """
@@ -106,6 +111,8 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str |
         seed=top["seed"],
         total_steps=top["total_steps"],
         device=device,
+        compile=top["compile"],
+        precision=top["precision"],
         stop_at_return=top["stop_at_return"],
         checkpoint_every=saves["every"],
         keep_last=saves["keep_last"],

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rlx.batcher.batcher import Batcher
+from rlx.run.compute import Precision
 
 
 class Stateful(Protocol):
@@ -57,6 +58,8 @@ class RunOptions:
         seed: root of all seeds.
         total_steps: environment steps at which training ends.
         device: the learner's device.
+        compile: compile losses.
+        precision: of the losses' matrix products.
         csv: write `metrics.csv`.
         tensorboard: write TensorBoard events.
         console: show progress.
@@ -75,6 +78,8 @@ class RunOptions:
     seed: int
     total_steps: int
     device: torch.device
+    compile: bool = False
+    precision: Precision = "float32"
     csv: bool = True
     tensorboard: bool = True
     console: bool = True

@@ -17,6 +17,7 @@ from rlx.errors import LossError, RlxError, RunWriteError
 from rlx.run.averages import Averages, RecentEpisodes
 from rlx.run.batches import save_batch, save_tensors
 from rlx.run.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
+from rlx.run.compute import Compute
 from rlx.run.console import ConsoleSink
 from rlx.run.directory import (
     CONFIG,
@@ -58,6 +59,7 @@ class Run:
         seed: root of all seeds.
         total_steps: environment steps at which training ends.
         device: the learner's device.
+        compute: what makes an algorithm's loss what is called: compiled, in mixed precision, or as it is.
         env_steps: environment steps so far.
         iteration: calls of `log` so far.
     """
@@ -68,6 +70,7 @@ class Run:
         self.seed = options.seed
         self.total_steps = options.total_steps
         self.device = options.device
+        self.compute = Compute(options.device, compile=options.compile, precision=options.precision)
         self.env_steps = 0
         self.iteration = 0
         self._evaluator = evaluator
@@ -99,9 +102,11 @@ class Run:
             others: optimisers, schedules, normalisers, target networks: anything with `state_dict`.
 
         Raises:
+            ConfigError: the run is to be compiled or in mixed precision, and the algorithm does not see to it.
             RunDirectoryError: the run directory exists.
             RunWriteError: nothing can be written there; it has been removed again.
         """
+        self.compute.check_used(self.options.title)
         self._agent, self._batcher = agent, batcher
         self._tracked = {"agent": agent, **others}
         batcher.publish(agent)

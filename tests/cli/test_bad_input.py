@@ -63,6 +63,13 @@ def test_message_names_what_was_typed_and_the_nearest_right_name(
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_mapping_where_a_list_stands_is_told_what_stands_there(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = fails(capsys, "algo.learning_rate={linear: [1e-3, 0]}")
+    assert text.endswith("got a mapping, expected a value or a list as in algo.learning_rate=[linear, 0.001, 0]")
+
+
 def test_unknown_key_of_a_mapping_says_how_to_add_one(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, "env.kwargs.foo=1").endswith("To add one: +env.kwargs.foo=1")
 
@@ -96,6 +103,21 @@ def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, caps
         ("algo=dqn algo.burn_in_steps=5", "algo.burn_in_steps: got 5", "agent=recurrent_q_network"),
         ("algo=sac env=Pendulum algo.sequence_length=5", "algo.sequence_length: got 5", "recurrent_soft_actor_critic"),
         ("algo=reinforce batcher=process", "batcher: ", "batcher=episodes"),
+        ("algo.learning_rate=[linaer,1e-3,0]", "algo.learning_rate: there is no schedule 'linaer'", "'linear'"),
+        (
+            "algo.clip_coef=[cosine,-1,0]",
+            "algo.clip_coef: expected a number or a schedule",
+            "> 0, got ['cosine', -1, 0]",
+        ),
+        ("algo=dqn algo.epsilon=[linear,1,2]", "algo.epsilon: expected a number or a schedule", "in [0, 1]"),
+        ("algo=dqn +algo.epsilon_start=1", "algo.epsilon_start: there is no such key.", "algo.epsilon"),
+        ("precision=bfloat61", "precision: expected one of 'float32', 'bfloat16'", "Did you mean 'bfloat16'?"),
+        ("compile=yes", "compile: expected true or false", "got 'yes'"),
+        ("compile=true algo=a2c", "compile: rlx.algo.a2c cannot be compiled, since", "compile=false"),
+        ("compile=true algo=reinforce", "compile: rlx.algo.reinforce cannot be compiled, since", "compile=false"),
+        ("compile=true algo=sac env=Pendulum", "compile: rlx.algo.sac cannot be compiled, since", "compile=false"),
+        ("compile=true algo=diayn env=Pendulum", "compile: rlx.algo.diayn cannot be compiled", "compile=false"),
+        ("compile=true agent=gru", "compile: GRUActorCritic has a memory", "compile=false"),
         ("agent=conv", "obs torch.float32 [4]", "agent=actor_critic"),
     ],
 )

@@ -69,6 +69,6 @@ def test_a_memory_learns_to_find_out_the_task_within_a_trial(tmp_path: Path) -> 
         "env.wrappers=[{rlx.env.Trials: {num_episodes: 5, same_seed: true}}]",
     )
     agent = ("agent=gru", "agent.prev_action=true", "agent.prev_reward=true", "batcher.envs_per_worker=16")
-    numbers = ("algo.num_steps=25", "algo.batch_size=200", "algo.learning_rate=3e-3", "total_steps=60_000")
+    numbers = ("algo.num_steps=25", "algo.batch_size=200", "algo.learning_rate=[linear,3e-3,0]", "total_steps=60_000")
     run = trained(tmp_path / "run", *task, *agent, *numbers)
     assert evaluate_path(run, episodes=200, trust=True).mean >= 4.3

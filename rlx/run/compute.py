@@ -1,0 +1,134 @@
+"""How losses are computed: compiled by torch.compile, in mixed precision, or as they stand."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection
+from functools import wraps
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlx.agent import Agent, is_stateful
+from rlx.errors import ConfigError, DeviceError
+
+Precision = Literal["float32", "bfloat16"]
+
+Loss = Callable[..., dict[str, Tensor]]
+"""An algorithm's `loss`: any arguments, and terms by name."""
+
+
+class Compute:
+    """What `compile=true` and `precision=bfloat16` make of an algorithm's loss.
+
+        loss_of = run.compute(loss, agent)
+        terms = loss_of(agent, batch, ...)
+        terms["loss/total"].backward()
+
+    Off, it returns the very function, and torch's compiler, which takes as long to import as torch, is never imported.
+    """
+
+    def __init__(self, device: torch.device, *, compile: bool, precision: Precision) -> None:
+        """Check that the device can do what is asked for.
+
+        Args:
+            device: the learner's.
+            compile: whether losses, forward and backward, are compiled.
+            precision: of the losses' matrix products and convolutions; `bfloat16` halves their traffic. Parameters,
+                their gradients, the optimiser and the mathematics of the loss stay float32.
+
+        Raises:
+            ConfigError: there is no compiler.
+            DeviceError: the device has no bfloat16.
+        """
+        self._device, self._compile, self._precision = device, compile, precision
+        self._used = False
+        if compile:
+            _check_compiler(device)
+        if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise DeviceError(f"precision: {torch.cuda.get_device_name(device)} has no bfloat16; expected float32")
+
+    def __call__(
+        self, loss: Loss, agent: Agent, *, moving: Collection[str] = (), uncompiled_since: str | None = None
+    ) -> Loss:
+        """Return the loss as it is to be called.
+
+        Args:
+            loss: a function of tensors and numbers that prints nothing and changes nothing.
+            agent: what it is a loss of.
+            moving: keywords whose numbers change from call to call and bound tensors: a compiled loss gets them as
+                0-dimensional tensors. As numbers they would be a part of its code, and each a reason to compile anew.
+            uncompiled_since: why it cannot be compiled, where it cannot.
+
+        Raises:
+            ConfigError: it is to be compiled, and cannot be.
+        """
+        self._used = True
+        computed = self._compiled(loss, agent, moving, uncompiled_since) if self._compile else loss
+        if self._precision == "float32":
+            return computed
+
+        @wraps(loss)
+        def in_bfloat16(*arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+            # No cache of cast weights: one that was filled under no_grad would keep gradients from the parameters.
+            with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False):
+                return computed(*arguments, **keywords)
+
+        return in_bfloat16
+
+    def check_used(self, title: str) -> None:
+        """Refuse what an algorithm would not heed, since it never asks for its loss here.
+
+        Raises:
+            ConfigError: it is asked for, and the algorithm does not.
+        """
+        asked = {"compile=true": self._compile, f"precision={self._precision}": self._precision != "float32"}
+        for option, on in asked.items():
+            if on and not self._used:
+                raise ConfigError(f"{option}: {title} cannot do that: its train() never calls run.compute(loss, agent)")
+
+    def _compiled(self, loss: Loss, agent: Agent, moving: Collection[str], uncompiled_since: str | None) -> Loss:
+        name = loss.__module__
+        if uncompiled_since is not None:
+            raise ConfigError(f"compile: {name} cannot be compiled, since {uncompiled_since}; expected compile=false")
+        if is_stateful(agent):
+            raise ConfigError(
+                f"compile: {type(agent).__name__} has a memory, which torch.compile cannot follow; expected "
+                "compile=false, or an agent without one"
+            )
+        compiled = torch.compile(loss, fullgraph=True)
+
+        @wraps(loss)
+        def call(*arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+            for key in moving:
+                keywords[key] = torch.tensor(keywords[key], dtype=torch.float32, device=self._device)
+            try:
+                return compiled(*arguments, **keywords)
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                reason = " ".join(str(error).strip().split("\n\n")[0].split()).rstrip(".")
+                raise ConfigError(
+                    f"compile: torch cannot compile {name} with {type(agent).__name__}: {reason}; expected "
+                    "compile=false"
+                ) from error
+
+        return call
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Check for what torch.compile makes its code with: a C++ compiler, and for a GPU Triton.
+
+    Raises:
+        ConfigError: it is not here.
+    """
+    wanted = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(wanted) is None:
+        raise ConfigError(
+            f"compile: torch.compile needs a C++ compiler, and there is no '{wanted}'; install one, or name yours in "
+            "the environment variable CXX; compile=false needs none"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ConfigError("compile: on a GPU torch.compile needs Triton, which is not installed: pip install triton")
