@@ -15,6 +15,7 @@ import typer
 import rlx
 from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout, reported_errors
+from rlx.cli.results import results
 from rlx.cli.start import run_train
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -36,6 +37,7 @@ bench = typer.Typer(
     context_settings=_SETTINGS,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(results)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 ConfigDir = Annotated[
