@@ -139,3 +139,18 @@ def plot(
             typer.echo(note, err=True)
         typer.echo(about)
         typer.echo(out)
+
+
+@results.command()
+def compare(
+    ours: Annotated[Path, typer.Argument(help="A run directory, or a folder of runs: their means.")],
+    theirs: Annotated[Path, typer.Argument(help="Another.")],
+    metric: Annotated[str, typer.Option(help="What best and last are of: a column of metrics.csv.")] = "episode/return",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+) -> None:
+    """Show what two runs were told differently, and what they reached."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.tools.compare import compare_runs, describe_comparison
+
+        found = compare_runs(ours, theirs, metric)
+        emit(json.dumps(found) if as_json else "\n".join(describe_comparison(found, ours, theirs)))

@@ -56,3 +56,26 @@ def test_plot_of_nothing_is_one_message(folder: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith("Error: --metric: no run has 'evl/return'")
     assert call("plot", "runs", "--scale", "x") == 2
     assert "ENV=LOW:HIGH" in capsys.readouterr().err
+
+
+def test_compare_shows_settings_beside_results(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_run(folder / "other" / "0", returns=[9.0], seed=0, gamma=0.9)
+    assert call("compare", "runs/0", "other/0") == 0
+    lines = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
+    assert "algo.gamma 0.99 0.9" in lines
+    assert "total_steps 300 100" in lines
+    assert "best episode/return 3 9 +6" in lines
+    assert not any(line.startswith(("run_dir", "seed", "algo.learning_rate")) for line in lines)
+    assert call("compare", "runs/0", "other", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["config"]["algo.gamma"] == [[0.99], [0.9]]
+
+
+def test_compare_takes_the_means_of_folders(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for seed, value in enumerate((2.0, 6.0)):
+        make_run(folder / "other" / str(seed), returns=[value, None], seed=seed)
+    assert call("compare", "runs/1", "other", "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["runs"] == [1, 2]
+    assert found["results"]["last"] == [3.0, 4.0]
+    assert found["config"]["seed"] == [[1], [0, 1]]
+    assert call("compare", "runs/1", str(folder / "other" / "nothing")) == 2
