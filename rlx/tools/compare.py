@@ -77,7 +77,7 @@ def compare_runs(ours: Path, theirs: Path, metric: str = METRIC) -> dict[str, An
 
 def describe_comparison(found: dict[str, Any], ours: Path, theirs: Path) -> Iterator[str]:
     """Give the lines that show what `compare_runs` returned."""
-    rows: list[tuple[str, str, str, str]] = [("", str(ours), str(theirs), "difference")]
+    rows: list[tuple[str, ...]] = [("", str(ours), str(theirs), "difference")]
     rows.append(("runs", *map(str, found["runs"]), ""))
     rows.append(("status", *(", ".join(status) for status in found["status"]), ""))
     for key, pair in found["config"].items():
