@@ -16,6 +16,7 @@ from rlx.tools.statistics import (
 def test_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
     assert interquartile_mean(np.array([100.0, 1.0, 2.0, -50.0])) == 1.5
     assert interquartile_mean(np.array([9.0, 1.0, 2.0, 3.0, -7.0])) == 2.0  # one of five at each end
+    assert interquartile_mean(np.array([6.0, 0.0, 8.0, 2.0, 1.0, 90.0])) == 4.25  # of six, too
     assert interquartile_mean(np.array([5.0])) == 5.0
 
 
