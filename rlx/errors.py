@@ -7,6 +7,7 @@ RlxError                      something rlx can explain in one message
 │   │   └── UnsupportedSpaceError  a space rlx has no layout for
 │   ├── AgentError            an agent that breaks the Agent contract
 │   ├── DeviceError           a device that is not here
+│   ├── MissingPackageError   a package that only this needs is not installed
 │   ├── RunDirectoryError     a run directory that exists, is missing or is foreign
 │   └── CheckpointError       a checkpoint that is missing, damaged or of something else
 ├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
@@ -54,6 +55,14 @@ class AgentError(UserError):
 
 class DeviceError(UserError):
     """The device that was asked for is not here."""
+
+
+class MissingPackageError(UserError):
+    """A package that only this needs is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        """Say which, and the extra of rlx that brings it: `pip install 'rlx[extra]'`."""
+        super().__init__(f"{what} needs {package}, which is not installed: pip install 'rlx[{extra}]'")
 
 
 class RunDirectoryError(UserError):

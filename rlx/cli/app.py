@@ -15,6 +15,7 @@ import typer
 import rlx
 from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout, reported_errors
+from rlx.cli.results import results
 from rlx.cli.start import run_train
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -36,6 +37,7 @@ bench = typer.Typer(
     context_settings=_SETTINGS,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(results)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 ConfigDir = Annotated[
@@ -81,36 +83,47 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A run directory (its newest checkpoint) or one checkpoint.")],
+    paths: Annotated[list[Path], typer.Argument(help="Run directories (their newest checkpoint) and checkpoints.")],
     episodes: Annotated[int, typer.Option(min=1, help="Exactly this many whole episodes.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Where the environments' and the agent's seeds grow from.")] = 0,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions; else the best one.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import the code that the checkpoint names, whatever it is.")
     ] = False,
+    all_checkpoints: Annotated[
+        bool, typer.Option("--all-checkpoints", help="Every checkpoint of each run: a curve.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one row an episode to this file.")] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
-    """Play whole episodes with a trained policy: rlx eval runs/CartPole/ppo/..."""
+    """Play whole episodes with trained policies: rlx eval runs/CartPole/ppo/..."""
     with reported_errors(), only_json_on_stdout(as_json) as emit:
         if trust or config_dir is not None:
             from rlx.cli.members import see_own_code
 
             see_own_code()
-        from rlx.run.evaluate import evaluate_path
+        from rlx.tools.evaluate import evaluate_paths
 
-        result = evaluate_path(
-            path, episodes=episodes, seed=seed, stochastic=stochastic, trust=trust, config_dir=config_dir
+        options: dict[str, Any] = {"stochastic": stochastic, "trust": trust, "config_dir": config_dir}
+        found = evaluate_paths(
+            paths, all_checkpoints=all_checkpoints, csv_path=csv, episodes=episodes, seed=seed, **options
         )
-        values: dict[str, Any] = result.to_dict()
         if as_json:
-            emit(json.dumps(values))
-        else:
-            lengths = values["lengths"]
+            emit(json.dumps(found[0] if len(paths) == 1 and not all_checkpoints else {"evaluations": found}))
+            return
+        for values in found:
+            if len(found) > 1:
+                emit(f"{values['path']}, {values['env_steps']:,} steps:")
+            lengths, (low, high) = values["lengths"], values["interval"]
             emit(
                 f"return {values['mean']:.2f} ± {values['std']:.2f} over {values['episodes']} episodes "
                 f"(least {min(values['returns']):.2f}, greatest {max(values['returns']):.2f}, "
                 f"mean length {sum(lengths) / len(lengths):.1f})"
+            )
+            emit(
+                f"  mean within {low:.2f} to {high:.2f} (95 % bootstrap), median {values['median']:.2f}, "
+                f"interquartile mean {values['iqm']:.2f}"
             )
 
 

@@ -3,10 +3,8 @@
 import contextlib
 import io
 import os
-import secrets
 import shlex
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -19,8 +17,6 @@ from typing import Any, cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -28,7 +24,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlx.cli.explain import Composition, explain, explain_sweep
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
-from rlx.errors import ConfigError, RlxError, RunDirectoryError, did_you_mean
+from rlx.cli.sweep import SweepError, note_failed, sweep_directory, tell_failed
+from rlx.errors import ConfigError, RlxError, did_you_mean
 
 _FLAG_CUTOFF = 0.75
 """How like a flag a word must be to be a slip of one, rather than a key written as one: --seed is no --resolve."""
@@ -119,7 +116,7 @@ def run_hydra(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--config-dir: there is no directory '{parsed.config_dir}'")
     overrides = list(parsed.overrides)
     if parsed.multirun and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-        overrides.append(f"hydra.sweep.dir={_sweep_directory(overrides)}")
+        overrides.append(f"hydra.sweep.dir={sweep_directory(overrides)}")
     conf = str(config_directory())
     composition = Composition(
         overrides=parsed.overrides,
@@ -134,34 +131,15 @@ def run_hydra(arguments: Sequence[str]) -> None:
             hydra.main(version_base="1.3", config_path=conf, config_name="config")(job)()
     except JobError as carrier:
         raise carrier.error from carrier.error.__cause__
-    except RlxError:
-        raise
     except Exception as error:
+        if parsed.multirun and (failed := tell_failed(overrides)):
+            raise SweepError(failed) from None
+        if isinstance(error, RlxError):
+            raise
         message = explain(error, composition)
         if message is None:
             raise
         raise ConfigError(message) from None
-
-
-def _sweep_directory(overrides: Sequence[str]) -> str:
-    """Return where the jobs of a multirun go: the `run_dir` that was typed, or a new directory; as Hydra takes it.
-
-    Raises:
-        RunDirectoryError: the `run_dir` holds something.
-    """
-    with contextlib.suppress(OverrideParseException):  # composing the configuration tells of it
-        typed = [
-            one for one in OverridesParser.create().parse_overrides(list(overrides)) if one.key_or_group == "run_dir"
-        ]
-        if typed and not typed[-1].is_sweep_override() and typed[-1].value() is not None:
-            directory = Path(str(typed[-1].value())).expanduser()
-            if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
-                raise RunDirectoryError(
-                    f"run_dir: '{directory}' exists already; give the jobs of a multirun a path that does not exist yet"
-                )
-            return "${run_dir}"
-    # Hydra's own default is a time: two sweeps of the same second would write into each other.
-    return f"'runs/multirun/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}'"
 
 
 def job(config: DictConfig) -> None:
@@ -169,7 +147,7 @@ def job(config: DictConfig) -> None:
 
     Raises:
         JobError: whatever a single run raised.
-        RlxError: whatever a job of a multirun raised; Hydra goes on with the next job, and raises it at the end.
+        Exception: whatever a job of a multirun raised; Hydra goes on with the next job, and raises it at the end.
     """
     settings = HydraConfig.get()
     if settings.mode is not RunMode.MULTIRUN:
@@ -183,6 +161,8 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         text = describe(error) if isinstance(error, RlxError) else traceback.format_exc().rstrip()
         sys.stderr.write(f"{text}\nJob {settings.job.num} failed: {settings.job.override_dirname}\n")
+        typed = " ".join(word for word in settings.overrides.task if not word.startswith("run_dir="))
+        note_failed(Path(settings.sweep.dir), settings.job.num, typed, error)
         raise
 
 

@@ -152,13 +152,65 @@ def read_metrics(path: Path | str) -> list[dict[str, Value]]:
     return [blank | dict(zip(columns, map(_value, row), strict=False)) for row in cells]
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """Return the finished lines: up to the last line break, and none from where a crash left zeros."""
+def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, list[float]]:
+    """Read a few columns of a metrics file as numbers: what pictures and tables need, at a million rows a second.
+
+    Args:
+        path: a `metrics.csv`; it may be one that a run is writing or was killed over.
+        names: the columns.
+
+    Returns:
+        Each of the columns that the file has, one number a row; NaN where the cell is blank or text.
+
+    Raises:
+        RunDirectoryError: the file is missing or not a metrics file.
+    """
+    path = Path(path)
+    try:
+        data = _whole(path)
+    except OSError as error:
+        raise RunDirectoryError(f"'{path}' cannot be read: {error.strerror}") from error
+    header, _, body = data.partition(b"\n")
+    columns = _columns(path, header) if data else ()
+    places = {name: columns.index(name) for name in names if name in columns}
+    if not places:
+        return {}
+    cuts = max(places.values()) + 1
+    if b'"' in body:  # a cell of text may hold commas
+        rows: list[list[Any]] = list(csv.reader(body.decode(errors="replace").splitlines()))
+    else:
+        rows = [line.split(b",", cuts) for line in body.split(b"\n")[:-1]]
+    return {name: _as_floats([row[place] for row in rows]) for name, place in places.items()}
+
+
+def _as_floats(cells: list[Any]) -> list[float]:
+    """Return the numbers in cells; NaN where one is blank or text."""
+    try:
+        return list(map(float, cells))
+    except ValueError:
+        return [_as_float(cell) for cell in cells]
+
+
+def _as_float(cell: bytes | str) -> float:
+    """Return the number in a cell, or NaN."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _whole(path: Path) -> bytes:
+    """Return a file up to its last line break, and nothing from where a crash left zeros."""
     data = path.read_bytes()
     hole = data.find(b"\0")
     if hole >= 0:
         data = data[:hole]
-    return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Return the finished lines of a file."""
+    return _whole(path).splitlines(keepends=True)
 
 
 def _columns(path: Path, header: bytes) -> tuple[str, ...]:

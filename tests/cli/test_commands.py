@@ -15,7 +15,16 @@ from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout
 from rlx.errors import CheckpointError
 
-RESULT = {"episodes": 2, "mean": 1.5, "std": 0.5, "returns": [1.0, 2.0], "lengths": [3, 4]}
+RESULT = {
+    "episodes": 2,
+    "mean": 1.5,
+    "std": 0.5,
+    "returns": [1.0, 2.0],
+    "lengths": [3, 4],
+    "env_steps": 64,
+    "seed": 7,
+    "deterministic": False,
+}
 
 
 def call(*arguments: str) -> int:
@@ -39,13 +48,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     module = ModuleType("rlx.run.evaluate")
     module.evaluate_path = evaluate_path  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "rlx.run.evaluate", module)
+    # What imports it is imported anew, and again after the test.
+    monkeypatch.setitem(sys.modules, "rlx.tools.evaluate", ModuleType("rlx.tools.evaluate"))
+    del sys.modules["rlx.tools.evaluate"]
     return kept
 
 
 def test_json_alone_stands_on_standard_output(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     assert call("eval", "run", "--episodes", "2", "--seed", "7", "--stochastic", "--json") == 0
     out, err = capfd.readouterr()
-    assert json.loads(out) == RESULT
+    told = json.loads(out)
+    assert {key: told[key] for key in RESULT} == RESULT
+    assert (told["path"], told["median"], told["iqm"]) == ("run", 1.5, 1.5)
     assert out.count("\n") == 1
     assert "a library's greeting" in err
     assert asked == {
@@ -61,6 +75,24 @@ def test_json_alone_stands_on_standard_output(asked: dict[str, Any], capfd: pyte
 def test_eval_reads_as_one_line(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     assert call("eval", "run") == 0
     assert "return 1.50 ± 0.50 over 2 episodes" in capfd.readouterr().out
+
+
+def test_eval_of_several_policies_tells_each_and_keeps_every_episode(
+    asked: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "episodes.csv"
+    assert call("eval", "one", "two", "--csv", str(table)) == 0
+    out = capfd.readouterr().out
+    assert "one, 64 steps:\nreturn 1.50" in out
+    assert "two, 64 steps:\nreturn 1.50" in out
+    assert table.read_text().splitlines() == [
+        "path,env_steps,episode,return,length,seed,deterministic",
+        *("one,64,0,1.0,3,7,False", "one,64,1,2.0,4,7,False", "two,64,0,1.0,3,7,False", "two,64,1,2.0,4,7,False"),
+    ]
+    assert call("eval", "one", "two", "--json") == 0
+    assert [one["path"] for one in json.loads(capfd.readouterr().out)["evaluations"]] == ["one", "two"]
+    assert call("eval", "one", "--csv", str(tmp_path)) == 1
+    assert "cannot write" in capfd.readouterr().err
 
 
 def test_eval_of_nothing_is_one_message(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:

@@ -63,11 +63,33 @@ def test_failed_job_of_a_multirun_is_told_and_the_others_run(
     launches.errors[1] = ConfigError("algo.gamma: expected a number in [0, 1], got 2.")
     with pytest.raises(SystemExit) as end:
         run_train(["-m", "seed=0,1,2"])
-    assert end.value.code == 2
+    assert end.value.code == 1
     assert [job["seed"] for job in launches] == [0, 1, 2]
     err = capsys.readouterr().err
     assert "Error: algo.gamma: expected a number in [0, 1], got 2.\nJob 1 failed: seed=1" in err
     assert "Traceback" not in err
+
+
+def test_failed_jobs_of_a_multirun_are_listed_at_the_end(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launches.errors |= {0: ConfigError("algo.gamma: got 2."), 2: ValueError("no\nway")}
+    with pytest.raises(SystemExit) as end:
+        run_train(["-m", "seed=range(4)", "run_dir=a b"])
+    assert end.value.code == 1
+    assert [job["seed"] for job in launches] == [0, 1, 2, 3]
+    err = capsys.readouterr().err
+    assert err.endswith(
+        "Error: 2 jobs failed, all others ran; see 'a b':\n"
+        "  job 0 (seed=0): algo.gamma: got 2.\n"
+        "  job 2 (seed=2): ValueError: no way\n"
+    )
+    assert len(Path("a b/failed.jsonl").read_text().splitlines()) == 2
+
+
+def test_multirun_that_went_well_leaves_no_list_of_failed_jobs(launches: Launches) -> None:
+    run_train(["-m", "seed=0,1", "run_dir=here"])
+    assert [path.name for path in Path("here").iterdir()] == ["multirun.yaml"]
 
 
 def test_users_own_directory_adds_members(launches: Launches) -> None:

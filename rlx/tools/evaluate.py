@@ -1,0 +1,79 @@
+"""`rlx eval`: policies of runs and checkpoints, each over the same episodes, and the statistics of their returns."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlx.errors import CheckpointError, RlxError
+from rlx.run.checkpoint import list_checkpoints
+from rlx.run.directory import is_run_directory
+from rlx.run.evaluate import evaluate_path
+from rlx.tools.statistics import bootstrap_interval, summarize
+
+COLUMNS = ("path", "env_steps", "episode", "return", "length", "seed", "deterministic")
+"""Of the CSV file: one row an episode."""
+
+_LEVEL = 0.95
+_DRAWS = 2000
+
+
+def evaluate_paths(
+    paths: Sequence[Path], *, all_checkpoints: bool = False, csv_path: Path | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Play the same number of episodes with each policy, in environments of the same seeds.
+
+    Args:
+        paths: run directories (their newest whole checkpoint) and checkpoints.
+        all_checkpoints: take every checkpoint of a run, oldest first: a curve.
+        csv_path: a file to write, one row an episode (see `COLUMNS`).
+        options: of `rlx.run.evaluate.evaluate_path`: `episodes`, `seed`, `stochastic`, `trust`, `config_dir`.
+
+    Returns:
+        For each policy what `EvaluationResult.to_dict` tells, its `path`, and `median`, `iqm` (interquartile mean) and
+        `interval` (95 % bootstrap interval of the mean) of its returns.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or cannot be played.
+        RlxError: the CSV file cannot be written.
+    """
+    policies = [policy for path in paths for policy in (_checkpoints(path) if all_checkpoints else [path])]
+    found = [{"path": str(path), **_described(evaluate_path(path, **options).to_dict())} for path in policies]
+    if csv_path is not None:
+        try:
+            with open(csv_path, "w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(COLUMNS)
+                for one in found:
+                    for number, (value, length) in enumerate(zip(one["returns"], one["lengths"], strict=True)):
+                        same = one["seed"], one["deterministic"]
+                        table.writerow((one["path"], one["env_steps"], number, value, length, *same))
+        except OSError as error:
+            raise RlxError(f"cannot write '{csv_path}': {error.strerror}") from error
+    return found
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """Return a run's checkpoints, or the checkpoint itself.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    if not is_run_directory(path):
+        return [path]
+    found = list_checkpoints(path)
+    if not found:
+        raise CheckpointError(f"'{path}' has no checkpoint")
+    return found
+
+
+def _described(values: dict[str, Any]) -> dict[str, Any]:
+    returns = np.asarray(values["returns"], float)
+    low, high = bootstrap_interval(returns, "mean", level=_LEVEL, draws=_DRAWS)
+    return values | {
+        "median": float(summarize(returns, "median")),
+        "iqm": float(summarize(returns, "iqm")),
+        "interval": [float(low), float(high)],
+    }

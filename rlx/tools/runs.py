@@ -1,0 +1,187 @@
+"""`rlx runs`: the runs in a folder, filtered and sorted, as a table."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlx.errors import ConfigError, RunDirectoryError
+from rlx.run.console import format_value
+from rlx.run.directory import is_run_directory
+from rlx.tools.record import METRIC, RunRecord, read_run
+
+
+def list_runs(
+    folder: Path | str,
+    *,
+    metric: str = METRIC,
+    status: Sequence[str] = (),
+    where: Sequence[str] = (),
+    sort: str = "run",
+    descending: bool = False,
+) -> tuple[list[RunRecord], list[str]]:
+    """Read all runs in a folder.
+
+    Args:
+        folder: of runs, at any depth.
+        metric: what `best` and `last` are of.
+        status: those to keep; all where it is empty.
+        where: `KEY=VALUE`, each of which a run has to have: `algo`, `env`, or any key of the configuration.
+        sort: a key of `SORTS`; runs without a value come last.
+        descending: whether the greatest comes first.
+
+    Returns:
+        The runs, and a line for each folder that could not be read or holds something else.
+
+    Raises:
+        RunDirectoryError: there is no such folder.
+        ConfigError: a filter that is not `KEY=VALUE`.
+    """
+    wanted: list[tuple[str, str]] = []
+    for word in where:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--where: got '{word}', expected KEY=VALUE, such as algo=ppo or algo.gamma=0.99")
+        wanted.append((key, value))
+    problems: list[str] = []
+    records: list[RunRecord] = []
+    for directory in find_runs(folder, problems):
+        try:
+            record = read_run(directory, metric)
+            if (not status or record.status in status) and all(_is(record.value(key), text) for key, text in wanted):
+                records.append(record)
+        except (RunDirectoryError, OSError) as error:
+            problems.append(f"{directory}: {error}")
+    if sort != "run":
+        value = SORTS[sort]
+        records.sort(key=value, reverse=descending)
+        records.sort(key=lambda record: value(record) == _NOTHING)
+    elif descending:
+        records.reverse()
+    return records, problems
+
+
+_NOTHING = (-math.inf, "")
+SORTS: dict[str, Callable[[RunRecord], tuple[float, str]]] = {
+    "run": lambda record: (0.0, str(record.directory)),
+    "best": lambda record: (_low(record.best), ""),
+    "last": lambda record: (_low(record.last), ""),
+    "steps": lambda record: (record.env_steps, ""),
+    "progress": lambda record: (_low(record.progress), ""),
+    "speed": lambda record: (_low(record.steps_per_second), ""),
+    "began": lambda record: (record.began, ""),
+    "status": lambda record: (0.0, record.status),
+    "algo": lambda record: (0.0, record.algo),
+    "env": lambda record: (0.0, record.env),
+}
+"""What runs can be sorted by."""
+
+
+def _low(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+def _is(value: Any, text: str) -> bool:
+    """Return whether a key's value is what a filter says: the same text, or the same number."""
+    if str(value).lower() == text.lower() or (value is None and text == "null"):
+        return True
+    if value is None:
+        return False
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return False
+
+
+def find_runs(folder: Path | str, problems: list[str] | None = None) -> Iterator[Path]:
+    """Give the run directories in a folder and in those below it, by name; links are not followed.
+
+    Args:
+        folder: a run directory itself, or any folder above some: of one sweep, or of all runs.
+        problems: takes a line for each folder that cannot be read, and for each that holds files but no run.
+
+    Raises:
+        RunDirectoryError: there is no such folder.
+    """
+    top = Path(folder).expanduser()
+    if not top.is_dir():
+        raise RunDirectoryError(f"there is no folder '{folder}'")
+    told: list[str] = [] if problems is None else problems
+    yield from _walk(top, told)
+
+
+def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
+    if is_run_directory(folder):
+        yield folder
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: _natural(entry.name))
+    except OSError as error:
+        problems.append(f"{folder}: cannot be read: {error.strerror}")
+        return
+    inside: list[str] = []
+    any_run = False
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            for run in _walk(Path(entry.path), inside):
+                any_run = True
+                yield run
+    files = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
+    foreign = files and not any_run
+    # Of a foreign tree its top alone is told, but always what could not be read.
+    problems.extend(line for line in inside if not foreign or "cannot be read" in line)
+    if foreign:
+        problems.append(f"{folder}: no run of rlx; it holds {files[0]}{' and other files' if files[1:] else ''}")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return what sorts `10` behind `9`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def table(records: Sequence[RunRecord], folder: Path, width: int) -> Iterator[str]:
+    """Give the lines of a table of runs, a line with the reason below each that was stopped or failed.
+
+    Args:
+        records: the runs.
+        folder: what their names are relative to.
+        width: columns of the terminal; what a line has beyond it is cut off.
+    """
+    head = ("run", "status", "algo", "env", "steps", "done", "best", "last", "steps/s", "overrides")
+    rows = [_cells(record, folder) for record in records]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for record, row in zip([None, *records], [head, *rows], strict=True):
+        cells = [
+            text.rjust(size) if column in _NUMBERS else text.ljust(size)
+            for column, (text, size) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield _cut("  ".join(cells).rstrip(), width)
+        if record is not None and record.reason and record.status != "done":
+            yield _cut(f"    {record.reason}", width)
+
+
+_NUMBERS = range(4, 9)
+
+
+def _cells(record: RunRecord, folder: Path) -> tuple[str, ...]:
+    name = record.directory.name if record.directory == folder else str(record.directory.relative_to(folder))
+    progress = record.progress
+    return (
+        name,
+        record.status,
+        record.algo,
+        record.env,
+        f"{record.env_steps:,}",
+        "" if progress is None else f"{progress:.0%}",
+        format_value(record.best),
+        format_value(record.last),
+        "" if record.steps_per_second is None else f"{record.steps_per_second:,.0f}",
+        " ".join(f"{key}={value}" for key, value in record.overrides.items()),
+    )
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -1,0 +1,81 @@
+"""`rlx runs` and `rlx plot`, called in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ..tools.made_runs import make_run
+from .test_commands import call
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        make_run(tmp_path / "runs" / str(seed), seed=seed)
+    make_run(tmp_path / "runs" / "3", algo="a2c", status="failed", reason="LossError: the loss is nan")
+    return tmp_path
+
+
+def test_runs_are_listed_from_the_usual_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("runs", "--status", "failed") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:3] for line in out.splitlines()[1:2]] == [["3", "failed", "a2c"]]
+    assert "LossError: the loss is nan" in out
+
+
+def test_json_of_runs_is_one_object(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "runs" / "note").mkdir()
+    (folder / "runs" / "note" / "x.txt").touch()
+    assert call("runs", "runs", "--json", "--sort", "run", "--descending") == 0
+    listing = json.loads(capfd.readouterr().out)
+    assert [run["run"] for run in listing["runs"]] == [f"runs/{number}" for number in (3, 2, 1, 0)]
+    assert len(listing["problems"]) == 1
+
+
+def test_no_runs_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("runs", "--where", "algo=sac") == 0
+    assert capsys.readouterr() == ("", "no runs in 'runs' that fit\n")
+    assert call("runs", "nowhere") == 2
+    assert "there is no folder 'nowhere'" in capsys.readouterr().err
+
+
+def test_plot_names_its_picture_and_what_it_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    make_run(folder / "runs" / "4", seed=4, returns=[None])
+    assert call("plot", "runs", "--by", "algo.gamma", "--statistic", "iqm") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "curves.png"
+    assert "left out" in err
+    assert (folder / "curves.png").exists()
+
+
+def test_plot_of_nothing_is_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("plot", "runs", "--metric", "evl/return") == 2
+    assert capsys.readouterr().err.startswith("Error: --metric: no run has 'evl/return'")
+    assert call("plot", "runs", "--scale", "x") == 2
+    assert "ENV=LOW:HIGH" in capsys.readouterr().err
+
+
+def test_compare_shows_settings_beside_results(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_run(folder / "other" / "0", returns=[9.0], seed=0, gamma=0.9)
+    assert call("compare", "runs/0", "other/0") == 0
+    lines = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
+    assert "algo.gamma 0.99 0.9" in lines
+    assert "total_steps 300 100" in lines
+    assert "best episode/return 3 9 +6" in lines
+    assert not any(line.startswith(("run_dir", "seed", "algo.learning_rate")) for line in lines)
+    assert call("compare", "runs/0", "other", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["config"]["algo.gamma"] == [[0.99], [0.9]]
+
+
+def test_compare_takes_the_means_of_folders(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for seed, value in enumerate((2.0, 6.0)):
+        make_run(folder / "other" / str(seed), returns=[value, None], seed=seed)
+    assert call("compare", "runs/1", "other", "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["runs"] == [1, 2]
+    assert found["results"]["last"] == [3.0, 4.0]
+    assert found["config"]["seed"] == [[1], [0, 1]]
+    assert call("compare", "runs/1", str(folder / "other" / "nothing")) == 2
