@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from rlx.batcher.batcher import Batcher
 from rlx.data import Trajectories
-from rlx.errors import LossError, RlxError, RunWriteError
+from rlx.errors import RlxError, RunWriteError
 from rlx.run.averages import Averages, RecentEpisodes
-from rlx.run.batches import save_batch, save_tensors
+from rlx.run.batches import failed_loss
 from rlx.run.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint
 from rlx.run.compute import Compute
 from rlx.run.console import ConsoleSink
@@ -270,14 +270,7 @@ class Run:
         if bool(loss.isfinite()):
             return
         assert self._directory is not None, "track() comes first"
-        folder = self._directory / FAILED
-        save_batch(folder / "batch.safetensors", batch)
-        save_tensors(folder / "agent.safetensors", agent.state_dict())
-        raise LossError(
-            f"the loss is {float(loss)} after {self.env_steps:,} steps, before the step was made. The batch and the "
-            f"agent's weights are in '{folder}'; look for rewards or observations out of all proportion, or a "
-            "learning rate too high"
-        )
+        raise failed_loss(loss, self._directory / FAILED, batch, agent, self.env_steps)
 
     def average_gradients(self, module: nn.Module) -> None:
         """Average gradients over the ranks of a distributed learner; alone, nothing."""
