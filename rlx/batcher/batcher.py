@@ -14,15 +14,16 @@ from rlx.batcher.context import context_specs
 from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
-from rlx.batcher.probe import probe_agent
+from rlx.batcher.probe import agreed, probe_agent
 from rlx.batcher.process import OnFailure, ProcessHandle
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
+from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker import EnvMaker, WorkerOptions
 from rlx.data import DictTensor, EnvSpecs, Trajectories
-from rlx.errors import AgentError, SpecError, UserError
+from rlx.errors import UserError
 from rlx.validate import Range
 
 WorkerKind = Literal["local", "process"]
@@ -122,7 +123,7 @@ class Batcher:
                     else ProcessHandle(options, on_failure=on_failure, step_timeout=step_timeout)
                 )
             found: list[EnvSpecs] = receive_all(self._handles)
-            self.specs = _agreed(found)
+            self.specs = agreed(found)
         except BaseException:
             self.close()
             raise
@@ -277,6 +278,22 @@ class Batcher:
             handle.send("call", function, *args)
         return self._receive()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return where everything is between two pieces; views of it change later. Of workers that run ahead: little.
+
+        Raises:
+            UserError: a piece is being collected.
+        """
+        workers = [] if self.asynchronous else self.call(get_state)
+        return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Go on, once weights are published, where another batcher of the same make was; return what begins anew."""
+        self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
+        if not state["workers"]:
+            return ["workers that ran ahead (batcher.asynchronous) begin new episodes"]
+        return [problem for problem in self._receive() if problem is not None]
+
     def close(self) -> None:
         """End the workers and give the memory back; harmless when called again."""
         if self._closed:
@@ -311,7 +328,7 @@ class Batcher:
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes of shared memory, both slots and both sets of weights."""
+        """Return the bytes of shared memory."""
         return 0 if self._layout is None else self._layout.num_bytes
 
     @property
@@ -378,16 +395,3 @@ class BatcherMaker(Protocol):
     def __call__(self, *, num_steps: int) -> Batcher:
         """Return a batcher of pieces of `num_steps` steps."""
         ...
-
-
-def _agreed(found: list[EnvSpecs]) -> EnvSpecs:
-    first = found[0]
-    for index, other in enumerate(found[1:], start=1):
-        if other != first:
-            raise SpecError(
-                "the environments of one batcher must agree in their specs:\n"
-                f"  worker 0: {first}\n  worker {index}: {other}"
-            )
-    if not first.observation:
-        raise AgentError("the environments show nothing: their observation space is empty")
-    return first

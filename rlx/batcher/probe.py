@@ -4,7 +4,7 @@ import torch
 
 from rlx.agent.agent import Agent
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
-from rlx.errors import AgentError, did_you_mean
+from rlx.errors import AgentError, SpecError, did_you_mean
 
 INPUTS = ("obs", "prev_action", "prev_reward", "is_first")
 
@@ -76,3 +76,22 @@ def _check(what: str, value: object, size: int) -> None:
     for key, tensor in value.items():
         if tensor.shape[:1] != (size,):
             raise AgentError(f"{what}: {key!r} has shape {list(tensor.shape)}, expected [{size}, ...]")
+
+
+def agreed(found: list[EnvSpecs]) -> EnvSpecs:
+    """Return the specs that all workers' environments have.
+
+    Raises:
+        SpecError: two of them differ; the message has both.
+        AgentError: they show nothing.
+    """
+    first = found[0]
+    for index, other in enumerate(found[1:], start=1):
+        if other != first:
+            raise SpecError(
+                "the environments of one batcher must agree in their specs:\n"
+                f"  worker 0: {first}\n  worker {index}: {other}"
+            )
+    if not first.observation:
+        raise AgentError("the environments show nothing: their observation space is empty")
+    return first

@@ -1,6 +1,8 @@
 """The rollout loop: one agent stepping some environments and writing what happens into a slot. There is no other."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from rlx.agent.agent import Agent, reset_state
 from rlx.batcher.context import Context
+from rlx.batcher.journal import Journal
 from rlx.batcher.pieces import Episode, Piece, compact, tally
 from rlx.batcher.sampler import Drawn
 from rlx.batcher.slots import Slot
@@ -61,6 +64,7 @@ class Rollout:
         check_finite: bool,
         agent_drawn: Drawn | None = None,
         env_drawn: Drawn | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """Prepare the views of every step; nothing is stepped before `reset`.
 
@@ -77,6 +81,7 @@ class Rollout:
             check_finite: whether observations and rewards are checked for NaN and infinity, once a piece.
             agent_drawn: draws `agent_info` for each episode; None: it stays as given.
             env_drawn: likewise `env_info`.
+            journal: gives the environments their seeds and notes what they go through; None: they keep their first one.
         """
         self.env, self.agent, self.generator = env, agent, generator
         self.agent_drawn, self.env_drawn = agent_drawn, env_drawn
@@ -84,6 +89,7 @@ class Rollout:
         self.env_info = env_info if env_drawn is None else env_drawn.rows
         self.first_row, self.seeds = first_row, seeds
         self.stop, self.check_finite = stop_at_episode_end, check_finite
+        self.journal = journal
         size = env.num_envs
         self._next_obs = env.allocate()  # the observation with which the next piece begins
         self._state = agent.initial_state(self.agent_info, size)
@@ -114,12 +120,14 @@ class Rollout:
         for drawn in (self.agent_drawn, self.env_drawn):
             if drawn is not None:
                 drawn.draw(range(self.env.num_envs))
-        self.env.reset(
-            self._next_obs,
-            seeds=None if self._seeded else self.seeds,
-            env_info=self.env_info if not self.env_info.is_empty else None,
-        )
+        env_info = self.env_info if not self.env_info.is_empty else None
+        seeds: Sequence[int | None] | None = None if self._seeded else self.seeds
+        if self.journal is not None:
+            seeds = self.journal.reset(range(self.env.num_envs), seeds, env_info)
+        self.env.reset(self._next_obs, seeds=seeds, env_info=env_info)
         self._seeded = True
+        if self.journal is not None:
+            self.journal.saw(self._next_obs.obs)
         self._is_first.fill_(True)
         self._running[:] = True
         self._resetting[:] = False
@@ -129,6 +137,71 @@ class Rollout:
         if self._context is not None:
             self._context.clear()
             self._recall_due = True
+
+    def seed_environments(self) -> None:
+        """Let the next reset bring `seeds`, as the first one did."""
+        self._seeded = False
+
+    def seed_again(self) -> None:
+        """Begin anew with the next reset: the environments with their first seeds, the agent's draws likewise."""
+        self.seed_environments()
+        self.generator.manual_seed(self.generator.initial_seed())
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what the next piece depends on besides weights and environments; tensors that later steps change."""
+        ended = torch.from_numpy(~self._running)
+
+        def now(values: Tensor) -> Tensor:
+            """Leave out what means nothing: rows that wait for their reset show what lay in the memory before."""
+            return values.masked_fill(ended.view(-1, *[1] * (values.dim() - 1)), 0) if self.stop else values
+
+        drawn = {"agent_info": self.agent_drawn, "env_info": self.env_drawn}
+        given = {"agent_info": self.agent_info, "env_info": self.env_info}
+        return {
+            "obs": {key: now(value.cpu()) for key, value in self._next_obs.obs.items()},
+            # What the agent derives from its history is worked out anew.
+            "agent_state": {key: now(self._state[key]) for key in self._pieces[0].slot.state},
+            "prev_action": {key: now(value) for key, value in self._prev_action.items()},
+            "prev_reward": now(self._prev_reward),
+            "is_first": self._is_first,
+            "context": None if self._context is None else self._context.get_state(),
+            "generator": self.generator.get_state(),
+            "given": {key: dict(info.items()) for key, info in given.items() if drawn[key] is None},
+            "drawn": {key: source.get_state() for key, source in drawn.items() if source is not None},
+            "running": self._running,
+            "resetting": self._resetting,
+            "returns": self._returns,
+            "lengths": self._lengths,
+            "total_steps": self._total_steps,
+        }
+
+    @torch.inference_mode()
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what another rollout of the same make returned; the environments have to be where its own were."""
+        drawn, context, memories = (state[name] for name in ("drawn", "context", "agent_state"))
+        for key, value in self._next_obs.obs.items():
+            value.copy_(state["obs"][key])
+        names = self._pieces[0].slot.state
+        self._state = DictTensor({key: memories[key] for key in names}, self.env.num_envs)
+        for key, value in self._prev_action.items():
+            value.copy_(state["prev_action"][key])
+        self._prev_reward.copy_(state["prev_reward"])
+        self._is_first.copy_(state["is_first"])
+        if self._context is not None:
+            self._context.set_state(context)
+        self._recall_due = True
+        self.generator.set_state(state["generator"])
+        if self.agent_drawn is not None:
+            self.agent_drawn.set_state(drawn["agent_info"])
+        else:
+            self.agent_info = _rows_like(self.agent_info, state["given"]["agent_info"])
+        if self.env_drawn is not None:
+            self.env_drawn.set_state(drawn["env_info"])
+        else:
+            self.env_info = _rows_like(self.env_info, state["given"]["env_info"])
+        self._running[:], self._resetting[:] = state["running"], state["resetting"]
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+        self._total_steps, self._seeded = state["total_steps"], True
 
     def agent_changed(self) -> None:
         """Take note that the agent's weights or `agent_info` are others from the next piece on."""
@@ -216,7 +289,8 @@ class Rollout:
     def _reset_rows(self, piece: Piece, t: int, rows: list[int]) -> None:
         self._draw(self.env_drawn, piece, t, rows)
         env_info = None if self.env_info.is_empty else self.env_info[rows]
-        self.env.reset(piece.buffers[t], rows=rows, env_info=env_info)
+        seeds = None if self.journal is None else self.journal.reset(rows, None, env_info, after=t + 1)
+        self.env.reset(piece.buffers[t], rows=rows, seeds=seeds, env_info=env_info)
 
     def _draw(self, drawn: Drawn | None, piece: Piece, t: int, rows: list[int]) -> None:
         """Draw for the episodes that begin behind step t; in stop mode none does."""
@@ -274,6 +348,8 @@ class Rollout:
         if valid is not None:
             lengths = compact(piece, valid, ended, num_calls, self.first_row)
         slot.length.copy_(torch.from_numpy(lengths))
+        if self.journal is not None:
+            self.journal.add(slot)
         if self._context is not None:
             self._context.advance(slot)
         num_steps = int(lengths.sum())
@@ -302,3 +378,8 @@ class Rollout:
             f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after "
             "the start. batcher.check_finite=false lets it pass."
         )
+
+
+def _rows_like(rows: DictTensor, state: Mapping[str, Tensor]) -> DictTensor:
+    """Return rows of the same fields as `rows`, with the values of a state."""
+    return DictTensor({key: state[key] for key in rows}, rows.batch_size)

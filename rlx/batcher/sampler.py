@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,6 +156,17 @@ class Drawn:
                         f"before {spec.dtype} {list(spec.shape)}"
                     )
                 self._fields[key][row] = value
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the rows of now and their generators."""
+        return {"rows": dict(self._fields), "generators": [generator.get_state() for generator in self._generators]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what another one held."""
+        for key, value in self._fields.items():
+            value.copy_(state["rows"][key])
+        for generator, own in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(own)
 
     def write(self, memory: Mapping[str, Tensor], start: int, rows: list[int] | None = None) -> None:
         """Write the rows into `[T, B, ...]` memory, from step `start` of a piece to its end.

@@ -22,6 +22,7 @@ from rlx.agent.agent import AgentMaker
 from rlx.batcher import wire
 from rlx.batcher.check import PieceCheck, check_outputs
 from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words, watch
+from rlx.batcher.journal import Journal
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
@@ -104,7 +105,7 @@ class Worker:
         self.env = options.make_env(num_envs=options.num_envs)
         self._words: Words = [0] * NUM_WORDS if words is None else words
         watch(self.env, self._words)
-        self._check: PieceCheck | None = None
+        self.check: PieceCheck | None = None
         self._rollout: _Rollout | None = None
         self._version = -1
         self._weights: list[list[Tensor]] = []
@@ -142,7 +143,7 @@ class Worker:
         actor, seeds = agent.actor(), options.env_seeds
         if options.check_finite:
             check_outputs(actor, layout.outputs, options.num_envs, options.first_row)
-            self._check = PieceCheck(
+            self.check = PieceCheck(
                 self.env, slots, first_row=options.first_row, seeds=seeds, stop=options.stop_at_episode_end
             )
         self._rollout = _Rollout(
@@ -158,6 +159,7 @@ class Worker:
             env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
             agent_drawn=self._drawn("agent_info", agent_info, layout),
             env_drawn=self._drawn("env_info", env_info, layout),
+            journal=self._journal(),
             stop_at_episode_end=options.stop_at_episode_end,
             check_finite=False,  # it is done here, where a failing step is looked into as well
         )
@@ -202,15 +204,31 @@ class Worker:
         return replace(report, cpu_seconds=time.process_time() - began)
 
     def _checked_run(self, rollout: "_Rollout", slot: int) -> PieceReport:
-        if self._check is None:
+        if self.check is None:
             return rollout.run(slot)
         try:
             report = rollout.run(slot)
         except (AgentError, EnvironmentFault):
-            self._check.blame(slot, self._words[CALLS])
+            self.check.blame(slot, self._words[CALLS])
             raise
-        self._check.check(slot, report)
+        self.check.check(slot, report)
         return report
+
+    @property
+    def rollout(self) -> Rollout:
+        """Return what steps the environments; there is none before `attach`."""
+        return self._attached()
+
+    def seed_again(self) -> None:
+        """Let the next reset begin as the first one did: the same seeds, the same draws."""
+        if self._rollout is not None:
+            self._rollout.seed_again()
+
+    def begin_again(self) -> None:
+        """Seed the environments with the rollout's seeds, and begin new episodes."""
+        rollout = self._attached()
+        rollout.seed_environments()
+        self._begin_episodes(rollout)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return `function(worker, *args)`: a way to look into a worker, or to measure inside it."""
@@ -229,10 +247,21 @@ class Worker:
         root = derive(options.root, "evaluation") if options.evaluation else options.root
         return Drawn(name, info, specs, first_row=options.first_row, num_rows=options.num_envs, seed=root)
 
+    def _journal(self) -> Journal | None:
+        """Return what keeps the environments' ways for a checkpoint: where one is made of them, and they need it."""
+        options = self.options
+        if options.evaluation or not Journal.serves(self.env) or self.env.own_state:
+            return None
+
+        def seed_of(row: int, number: int) -> int:
+            return env_seed(derive(self.options.root, "again", number), options.first_row + row)
+
+        return Journal(options.num_envs, self.env.specs.action, seed_of)
+
     def _begin_episodes(self, rollout: "_Rollout") -> None:
         rollout.reset()
-        if self._check is not None:
-            self._check.begin_episodes()
+        if self.check is not None:
+            self.check.begin_episodes()
 
     def _attached(self) -> "_Rollout":
         assert self._rollout is not None, "attach() comes first"
