@@ -136,7 +136,6 @@ def train(
     sequence_length: Annotated[int, Range(1)] | None,
     burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
-    save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[float, Range(0, 1, low_open=True)],
     anneal_learning_rate: bool,
@@ -166,7 +165,6 @@ def train(
         sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
         burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e4 to 1e6.
-        save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 1e3 to 1e5.
         learning_rate: of Adam, usually 5e-5 to 2e-3.
         anneal_learning_rate: whether it falls linearly to 0 over the run.
@@ -203,10 +201,17 @@ def train(
         )
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
         powers = 1 + epsilon_spread * torch.linspace(0, 1, batcher.num_envs)
-        epsilon, num_targets = epsilon_start, 0
-        batcher.reset(DictTensor({"epsilon": epsilon**powers}))
-        kept = {"buffer": buffer} if save_buffer else {}
-        run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
+        counters = {"updates": 0}
+        batcher.reset(DictTensor({"epsilon": epsilon_start**powers}))
+        run.track(
+            agent=agent,
+            target=target,
+            optimizer=optimizer,
+            batcher=batcher,
+            buffer=buffer,
+            draws=generator,
+            counters=counters,
+        )
 
         while run.running():
             done = run.env_steps / run.total_steps
@@ -238,8 +243,8 @@ def train(
                 if prioritized_alpha is not None:
                     urgent = priority(terms["td_error"], batch.steps.lengths)
                     buffer.update_priorities(batch.info["slot"], urgent)
-                num_targets += 1
-                if num_targets % target_update_interval == 0:
+                counters["updates"] += 1
+                if counters["updates"] % target_update_interval == 0:
                     target_parameters.lerp_(optimizer.parameters.detach(), tau)
                 updates.append({name: term.detach() for name, term in terms.items() if name != "td_error"})
 

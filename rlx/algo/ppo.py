@@ -150,7 +150,7 @@ def train(
             raise AgentError(f"algo=ppo needs an agent with log_prob() and entropy(), got {type(agent).__name__}")
         optimizer = FlatAdam(agent, eps=adam_eps)
         generator = torch.Generator().manual_seed(derive(run.seed, "minibatches"))
-        run.track(agent=agent, optimizer=optimizer, batcher=batcher)
+        run.track(agent=agent, optimizer=optimizer, batcher=batcher, minibatches=generator)
 
         while run.running():
             left = 1.0 - run.env_steps / run.total_steps

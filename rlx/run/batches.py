@@ -7,10 +7,10 @@ from typing import Any, cast
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
-from rlx.errors import CheckpointError, RunWriteError
+from rlx.errors import CheckpointError, LossError, RunWriteError
 from rlx.run.files import reason_of
 
 _PARTS = ("info", "steps", "bootstrap", "context")
@@ -68,3 +68,25 @@ def load_batch(path: Path | str) -> Trajectories:
 
     info, bootstrap = DictTensor(part("info"), rows), DictTensor(part("bootstrap"), ends)
     return Trajectories(info, in_time("steps"), bootstrap, in_time("context"))
+
+
+def failed_loss(loss: Tensor, folder: Path, batch: Trajectories, agent: nn.Module, env_steps: int) -> LossError:
+    """Save what a loss came from that is not finite, and return the error that says so.
+
+    Args:
+        loss: 0-dimensional.
+        folder: where `batch.safetensors` and `agent.safetensors` go.
+        batch: what it was computed on.
+        agent: with which weights.
+        env_steps: of the run so far.
+
+    Raises:
+        RunWriteError: they cannot be saved.
+    """
+    save_batch(folder / "batch.safetensors", batch)
+    save_tensors(folder / "agent.safetensors", agent.state_dict())
+    return LossError(
+        f"the loss is {float(loss)} after {env_steps:,} steps, before the step was made. The batch and the "
+        f"agent's weights are in '{folder}'; look for rewards or observations out of all proportion, or a "
+        "learning rate too high"
+    )
