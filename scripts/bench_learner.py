@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlx.agent import QNetwork, SoftActorCritic, flatten_parameters
-from rlx.algo import dqn, sac
+from rlx.agent import ActorCritic, QNetwork, SoftActorCritic, flatten_parameters
+from rlx.algo import dqn, ppo, sac
 from rlx.algo.optimizer import FlatAdam
 from rlx.data import DictTensor, EnvSpecs, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
 
@@ -50,9 +50,9 @@ def experience(specs: EnvSpecs) -> tuple[ReplayBuffer, dict[str, Tensor]]:
     return buffer, plain
 
 
-def layers(*sizes: int) -> nn.Sequential:
-    """Return dense layers with relu in between."""
-    pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
+def layers(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return dense layers with an activation in between."""
+    pairs = [(nn.Linear(a, b), activation()) for a, b in itertools.pairwise(sizes)]
     return nn.Sequential(*[module for pair in pairs for module in pair][:-1])
 
 
@@ -83,6 +83,61 @@ def dqn_updates() -> tuple[Update, Update]:
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        adam.step()
+
+    return ours, by_hand
+
+
+def ppo_updates() -> tuple[Update, Update]:
+    """Return one update of PPO by rlx, and by hand: 256 steps, two networks with two layers of 64."""
+    plain = {"obs": torch.randn(STEPS, 4), "action": torch.randint(2, (STEPS,))}
+    plain |= {name: torch.randn(STEPS) for name in ("advantage", "return", "value")}
+    plain["log_prob"] = torch.full((STEPS,), -0.7)
+    names = {"obs": "env/obs", "action": "agent/action"}
+    fields = {names.get(name, name): value.unsqueeze(1) for name, value in plain.items()}
+    steps = TemporalDictTensor(fields, torch.ones(STEPS, dtype=torch.int64))
+    samples = Trajectories(DictTensor.empty(STEPS), steps, DictTensor.empty(0))
+    agent = ActorCritic(DISCRETE, hidden_sizes=[64, 64], activation="tanh", log_std_init=0.0)
+    optimizer, generator = FlatAdam(agent, eps=1e-5), torch.Generator().manual_seed(0)
+    minibatches = itertools.chain.from_iterable(samples.minibatches(256, generator) for _ in itertools.count())
+
+    def ours() -> None:
+        terms = ppo.loss(
+            agent,
+            next(minibatches),
+            clip_coef=0.2,
+            clip_vf=False,
+            ent_coef=0.01,
+            vf_coef=0.5,
+            normalize_advantage=True,
+        )
+        bool(terms["loss/total"].isfinite())
+        optimizer.zero_grad()
+        terms["loss/total"].backward()
+        optimizer.clip_grad_norm(0.5)
+        optimizer.step(3e-4)
+
+    actor, critic = (layers(4, 64, 64, outputs, activation=nn.Tanh) for outputs in (2, 1))
+    parameters = [*actor.parameters(), *critic.parameters()]
+    adam = torch.optim.Adam(parameters, lr=3e-4, fused=True)
+    indices = itertools.chain.from_iterable(
+        torch.randperm(STEPS, generator=generator).split(256) for _ in itertools.count()
+    )
+
+    def by_hand() -> None:
+        index = next(indices)
+        obs, action, advantage, wanted, old = (
+            plain[k][index] for k in ("obs", "action", "advantage", "return", "log_prob")
+        )
+        log_probs = actor(obs).log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+        ratio = (log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1) - old).exp()
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        policy_loss = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+        value_loss = 0.5 * (critic(obs).squeeze(-1) - wanted).square().mean()
+        adam.zero_grad()
+        (policy_loss + 0.5 * value_loss - 0.01 * entropy).backward()
+        nn.utils.clip_grad_norm_(parameters, 0.5)
         adam.step()
 
     return ours, by_hand
@@ -166,7 +221,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name, make in (("dqn", dqn_updates), ("sac", sac_updates)):
+    for name, make in (("ppo", ppo_updates), ("dqn", dqn_updates), ("sac", sac_updates)):
         ours, by_hand = make()
         seconds(ours, 20), seconds(by_hand, 20)
         turns = [(seconds(ours, arguments.times), seconds(by_hand, arguments.times)) for _ in range(arguments.turns)]
