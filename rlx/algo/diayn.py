@@ -114,7 +114,6 @@ def train(
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
     buffer_size: Annotated[int, Range(1)],
-    save_buffer: bool,
     learning_starts: Annotated[int, Range(1)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -133,7 +132,6 @@ def train(
         num_updates: updates then.
         batch_size: transitions an update, usually 256.
         buffer_size: steps kept, usually 1e5 to 1e6.
-        save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 100 to 10,000.
         learning_rate: of Adam, for all networks; usually 3e-4; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
@@ -159,9 +157,17 @@ def train(
         noise = torch.Generator(run.device).manual_seed(derive(run.seed, "noise"))
         entropy = -float(agent.distribution.size) if target_entropy is None else target_entropy
         batcher.reset(partial(draw_skill, num_skills))
-        kept = {"buffer": buffer} if save_buffer else {}
         compute = run.compute(loss, agent, uncompiled_since="it draws from a generator of its own")
-        run.track(agent=agent, target=target, discriminator=discriminator, optimizer=optimizer, batcher=batcher, **kept)
+        run.track(
+            agent=agent,
+            target=target,
+            discriminator=discriminator,
+            optimizer=optimizer,
+            batcher=batcher,
+            buffer=buffer,
+            draws=draws,
+            noise=noise,
+        )
 
         while run.running():
             lr = at(learning_rate, run.env_steps / run.total_steps)

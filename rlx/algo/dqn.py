@@ -137,7 +137,6 @@ def train(
     sequence_length: Annotated[int, Range(1)] | None,
     burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
-    save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -164,7 +163,6 @@ def train(
         sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
         burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e4 to 1e6.
-        save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 1e3 to 1e5.
         learning_rate: of Adam, usually 5e-5 to 2e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
@@ -198,11 +196,18 @@ def train(
         )
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
         powers = 1 + epsilon_spread * torch.linspace(0, 1, batcher.num_envs)
-        num_targets = 0
+        counters = {"updates": 0}
         batcher.reset(DictTensor({"epsilon": at(epsilon, 0.0) ** powers}))
-        kept = {"buffer": buffer} if save_buffer else {}
         compute = run.compute(loss, agent)
-        run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
+        run.track(
+            agent=agent,
+            target=target,
+            optimizer=optimizer,
+            batcher=batcher,
+            buffer=buffer,
+            draws=generator,
+            counters=counters,
+        )
 
         while run.running():
             progress = run.env_steps / run.total_steps
@@ -231,8 +236,8 @@ def train(
                 if prioritized_alpha is not None:
                     urgent = priority(terms["td_error"], batch.steps.lengths)
                     buffer.update_priorities(batch.info["slot"], urgent)
-                num_targets += 1
-                if num_targets % target_update_interval == 0:
+                counters["updates"] += 1
+                if counters["updates"] % target_update_interval == 0:
                     target_parameters.lerp_(optimizer.parameters.detach(), tau)
                 updates.append({name: term.detach() for name, term in terms.items() if name != "td_error"})
 

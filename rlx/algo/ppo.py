@@ -148,7 +148,7 @@ def train(
         optimizer = FlatAdam(agent, eps=adam_eps)
         generator = torch.Generator().manual_seed(derive(run.seed, "minibatches"))
         compute = run.compute(loss, agent, moving=("clip_coef",))
-        run.track(agent=agent, optimizer=optimizer, batcher=batcher)
+        run.track(agent=agent, optimizer=optimizer, batcher=batcher, minibatches=generator)
 
         while run.running():
             progress = run.env_steps / run.total_steps

@@ -110,7 +110,6 @@ def train(
     sequence_length: Annotated[int, Range(1)] | None,
     burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
-    save_buffer: bool,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -132,7 +131,6 @@ def train(
         sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
         burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e5 to 1e6.
-        save_buffer: whether checkpoints hold them.
         learning_starts: steps of even actions before the first update, usually 100 to 10,000.
         learning_rate: of Adam, for policy, critics and temperature; usually 3e-4 to 1e-3; may move, see
             `rlx.algo.schedules`.
@@ -163,13 +161,20 @@ def train(
             return DictTensor({"random": torch.full((batcher.num_envs,), on)})
 
         batcher.reset(random(learning_starts > 0))
-        kept = {"buffer": buffer} if save_buffer else {}
         compute = run.compute(loss, agent, uncompiled_since="it draws from a generator of its own")
-        run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
+        run.track(
+            agent=agent,
+            target=target,
+            optimizer=optimizer,
+            batcher=batcher,
+            buffer=buffer,
+            draws=draws,
+            noise=noise,
+        )
 
         while run.running():
             lr = at(learning_rate, run.env_steps / run.total_steps)
-            trajectories = batcher.collect(random(buffer.num_added < learning_starts))
+            trajectories = batcher.collect(random(run.env_steps < learning_starts))
             buffer.add(trajectories)
             update_normalizers(agent, trajectories)
             update_normalizers(target, trajectories)

@@ -19,6 +19,7 @@ from rlx.batcher.process import OnFailure, ProcessHandle
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
+from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker import EnvMaker, WorkerOptions
 from rlx.data import DictTensor, EnvSpecs, Trajectories
@@ -270,17 +271,24 @@ class Batcher:
         return piece[0]
 
     def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Return `function(worker, *args)` of every worker, in order; the function must be picklable.
-
-        Raises:
-            UserError: a piece is being collected.
-        """
+        """Return `function(worker, *args)` of each worker, in order, between pieces; the function must be picklable."""
         self._usable()
         if self._in_flight:
             raise UserError("call() while a piece is being collected: call get() first")
         for handle in self._handles:
             handle.send("call", function, *args)
         return self._receive()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where everything is between two pieces; views of it change. Of workers that run ahead little."""
+        workers = [] if self.asynchronous else self.call(get_state)
+        return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Go on, once weights are published, where another batcher of the same make was; return what begins anew."""
+        self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
+        found = self._receive() if state["workers"] else ["workers that ran ahead (batcher.asynchronous) begin anew"]
+        return [problem for problem in found if problem is not None]
 
     def close(self) -> None:
         """End the workers and give the memory back; harmless when called again."""
@@ -316,7 +324,7 @@ class Batcher:
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes of shared memory, both slots and both sets of weights."""
+        """Return the bytes of shared memory."""
         return 0 if self._layout is None else self._layout.num_bytes
 
     @property

@@ -63,6 +63,14 @@ class PieceCheck:
         self._episodes += 1
         self._steps[:] = 0
 
+    def get_state(self) -> dict[str, Any]:
+        """Return what messages count: episodes since the seed, and steps of those that go on."""
+        return {"episodes": self._episodes, "steps": self._steps}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the counts of another one."""
+        self._episodes[:], self._steps[:] = state["episodes"], state["steps"]
+
     def check(self, index: int, report: PieceReport) -> None:
         """Look at the finished piece in slot `index`, then count its steps and episodes.
 

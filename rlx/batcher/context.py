@@ -4,6 +4,7 @@ They are worked out once a piece, at its end. No step pays for them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,16 @@ class Context:
         self._order = torch.arange(self._size).unsqueeze(1)
         views = {key: value.transpose(0, 1) for key, value in self._fields.items()}
         self.steps = TemporalDictTensor.trusted(views, self._lengths, self._size)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the steps, `[C, B, ...]`, and how many there are of each row."""
+        return {"fields": dict(self._fields), "lengths": self._lengths}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what another one held."""
+        for key, value in self._fields.items():
+            value.copy_(state["fields"][key])
+        self._lengths.copy_(state["lengths"])
 
     def clear(self) -> None:
         """Leave no step in it: new episodes begin."""

@@ -92,6 +92,23 @@ class Piece:
             self.slot.final_obs[key][place] = value
         self.num_finals = place.stop
 
+    def first_not_finite(self, first_row: int) -> tuple[str, object, int] | None:
+        """Return the first number that is NaN or infinite: what shows it, the number and its row; None: there is none.
+
+        Final observations included; `first_row` is the first of these rows among all workers'.
+        """
+        for name, block in (*self.slot.obs.items(), ("reward", self.slot.reward)):
+            values = block.numpy() if block.dtype.is_floating_point else None
+            if values is not None and not np.isfinite(values).all():
+                time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
+                return name, values[time, row], row
+        for name, block in self.slot.final_obs.items():
+            values = block[: self.num_finals].numpy() if block.dtype.is_floating_point else None
+            if values is not None and not np.isfinite(values).all():
+                place = int(np.argwhere(~np.isfinite(values))[0][0])
+                return f"the final {name}", values[place], int(self.slot.final_row[place]) - first_row
+        return None
+
 
 def tally(
     rewards: NDArray[np.floating],

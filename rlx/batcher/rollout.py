@@ -1,6 +1,8 @@
 """The rollout loop: one agent stepping some environments and writing what happens into a slot. There is no other."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 from rlx.agent.agent import Agent, reset_state
 from rlx.batcher.context import Context
 from rlx.batcher.heartbeat import CALLS, NUM_WORDS, RESETS, STOP, Words
+from rlx.batcher.journal import Journal
 from rlx.batcher.pieces import Episode, Piece, compact, tally
-from rlx.batcher.sampler import Drawn
+from rlx.batcher.sampler import Drawn, rows_like
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
 from rlx.env.fault import environment_fault, raised
@@ -19,6 +22,7 @@ from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 from rlx.errors import EnvironmentFault, RlxError
 
 Mask = NDArray[np.bool_]
+Seeds = Sequence[int | None] | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Rollout:
         agent_drawn: Drawn | None = None,
         env_drawn: Drawn | None = None,
         words: Words | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """Prepare the views of every step; nothing is stepped before `reset`.
 
@@ -81,6 +86,7 @@ class Rollout:
             agent_drawn: draws `agent_info` for each episode; None: it stays as given.
             env_drawn: likewise `env_info`.
             words: where the environments' calls are counted, and where it is said that the worker is to end.
+            journal: gives the environments their seeds and notes what they go through; None: they keep their first one.
         """
         self.env, self.agent, self.generator = env, agent, generator
         self.agent_drawn, self.env_drawn = agent_drawn, env_drawn
@@ -89,6 +95,7 @@ class Rollout:
         self.first_row, self.seeds = first_row, seeds
         self.stop, self.check_finite = stop_at_episode_end, check_finite
         self._words: Words = [0] * NUM_WORDS if words is None else words
+        self.journal = journal
         size = env.num_envs
         self._next_obs = env.allocate()  # the observation with which the next piece begins
         self._state = agent.initial_state(self.agent_info, size)
@@ -119,12 +126,14 @@ class Rollout:
         for drawn in (self.agent_drawn, self.env_drawn):
             if drawn is not None:
                 drawn.draw(range(self.env.num_envs))
-        self._reset_env(
-            self._next_obs,
-            seeds=None if self._seeded else self.seeds,
-            env_info=self.env_info if not self.env_info.is_empty else None,
-        )
+        env_info = self.env_info if not self.env_info.is_empty else None
+        seeds: Seeds = None if self._seeded else self.seeds
+        if self.journal is not None:
+            seeds = self.journal.reset(range(self.env.num_envs), seeds, env_info)
+        self._reset_env(self._next_obs, None, seeds, env_info)
         self._seeded = True
+        if self.journal is not None:
+            self.journal.saw(self._next_obs.obs)
         self._is_first.fill_(True)
         self._running[:] = True
         self._resetting[:] = False
@@ -134,6 +143,71 @@ class Rollout:
         if self._context is not None:
             self._context.clear()
             self._recall_due = True
+
+    def seed_environments(self) -> None:
+        """Let the next reset bring `seeds`, as the first one did."""
+        self._seeded = False
+
+    def seed_again(self) -> None:
+        """Begin anew with the next reset: the environments with their first seeds, the agent's draws likewise."""
+        self.seed_environments()
+        self.generator.manual_seed(self.generator.initial_seed())
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what the next piece depends on besides weights and environments; tensors that later steps change."""
+        ended = torch.from_numpy(~self._running)
+
+        def now(values: Tensor) -> Tensor:
+            """Leave out what means nothing: rows that wait for their reset show what lay in the memory before."""
+            return values.masked_fill(ended.view(-1, *[1] * (values.dim() - 1)), 0) if self.stop else values
+
+        drawn = {"agent_info": self.agent_drawn, "env_info": self.env_drawn}
+        given = {"agent_info": self.agent_info, "env_info": self.env_info}
+        return {
+            "obs": {key: now(value.cpu()) for key, value in self._next_obs.obs.items()},
+            # What the agent derives from its history is worked out anew.
+            "agent_state": {key: now(self._state[key]) for key in self._pieces[0].slot.state},
+            "prev_action": {key: now(value) for key, value in self._prev_action.items()},
+            "prev_reward": now(self._prev_reward),
+            "is_first": self._is_first,
+            "context": None if self._context is None else self._context.get_state(),
+            "generator": self.generator.get_state(),
+            "given": {key: dict(info.items()) for key, info in given.items() if drawn[key] is None},
+            "drawn": {key: source.get_state() for key, source in drawn.items() if source is not None},
+            "running": self._running,
+            "resetting": self._resetting,
+            "returns": self._returns,
+            "lengths": self._lengths,
+            "total_steps": self._total_steps,
+        }
+
+    @torch.inference_mode()
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what another rollout of the same make returned; the environments have to be where its own were."""
+        drawn, context, memories = (state[name] for name in ("drawn", "context", "agent_state"))
+        for key, value in self._next_obs.obs.items():
+            value.copy_(state["obs"][key])
+        names = self._pieces[0].slot.state
+        self._state = DictTensor({key: memories[key] for key in names}, self.env.num_envs)
+        for key, value in self._prev_action.items():
+            value.copy_(state["prev_action"][key])
+        self._prev_reward.copy_(state["prev_reward"])
+        self._is_first.copy_(state["is_first"])
+        if self._context is not None:
+            self._context.set_state(context)
+        self._recall_due = True
+        self.generator.set_state(state["generator"])
+        if self.agent_drawn is not None:
+            self.agent_drawn.set_state(drawn["agent_info"])
+        else:
+            self.agent_info = rows_like(self.agent_info, state["given"]["agent_info"])
+        if self.env_drawn is not None:
+            self.env_drawn.set_state(drawn["env_info"])
+        else:
+            self.env_info = rows_like(self.env_info, state["given"]["env_info"])
+        self._running[:], self._resetting[:] = state["running"], state["resetting"]
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+        self._total_steps, self._seeded = state["total_steps"], True
 
     def agent_changed(self) -> None:
         """Take note that the agent's weights or `agent_info` are others from the next piece on."""
@@ -235,16 +309,10 @@ class Rollout:
         if self.env_drawn is not None:
             self._draw(self.env_drawn, piece, t, rows)
         env_info = None if self.env_info.is_empty else self.env_info[rows]
-        self._reset_env(piece.buffers[t], rows=rows, env_info=env_info)
+        seeds = None if self.journal is None else self.journal.reset(rows, None, env_info, after=t + 1)
+        self._reset_env(piece.buffers[t], rows, seeds, env_info)
 
-    def _reset_env(
-        self,
-        out: StepBuffer,
-        *,
-        rows: list[int] | None = None,
-        seeds: list[int] | None = None,
-        env_info: DictTensor | None = None,
-    ) -> None:
+    def _reset_env(self, out: StepBuffer, rows: list[int] | None, seeds: Seeds, env_info: DictTensor | None) -> None:
         try:
             self.env.reset(out, rows, seeds, env_info)
         except RlxError:
@@ -309,6 +377,8 @@ class Rollout:
         if valid is not None:
             lengths = compact(piece, valid, ended, num_calls, self.first_row)
         slot.length.copy_(torch.from_numpy(lengths))
+        if self.journal is not None:
+            self.journal.add(slot)
         if self._context is not None:
             self._context.advance(slot)
         num_steps = int(lengths.sum())
@@ -319,20 +389,11 @@ class Rollout:
 
     def _check_finite(self, piece: Piece) -> None:
         """Look at every number that was written, final observations included, before the piece is handed over."""
-        slot, finals = piece.slot, piece.num_finals
-        for name, block in (*slot.obs.items(), ("reward", slot.reward)):
-            values = block.numpy() if block.dtype.is_floating_point else None
-            if values is not None and not np.isfinite(values).all():
-                time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
-                raise self._not_finite(name, values[time, row], row)
-        for name, block in slot.final_obs.items():
-            values = block[:finals].numpy() if block.dtype.is_floating_point else None
-            if values is not None and not np.isfinite(values).all():
-                place = int(np.argwhere(~np.isfinite(values))[0][0])
-                raise self._not_finite(f"the final {name}", values[place], int(slot.final_row[place]) - self.first_row)
-
-    def _not_finite(self, name: str, value: object, row: int) -> EnvironmentFault:
-        return EnvironmentFault(
+        found = piece.first_not_finite(self.first_row)
+        if found is None:
+            return
+        name, value, row = found
+        raise EnvironmentFault(
             f"{self.env.name}: {name} is {value} (not finite) in environment {self.first_row + row} "
             f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after "
             "the start. batcher.check_finite=false lets it pass."

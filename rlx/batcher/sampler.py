@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -160,6 +160,17 @@ class Drawn:
                     )
                 self._fields[key][row] = value
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the rows of now and their generators."""
+        return {"rows": dict(self._fields), "generators": [generator.get_state() for generator in self._generators]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what another one held."""
+        for key, value in self._fields.items():
+            value.copy_(state["rows"][key])
+        for generator, own in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(own)
+
     def write(self, memory: Mapping[str, Tensor], start: int, rows: list[int] | None = None) -> None:
         """Write the rows into `[T, B, ...]` memory, from step `start` of a piece to its end.
 
@@ -174,3 +185,8 @@ class Drawn:
                 target.copy_(value.expand_as(target))
             else:
                 target[:, rows] = value[rows]
+
+
+def rows_like(rows: DictTensor, state: Mapping[str, Tensor]) -> DictTensor:
+    """Return rows of the same fields as `rows`, with the values of a state."""
+    return DictTensor({key: state[key] for key in rows}, rows.batch_size)

@@ -22,6 +22,7 @@ from rlx.agent.agent import AgentMaker
 from rlx.batcher import wire
 from rlx.batcher.check import PieceCheck, check_outputs
 from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words
+from rlx.batcher.journal import Journal
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
@@ -163,6 +164,7 @@ class Worker:
             env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
             agent_drawn=self._drawn("agent_info", agent_info, layout),
             env_drawn=self._drawn("env_info", env_info, layout),
+            journal=self._journal(),
             stop_at_episode_end=options.stop_at_episode_end,
             check_finite=False,  # it is done here, where a failing step is looked into as well
             words=self._words,
@@ -218,6 +220,22 @@ class Worker:
         self.piece_check.check(slot, report)
         return report
 
+    @property
+    def rollout(self) -> Rollout:
+        """Return what steps the environments; there is none before `attach`."""
+        return self._attached()
+
+    def seed_again(self) -> None:
+        """Let the next reset begin as the first one did: the same seeds, the same draws."""
+        if self._rollout is not None:
+            self._rollout.seed_again()
+
+    def begin_again(self) -> None:
+        """Seed the environments with the rollout's seeds, and begin new episodes."""
+        rollout = self._attached()
+        rollout.seed_environments()
+        self._begin_episodes(rollout)
+
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return `function(worker, *args)`: a way to look into a worker, or to measure inside it."""
         return function(self, *args)
@@ -234,6 +252,17 @@ class Worker:
         specs = {key.removeprefix(prefix): spec for key, spec in layout.sampled.items() if key.startswith(prefix)}
         root = derive(options.root, "evaluation") if options.evaluation else options.root
         return Drawn(name, info, specs, first_row=options.first_row, num_rows=options.num_envs, seed=root)
+
+    def _journal(self) -> Journal | None:
+        """Return what keeps the environments' ways for a checkpoint: where one is made of them, and they need it."""
+        options = self.options
+        if options.evaluation or not Journal.serves(self.env) or self.env.own_state:
+            return None
+
+        def seed_of(row: int, number: int) -> int:
+            return env_seed(derive(self.options.root, "again", number), options.first_row + row)
+
+        return Journal(options.num_envs, self.env.specs.action, seed_of)
 
     def _begin_episodes(self, rollout: "_Rollout") -> None:
         rollout.reset()

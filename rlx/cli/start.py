@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from rlx.cli.report import reported_errors
@@ -15,22 +16,59 @@ _NO_WORKERS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-
 _ELSEWHERE = ("batcher=local", "batcher=ray", "hydra/launcher=")
 
 
+_STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
+
+
 def run_train(arguments: Sequence[str]) -> None:
     """Run `rlx train` with the arguments that follow it.
 
     Raises:
         SystemExit: it failed, and a message has been written to standard error.
     """
-    with reported_errors():
+    with reported_errors(), _stoppable():
         others = _server_pid()
         if _needs_workers(arguments):
             _start_server()
         try:
-            from rlx.cli.train import run_hydra
+            if is_resume(arguments):
+                from rlx.cli.resume import run_resume
 
-            run_hydra(arguments)
+                run_resume(arguments)
+            else:
+                from rlx.cli.train import run_hydra
+
+                run_hydra(arguments)
         finally:
             _end_server(others)  # it would hold the terminal's output for a second after the command has ended
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal came before there was a run."""
+
+    exit_status = 143
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Let SIGTERM and SIGUSR1 end the command from its first line on; a run, once it is there, obeys in its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _stop) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stopped(f"stopped by {signal.Signals(number).name}")
+
+
+def is_resume(arguments: Sequence[str]) -> bool:
+    """Return whether these arguments go on with a run."""
+    return any(word.startswith("resume=") and word not in ("resume=", "resume=null") for word in arguments)
 
 
 def _needs_workers(arguments: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from rlx.env.fault import environment_fault, raised
 from rlx.env.observations import ObservationWriter
 from rlx.env.raw_reward import RawReward
 from rlx.env.spaces import to_specs
+from rlx.env.state import instance_state, instance_tells, set_instance_state
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 from rlx.errors import EnvironmentFault, RlxError, UnsupportedSpaceError
 
@@ -73,6 +74,7 @@ class GymVecEnv(VecEnv):
             if isinstance(error, UnsupportedSpaceError):
                 raise UnsupportedSpaceError(f"environment '{name}': {error}") from None
             raise
+        self.own_state = all(map(instance_tells, self.envs))
         self._writer = ObservationWriter(first.observation_space)
         self._reader = ActionReader(first.action_space, num_envs)
         self._plain_shape = self._writer.plain_shape
@@ -162,6 +164,19 @@ class GymVecEnv(VecEnv):
             raise self._fault(row, raised("step", error)) from error
         if self.raw_reward:
             self._write_raw_rewards(out)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the states of environments that have `get_state` and `set_state` of their own; see there."""
+        counts = {"seeds": self._seeds, "episodes": self._episodes, "calls_at_reset": self._call_at_reset}
+        own = {"envs": [instance_state(env) for env in self.envs], "calls": self._calls}
+        return own | {name: list(values) for name, values in counts.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; see `VecEnv.set_state`."""
+        for env, own in zip(self.envs, state["envs"], strict=True):
+            set_instance_state(env, own)
+        self._calls, self._seeds = state["calls"], list(state["seeds"])
+        self._episodes, self._call_at_reset = list(state["episodes"]), list(state["calls_at_reset"])
 
     def render(self, row: int = 0) -> Any:
         """Return a picture of a row as the environment draws it, or None where it draws none."""

@@ -54,6 +54,7 @@ class MixedVecEnv(VecEnv):
         self.row_seeds = all(member.row_seeds for member in self.members)
         self.env_info = all(member.env_info for member in self.members)
         self.raw_reward = any(member.raw_reward for member in self.members)
+        self.own_state = all(member.own_state for member in self.members)
         self._owner = np.repeat(np.arange(len(self.members)), [member.num_envs for member in self.members])
         # A buffer's parts, cut once; the buffer is kept with them, so that no other one can have its identity.
         self._parts: dict[int, tuple[StepBuffer, list[StepBuffer]]] = {}
@@ -94,6 +95,15 @@ class MixedVecEnv(VecEnv):
             member.step({key: value[columns] for key, value in action.items()}, part, inner)
             if self.raw_reward and not member.raw_reward and out.raw_reward_np is not None:
                 out.raw_reward_np[columns] = part.reward_np
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the members' states; see `VecEnv.get_state`."""
+        return {"members": [member.get_state() for member in self.members]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, every member; see `VecEnv.set_state`."""
+        for member, own in zip(self.members, state["members"], strict=True):
+            member.set_state(own)
 
     def render(self, row: int = 0) -> Any:
         """Return a picture of a row as its environment draws it, or None where it draws none."""

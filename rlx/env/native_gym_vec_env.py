@@ -15,6 +15,7 @@ from rlx.env.fault import environment_fault, raised
 from rlx.env.info_mask import MaskedSpace
 from rlx.env.observations import ObservationWriter
 from rlx.env.spaces import to_specs
+from rlx.env.state import native_state, native_tells, set_native_state
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 from rlx.errors import ConfigError, EnvironmentFault, UnsupportedSpaceError
 
@@ -67,6 +68,7 @@ class NativeGymVecEnv(VecEnv):
         self.row_seeds = isinstance(env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
         self.raw_reward = clip_reward or reward_scale != 1.0
         observation_space, action_space = _single_spaces(env)
+        self.own_state = native_tells(env)
         self._masked = MaskedSpace(observation_space, action_space, name) if action_mask else None
         if self._masked is not None:
             observation_space = self._masked.space
@@ -148,6 +150,15 @@ class NativeGymVecEnv(VecEnv):
             out.reward_np *= self._reward_scale
         if self.autoreset is Autoreset.SAME_STEP:
             self._write_final(cast("Mapping[str, Any]", info), out)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of an environment that has `get_state` and `set_state`, or is Gymnasium's own CartPole."""
+        return {"env": native_state(self.env), "steps": self._steps, "seed": self._seed}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; see `VecEnv.set_state`."""
+        set_native_state(self.env, state["env"])
+        self._steps, self._seed = state["steps"], state["seed"]
 
     def render(self, row: int = 0) -> Any:
         """Return a picture of a row as the environment draws it, or None where it draws none."""

@@ -1,6 +1,6 @@
 """Random numbers for batched environments: a stream a row, the same on every device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,15 @@ class RandomRows:
             places = [row for row, _ in given]
             self._keys[places] = torch.tensor([seed for _, seed in given], device=self._keys.device)
             self._counts[places] = 0
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Return each stream's seed and count."""
+        return {"keys": self._keys.clone(), "counts": self._counts.clone()}
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `get_state` of as many streams returned."""
+        self._keys.copy_(state["keys"])
+        self._counts.copy_(state["counts"])
 
     def uniform(self, rows: Tensor, numbers: int) -> Tensor:
         """Return `[numbers, B]` float64 in [0, 1); the streams of the rows that are false in `rows` stand still.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class TorchCartPole(VecEnv):
 
     name = "TorchCartPole"
     row_seeds = True
+    own_state = True
 
     def __init__(
         self,
@@ -121,6 +122,23 @@ class TorchCartPole(VecEnv):
             out.final_obs["obs"].copy_(self._state.T)
             self._begin(out.terminated | out.truncated)
         out.obs["obs"].copy_(self._state.T)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the poles are, and how far the rows' random numbers; see `VecEnv.get_state`."""
+        return {
+            "state": self._state.clone(),
+            "steps": self._steps.clone(),
+            "ended": self._ended.clone(),
+            "random": self._random.get_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; see `VecEnv.set_state`."""
+        # New tensors: those of now may be results of inference mode, which nothing else may write to.
+        self._state, self._steps, self._ended = (
+            state[name].to(self.device, copy=True) for name in ("state", "steps", "ended")
+        )
+        self._random.set_state(state["random"])
 
     def _finish_resets(self, out: StepBuffer) -> None:
         """Rows that ended in the call before begin an episode in this one, whatever their action did to them."""

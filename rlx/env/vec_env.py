@@ -166,6 +166,7 @@ class VecEnv(ABC):
         row_seeds: whether each row takes its own seed at reset; otherwise the first seed given counts for all rows.
         env_info: whether `reset` takes `env_info`.
         raw_reward: whether `step` writes `out.raw_reward_np`, because a wrapper changes the reward.
+        own_state: whether there are `get_state` and `set_state`.
     """
 
     name: str = "environment"
@@ -178,6 +179,7 @@ class VecEnv(ABC):
     row_seeds: bool = False
     env_info: bool = False
     raw_reward: bool = False
+    own_state: bool = False
 
     @abstractmethod
     def reset(
@@ -224,6 +226,25 @@ class VecEnv(ABC):
             final_obs=self.autoreset is Autoreset.SAME_STEP,
             raw_reward=self.raw_reward,
         )
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that decides what the environments do next, so that a run goes on in the middle of an episode.
+
+        Episodes, time limits, and every generator that is drawn from: after `set_state` of another instance of the same
+        make, the same actions get the same answers, to the bit. Plain data: dictionaries, lists, numbers, text, None,
+        tensors and NumPy arrays, copied, so that later steps do not change them. For environments that declare
+        `own_state`. With others a resumed run repeats what was done since the rows' last seeds, where rows can be reset
+        and stepped one by one, or begins new episodes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no state of its own to give: own_state is False")
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `get_state` of another instance returned.
+
+        Args:
+            state: as it was returned; tensors are on the CPU.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no state of its own to take: own_state is False")
 
     def render(self, row: int = 0) -> Any:
         """Return a picture of a row as the environment draws it, or None where it draws none."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -41,6 +42,14 @@ class Averages:
         self._counts.clear()
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the row under way is made of so far."""
+        return {"env_steps": self.env_steps, "sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a row that others were under way with."""
+        self.env_steps, self._sums, self._counts = state["env_steps"], dict(state["sums"]), dict(state["counts"])
+
 
 class RecentEpisodes:
     """The newest training episodes, and how many there were.
@@ -74,3 +83,13 @@ class RecentEpisodes:
     def mean_length(self) -> float | None:
         """Return the mean length of those kept; None where there are none."""
         return sum(episode[1] for episode in self._kept) / len(self._kept) if self._kept else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return those kept, and the count."""
+        return {"count": self.count, "kept": [list(episode) for episode in self._kept]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what another one kept; of a wider window, the newest."""
+        self.count = state["count"]
+        self._kept.clear()
+        self._kept.extend((episode[0], episode[1]) for episode in state["kept"])

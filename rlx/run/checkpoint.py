@@ -42,8 +42,8 @@ _STATE = "state.json"
 _CONFIG = "config.json"
 _FILES = (_TENSORS, _STATE, _CONFIG)
 _NAME = re.compile(r"step-(\d+)")
-_REPLACED = re.compile(r"\.step-(\d+)\.replaced-\w+")
-_UNFINISHED = re.compile(r"\.step-\d+\.(writing|removed)-\w+")
+_REPLACED = re.compile(r"\.(step-\d+|[a-z]+)\.replaced-\w+")
+_UNFINISHED = re.compile(r"\.(step-\d+|[a-z]+)\.(writing|removed)-\w+")
 
 
 class Checkpoint(NamedTuple):
@@ -78,6 +78,11 @@ class Snapshot:
     meta: Any
     env_steps: int
 
+    @property
+    def name(self) -> str:
+        """Return the name of the checkpoint that it becomes, where it gets no other: `step-000000123`."""
+        return f"step-{self.env_steps:09d}"
+
 
 def take_snapshot(state: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any]) -> Snapshot:
     """Copy a run's state, so that a thread may write it while training goes on.
@@ -98,7 +103,7 @@ def take_snapshot(state: Mapping[str, Any], config: Mapping[str, Any], meta: Map
     return Snapshot(tensors, encoded, encode(config, path="config"), encode(meta, path="meta"), env_steps)
 
 
-def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
+def write_snapshot(directory: Path | str, snapshot: Snapshot, name: str | None = None) -> Path:
     """Write a snapshot as `checkpoints/step-N` of a run directory; one writer at a time.
 
     A checkpoint of the same step is replaced, and stays until the new one is whole.
@@ -106,6 +111,7 @@ def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
     Args:
         directory: the run directory.
         snapshot: what to write.
+        name: another name than `step-N`, letters only, such as `best`: it is found by that name alone.
 
     Returns:
         The checkpoint's directory.
@@ -114,7 +120,7 @@ def write_snapshot(directory: Path | str, snapshot: Snapshot) -> Path:
         RunWriteError: it cannot be written (a full disk, no permission); earlier checkpoints are as they were.
     """
     folder = Path(directory) / CHECKPOINTS
-    name = f"step-{snapshot.env_steps:09d}"
+    name = name or snapshot.name
     target = folder / name
     token = secrets.token_hex(4)
     temporary = folder / f".{name}.writing-{token}"
@@ -226,7 +232,8 @@ def list_checkpoints(directory: Path | str) -> list[Path]:
     except OSError:
         return []
     for name in names:  # hidden names sort first, so that the plain one of the same step takes over
-        match = _NAME.fullmatch(name) or _REPLACED.fullmatch(name)
+        replaced = _REPLACED.fullmatch(name)
+        match = _NAME.fullmatch(replaced[1] if replaced else name)
         if match:
             found[int(match[1])] = folder / name
     return [found[step] for step in sorted(found)]
@@ -267,20 +274,35 @@ def find_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
     raise CheckpointError(f"run '{run}' has no checkpoint that is whole:\n  " + "\n  ".join(reasons))
 
 
-def prune_checkpoints(directory: Path | str, keep_last: int) -> None:
-    """Remove all but a run's newest checkpoints.
+def prune_checkpoints(directory: Path | str, keep_last: int, keep_every: int = 0) -> None:
+    """Remove all but a run's newest checkpoints, and one for each so many steps.
 
     Args:
         directory: the run directory.
         keep_last: how many stay, >= 1.
+        keep_every: of the older ones, the first at or behind each multiple of so many environment steps stays, too.
     """
+    before = 0
     for path in list_checkpoints(directory)[: -max(keep_last, 1)]:
-        hidden = path.with_name(f".{path.name.removeprefix('.').split('.')[0]}.removed-{secrets.token_hex(4)}")
-        try:
-            path.rename(hidden)  # so that a removal cut short leaves nothing that looks like a checkpoint
-        except OSError:
-            continue
-        shutil.rmtree(hidden, ignore_errors=True)
+        period = step_of(path) // keep_every if keep_every else 0
+        if period == before:
+            remove_checkpoint(path)
+        before = period
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, such that a removal cut short leaves nothing that looks like one; what cannot go, stays."""
+    hidden = path.with_name(f".{path.name.removeprefix('.').split('.')[0]}.removed-{secrets.token_hex(4)}")
+    try:
+        path.rename(hidden)
+    except OSError:
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the environment steps that a checkpoint of a run is named after."""
+    return int(path.name.removeprefix(".").split(".")[0].removeprefix("step-"))
 
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
@@ -335,7 +357,7 @@ def _tidy(folder: Path) -> None:
     """Remove what was never finished; a replaced checkpoint goes too, or takes its place back where no new one is."""
     for entry in list(folder.iterdir()):
         replaced = _REPLACED.fullmatch(entry.name)
-        plain = folder / f"step-{replaced[1]}" if replaced else None
+        plain = folder / replaced[1] if replaced else None
         if plain is not None and not plain.exists():
             entry.rename(plain)
         elif plain is not None or _UNFINISHED.fullmatch(entry.name):

@@ -15,7 +15,7 @@ from torch import nn
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher, WorkerKind
 from rlx.batcher.sampler import Sampler
-from rlx.batcher.worker import EnvMaker
+from rlx.batcher.worker import EnvMaker, Worker
 from rlx.data import DictTensor, EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
 from rlx.run.build import maker
@@ -201,6 +201,7 @@ class Evaluator:
     def _begin(self, agent: nn.Module, batcher: Batcher) -> None:
         assert self._found is None, "an evaluation is under way"
         self._found = []
+        batcher.call(Worker.seed_again)  # every evaluation plays the same seeds, whatever was played before
         batcher.reset(wait=False)  # each environment begins an episode with the next piece
         batcher.publish(agent)
         batcher.execute()

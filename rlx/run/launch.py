@@ -4,7 +4,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -16,11 +16,14 @@ from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision
-from rlx.run.directory import default_run_directory
-from rlx.run.evaluate import Evaluator
+from rlx.run.directory import CONFIG, default_run_directory
+from rlx.run.evaluate import Evaluator, check_trust
+from rlx.run.lock import RunLock
 from rlx.run.options import RunOptions
+from rlx.run.resume import Resumption, check_belongs, check_left, check_run, find_resumption
 from rlx.run.run import Run
-from rlx.run.samplers import read_samplers
+from rlx.run.samplers import read_samplers, sampler_targets
+from rlx.run.tracked import seed_global_generators
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
@@ -32,6 +35,7 @@ def top_level(
     seed: Annotated[int, Range(0)],
     total_steps: Annotated[int, Range(1)],
     device: str,
+    resume: str | None,
     run_dir: str | None,
     compile: bool,
     precision: Precision,
@@ -44,6 +48,7 @@ def top_level(
         seed: root of all seeds.
         total_steps: environment steps at which training ends.
         device: the learner's: `cpu`, `cuda`, `cuda:1`.
+        resume: the run to go on with; None for a new one. `rlx train` looks at it before anything else.
         run_dir: where the run writes; None for a new name under `runs/`.
         compile: whether losses are compiled by torch.compile, forward and backward.
         precision: of the losses' matrix products: `float32`, or `bfloat16`; see `rlx.run.compute`.
@@ -58,8 +63,15 @@ def logger(*, csv: bool, tensorboard: bool, console: bool, every: Annotated[int,
     return dict(locals())
 
 
-def checkpoint(*, every: Annotated[int, Range(0)], keep_last: Annotated[int, Range(1)]) -> dict[str, Any]:
-    """Return the keys of `checkpoint`: environment steps between two (0: one at the end), and how many are kept."""
+def checkpoint(
+    *,
+    minutes: Annotated[float, Range(0)],
+    every: Annotated[int, Range(0)],
+    keep_last: Annotated[int, Range(1)],
+    keep_every: Annotated[int, Range(0)],
+    buffer: bool,
+) -> dict[str, Any]:
+    """Return the keys of `checkpoint`: when they are written, which are kept, and whether they hold replay buffers."""
     return dict(locals())
 
 
@@ -68,13 +80,21 @@ def evaluation(*, every: Annotated[int, Range(0)], episodes: Annotated[int, Rang
     return dict(locals())
 
 
-def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str | None = None) -> None:
+def launch(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    command: str | None = None,
+    resume: Resumption | None = None,
+    lock: RunLock | None = None,
+) -> None:
     """Check a configuration, build what it describes, and train.
 
     Args:
         config: the resolved configuration, plain data.
         choices: which member of each group was chosen: `{"algo": "ppo", "env": "CartPole", ...}`.
         command: what started the run, as a shell would take it, for its `log.txt`; None for this process's own.
+        resume: the run to go on with, whose configuration `config` is; None for a new one.
+        lock: of its directory; given back at the end.
 
     Raises:
         RlxError: something in it is wrong (nothing has been written then), or training failed.
@@ -98,15 +118,17 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str |
     shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
     algo = choices.get("algo", "algo")
     directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
-    if os.path.lexists(directory.expanduser()):
+    if resume is not None:
+        directory = resume.directory
+    elif os.path.lexists(directory.expanduser()):
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
     torch.set_num_threads(top["num_threads"])
-    torch.manual_seed(derive(top["seed"], "learner"))
+    seed_global_generators(derive(top["seed"], "learner"))
     options = RunOptions(
         directory=directory,
         config=config,
         config_text=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
-        title=f"{algo} on {shown}",
+        title=f"{algo} on {shown}" if resume is None else resume.checkpoint.meta["title"],
         command=command or shlex.join(sys.argv),
         seed=top["seed"],
         total_steps=top["total_steps"],
@@ -114,9 +136,14 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str |
         compile=top["compile"],
         precision=top["precision"],
         stop_at_return=top["stop_at_return"],
+        checkpoint_minutes=saves["minutes"],
         checkpoint_every=saves["every"],
         keep_last=saves["keep_last"],
+        keep_every=saves["keep_every"],
+        save_buffer=saves["buffer"],
         evaluate_every=evaluates["every"],
+        resume=resume,
+        lock=lock,
         **writes,
     )
     evaluator = None
@@ -132,6 +159,48 @@ def launch(config: Mapping[str, Any], choices: Mapping[str, str], command: str |
 
 def _with(group: Any, samplers: Mapping[str, Any]) -> Any:
     return {**cast("Mapping[str, Any]", group), **samplers} if samplers else group
+
+
+def resume_run(
+    run: Path,
+    changes: Mapping[str, Any],
+    command: str | None = None,
+    *,
+    tell: Callable[[str], None],
+    trust: bool = False,
+    config_dir: Path | None = None,
+) -> None:
+    """Go on with a run from its newest whole checkpoint, in its own directory.
+
+    Args:
+        run: its directory.
+        changes: new values by dotted key, of those in `rlx.run.resume.MAY_CHANGE`.
+        command: as for `launch`.
+        tell: told what differs from before, and which checkpoints are damaged, a line a call.
+        trust: import whatever code the checkpoint names.
+        config_dir: a user's configuration directory, whose names are trusted.
+
+    Raises:
+        RlxError: it cannot be resumed (nothing has been written then), or training failed.
+        StopRequested: a signal ended the run.
+    """
+    directory = run.expanduser().absolute()
+    check_run(directory)
+    with RunLock(directory) as lock:
+        found = find_resumption(directory, changes, tell)
+        config = found.checkpoint.config
+        if not trust:
+            for group in ("algo", "agent", "batcher"):
+                check_trust(
+                    found.path, config["env"], config[group], config_dir, also=sampler_targets(config["batcher"])
+                )
+        check_belongs(found, OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
+        validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
+        check_left(found)
+        for key, (old, new) in found.changes.items():
+            tell(f"resume: {key}: {old} -> {new}")
+        tell(f"resume: '{directory}' goes on from {found.path.name}")
+        launch(config, {}, command, found, lock)
 
 
 def find_device(name: str) -> torch.device:

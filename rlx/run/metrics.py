@@ -69,6 +69,11 @@ class CsvSink:
             self._file.close()
             raise
 
+    @property
+    def path(self) -> Path:
+        """Return the file."""
+        return self._file.path
+
     def write(self, row: Row) -> None:
         """Append one row; blank where it lacks a column.
 

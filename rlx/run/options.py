@@ -10,14 +10,8 @@ from torch import nn
 
 from rlx.batcher.batcher import Batcher
 from rlx.run.compute import Precision
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimisers, schedules, generators wrapped so."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that decides the future."""
-        ...
+from rlx.run.lock import RunLock
+from rlx.run.resume import Resumption
 
 
 class EvaluatorLike(Protocol):
@@ -50,7 +44,7 @@ class RunOptions:
     """What a run is told besides what it computes.
 
     Attributes:
-        directory: where it writes; must not exist.
+        directory: where it writes; must not exist, unless it is resumed.
         config: the resolved configuration, kept in checkpoints.
         config_text: the same as YAML, kept in `config.yaml`.
         title: what runs, for the console and `log.txt`.
@@ -64,10 +58,15 @@ class RunOptions:
         tensorboard: write TensorBoard events.
         console: show progress.
         every: environment steps between rows, which then hold means over what was left out; 0: each iteration has one.
-        checkpoint_every: environment steps between checkpoints; 0 for one at the end only.
-        keep_last: checkpoints kept.
+        checkpoint_every: environment steps between checkpoints; 0 for no such rule.
+        checkpoint_minutes: minutes between them; 0 for no such rule. There is always one at the end.
+        keep_last: the newest checkpoints kept.
+        keep_every: of those before, the first in each so many environment steps is kept, too; 0 for none.
+        save_buffer: whether checkpoints hold replay buffers.
         evaluate_every: environment steps between evaluations; 0 for none.
         stop_at_return: end early once `episode/return` is at least this, over a full window; None for never.
+        resume: what the run goes on from; None for a new one.
+        lock: of the directory of a resumed run.
     """
 
     directory: Path
@@ -85,6 +84,11 @@ class RunOptions:
     console: bool = True
     every: int = 0
     checkpoint_every: int = 0
+    checkpoint_minutes: float = 0.0
     keep_last: int = 3
+    keep_every: int = 0
+    save_buffer: bool = False
     evaluate_every: int = 0
     stop_at_return: float | None = None
+    resume: Resumption | None = None
+    lock: RunLock | None = None

@@ -46,6 +46,10 @@ class StopSignals:
     A second Ctrl-C raises KeyboardInterrupt at once. Where no safe point comes within the limit, `StopRequested` is
     raised in the main thread, wherever it is. On leaving, handlers and timer are as they were. Outside the main thread,
     where Python can set no handler, this does nothing.
+
+    Attributes:
+        requested: the signal that asked to stop; None while none has.
+        at_once: whether a signal raises `StopRequested` where it is: set while there is nothing to save.
     """
 
     def __init__(self, limit_s: float = 1.5, terminate_limit_s: float = 8.0) -> None:
@@ -56,6 +60,7 @@ class StopSignals:
             terminate_limit_s: the same for SIGTERM and SIGUSR1; a scheduler kills after 10 or more.
         """
         self.requested: signal.Signals | None = None
+        self.at_once = False
         self._at_safe_point = False
         self._limit_s = limit_s
         self._terminate_limit_s = terminate_limit_s
@@ -76,6 +81,11 @@ class StopSignals:
             if self._previous:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         return self.requested
+
+    def hold(self) -> None:
+        """Note that the run ends now, asked to or not: from here on no limit interrupts it."""
+        self._at_safe_point = True
+        self.reached()
 
     def check(self) -> None:
         """Raise `StopRequested(safe=True)` where a stop was requested; for a safe point that has no other way out."""
@@ -105,6 +115,8 @@ class StopSignals:
         asked = signal.Signals(number)
         if self.requested is None:
             self.requested = asked
+            if self.at_once:
+                raise StopRequested(asked, safe=False)
             limit_s = self._limit_s if asked == signal.SIGINT else self._terminate_limit_s
             signal.setitimer(signal.ITIMER_REAL, limit_s)
         elif asked == signal.SIGINT:

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ class TensorBoardSink:
         ]
         self._append(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
 
+    @property
+    def path(self) -> Path:
+        """Return the file that is being written."""
+        return self._file.path
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes of all event files in the directory, by name."""
+        found = sorted(self.path.parent.glob("events.*"))
+        return {path.name: self._file.size if path == self.path else path.stat().st_size for path in found}
+
     def flush(self) -> None:
         """Wait until the disk has every event."""
         self._file.sync()
@@ -81,6 +92,15 @@ class TensorBoardSink:
         data: bytes = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         self._file.append(length + _checksum(length) + data + _checksum(data))
+
+
+def cut_events(directory: Path, sizes: Mapping[str, int]) -> None:
+    """Undo what event files took since `TensorBoardSink.sizes` was asked: those that were not there go."""
+    for path in directory.glob("events.*"):
+        if path.name not in sizes:
+            path.unlink()
+        elif path.stat().st_size > sizes[path.name]:
+            os.truncate(path, sizes[path.name])
 
 
 def _crc32c_table() -> tuple[int, ...]:

@@ -28,6 +28,36 @@ class ShortAndLong(gymnasium.Env[np.ndarray, int]):
         return np.zeros(2, np.float32), 1.0, self._left == 0, False, {}
 
 
+class Forgetful(ShortAndLong):
+    """Shows a number that no seed decides."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._left -= 1
+        return np.random.default_rng().random(2, np.float32), 1.0, self._left == 0, False, {}
+
+
+class Telling(ShortAndLong):
+    """Tells its state, and shows it."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self._shown(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        _, *others = super().step(action)
+        return self._shown(), *others
+
+    def get_state(self) -> dict[str, Any]:
+        return {"left": self._left, "generator": self.np_random.bit_generator.state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._left = state["left"]
+        self.np_random.bit_generator.state = state["generator"]
+
+    def _shown(self) -> np.ndarray:
+        return np.array([self._left / 60, self.np_random.random()], np.float32)
+
+
 class Raises(ShortAndLong):
     """Cannot be made."""
 
@@ -97,5 +127,5 @@ class Warns(ShortAndLong):
         return super().step(action)
 
 
-for kind in (ShortAndLong, Raises, Unsupported, ShowsNaN, FillsDisk, WaitsForOthers, Warns):
+for kind in (ShortAndLong, Forgetful, Telling, Raises, Unsupported, ShowsNaN, FillsDisk, WaitsForOthers, Warns):
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind)

@@ -88,7 +88,7 @@ def test_checkpoints_come_when_due_and_the_last_are_kept(tmp_path: Path) -> None
     assert [path.name for path in list_checkpoints(directory)] == ["step-000000128", "step-000000192"]
     saved = load_checkpoint(find_checkpoint(directory))
     assert saved.meta["env_steps"] == 192
-    assert set(saved.state) == {"agent", "optimizer"}
+    assert set(saved.state) == {"agent", "optimizer", "minibatches", "batcher", "run"}
     assert saved.config["algo"]["num_steps"] == 16
 
 

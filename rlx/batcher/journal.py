@@ -1,0 +1,204 @@
+"""What environments have gone through since their last seeds: enough to bring new ones to the same place.
+
+Most environments cannot tell what they are in the middle of. But one that was seeded, and then did the same actions, is
+in the same place again. So that this never takes long, a row gets a new seed with the first episode that begins 1,000
+or more steps after its last one: a rule that looks at the row's own steps only, so that it is the same whether a run is
+stopped in between or not, and whoever its neighbours are.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.batcher.slots import Slot
+from rlx.data import DictTensor, Spec
+from rlx.env.vec_env import Autoreset, VecEnv
+
+RESEED_AFTER = 1000
+"""Steps of a row after which its next episode brings a new seed."""
+MOST_STEPS = 100_000
+"""Steps since its last seed, beyond which a row is given up: an episode so long is not played again."""
+
+
+class _Reset(NamedTuple):
+    """A reset of one row: after how many of its steps, and with which `env_info` (`[1]`, None for none)."""
+
+    step: int
+    env_info: DictTensor | None
+
+
+class _Piece(NamedTuple):
+    """The actions of a piece, `[T, B, ...]`, and how many each row had done before it and does in it, `[B]`."""
+
+    before: np.ndarray[Any, Any]
+    lengths: np.ndarray[Any, Any]
+    actions: dict[str, Tensor]
+
+
+class Journal:
+    """Gives rows their seeds, and keeps their resets and actions since then."""
+
+    def __init__(self, num_envs: int, actions: Mapping[str, Spec], seed_of: Callable[[int, int], int]) -> None:
+        """Begin with nothing kept.
+
+        Args:
+            num_envs: rows, B.
+            actions: what a row takes, by name.
+            seed_of: returns the n-th seed of a row (`seed_of(row, n)`, n from 1 on).
+        """
+        self._num_envs, self._actions, self._seed_of = num_envs, dict(actions), seed_of
+        self._seeds = [0] * num_envs
+        self._numbers = [0] * num_envs  # seeds so far, besides the first
+        self._steps = np.zeros(num_envs, np.int64)  # each row's steps so far
+        self._seeded_at = np.zeros(num_envs, np.int64)
+        self._resets: list[list[_Reset]] = [[] for _ in range(num_envs)]
+        self._pieces: deque[_Piece] = deque()
+        self._seen: dict[str, Tensor] = {}  # `[B, ...]`, each row's last observation
+
+    @staticmethod
+    def serves(env: VecEnv) -> bool:
+        """Return whether rows can be brought to their places one by one."""
+        return env.autoreset is Autoreset.NONE and env.row_reset and env.row_step and env.row_seeds
+
+    def reset(
+        self, rows: Sequence[int], seeds: Sequence[int | None] | None, env_info: DictTensor | None, after: int = 0
+    ) -> list[int | None] | None:
+        """Note a reset, and return the seeds to do it with; None where no row has a new one.
+
+        Args:
+            rows: which rows.
+            seeds: their first seeds; None for those that have one.
+            env_info: one row for each of them, or None.
+            after: steps that they have done in the piece that is being played.
+        """
+        given: list[int | None] = [None] * len(rows) if seeds is None else list(seeds)
+        for place, row in enumerate(rows):
+            step = int(self._steps[row]) + after
+            if given[place] is None and step - self._seeded_at[row] >= RESEED_AFTER:
+                self._numbers[row] += 1
+                given[place] = self._seed_of(row, self._numbers[row])
+            seed = given[place]
+            if seed is not None:
+                self._seeds[row], self._seeded_at[row] = seed, step
+                self._resets[row].clear()
+            self._resets[row].append(_Reset(step, None if env_info is None else env_info[[place]].clone()))
+        return None if all(seed is None for seed in given) else given
+
+    def saw(self, obs: Mapping[str, Tensor]) -> None:
+        """Note what all rows show, `[B, ...]`."""
+        self._seen = {key: value.clone() for key, value in obs.items()}
+
+    def add(self, slot: Slot) -> None:
+        """Note the piece that `slot` holds, its lengths included."""
+        lengths = slot.length
+        longest = int(lengths.max())
+        rows = (lengths > 0).nonzero().squeeze(1)
+        for key, value in self._seen.items():
+            value[rows] = slot.obs[key][lengths[rows], rows]
+        actions = {key: slot.outputs[key][:longest].clone() for key in self._actions}
+        self._pieces.append(_Piece(self._steps.copy(), lengths.numpy().copy(), actions))
+        self._steps += self._pieces[-1].lengths
+        lost = self._lost()
+        while self._pieces:
+            oldest = self._pieces[0]
+            if ((oldest.before + oldest.lengths > self._seeded_at) & ~lost).any():
+                break
+            self._pieces.popleft()
+
+    def get_state(self) -> dict[str, Any] | None:
+        """Return what brings new environments here; None where a row has gone too far since its seed."""
+        if self._lost().any():
+            return None
+        lengths = self._steps - self._seeded_at
+        rows = range(self._num_envs)
+        return {
+            "seeds": list(self._seeds),
+            "numbers": list(self._numbers),
+            "steps": self._steps.copy(),
+            "lengths": lengths,
+            "resets": [[reset.step for reset in resets] for resets in self._resets],
+            "env_info": [
+                [None if reset.env_info is None else dict(reset.env_info.items()) for reset in resets]
+                for resets in self._resets
+            ],
+            "actions": {key: torch.cat([self._actions_of(row, key) for row in rows]) for key in self._actions},
+            "seen": [self._digest(row) for row in rows],
+        }
+
+    def set_state(self, state: Mapping[str, Any], env: VecEnv) -> str | None:
+        """Take over what another journal held, and bring the environments there.
+
+        Returns:
+            None, or what went differently than it had: then the environments are anywhere.
+        """
+        self._seeds, self._numbers = list(state["seeds"]), list(state["numbers"])
+        self._steps[:] = state["steps"]
+        lengths = np.array(state["lengths"])
+        self._seeded_at = self._steps - lengths
+        self._resets = [
+            [
+                _Reset(step, None if info is None else DictTensor(dict(info), 1))
+                for step, info in zip(steps, infos, strict=True)
+            ]
+            for steps, infos in zip(state["resets"], state["env_info"], strict=True)
+        ]
+        actions: dict[str, Tensor] = {}
+        for key in self._actions:
+            values: Tensor = state["actions"][key]
+            actions[key] = values.new_zeros(int(lengths.max()), self._num_envs, *values.shape[1:])
+            start = 0
+            for row, length in enumerate(lengths.tolist()):
+                actions[key][:length, row] = values[start : start + length]
+                start += length
+        self._pieces = deque([_Piece(self._seeded_at.copy(), lengths, actions)])
+        self._play(env)
+        wrong = [row for row in range(self._num_envs) if self._digest(row) != state["seen"][row]]
+        return (
+            f"environment {wrong[0]} of the worker showed something else when its actions were repeated"
+            if wrong
+            else None
+        )
+
+    def _play(self, env: VecEnv) -> None:
+        """Repeat what the only piece holds: each row's resets and actions, so that all rows end at once."""
+        (_, lengths, actions), out = self._pieces[0], env.allocate()
+        waiting = [deque(resets) for resets in self._resets]
+        every = torch.arange(self._num_envs)
+        seeded: list[bool] = [False] * self._num_envs
+        longest = int(lengths.max())
+        for tick in range(longest + 1):
+            place = tick - (longest - lengths)  # of each row among its own actions; below 0: not yet
+            for row in np.flatnonzero(place >= 0).tolist():
+                while waiting[row] and waiting[row][0].step == self._seeded_at[row] + place[row]:
+                    seed = None if seeded[row] else [self._seeds[row]]
+                    env.reset(out, rows=[row], seeds=seed, env_info=waiting[row].popleft().env_info)
+                    seeded[row] = True
+            rows = np.flatnonzero((place >= 0) & (place < lengths)).tolist()
+            if rows:
+                index = torch.from_numpy(place.clip(0, longest - 1))
+                env.step({key: value[index, every] for key, value in actions.items()}, out, rows)
+        self.saw(out.obs)
+
+    def _actions_of(self, row: int, key: str) -> Tensor:
+        """Return what a row did since its last seed, `[N, ...]`."""
+        found = [self._actions[key].zeros(0)]
+        for before, lengths, actions in self._pieces:
+            first = max(0, int(self._seeded_at[row] - before[row]))
+            found.append(actions[key][first : int(lengths[row]), row])
+        return torch.cat(found)
+
+    def _digest(self, row: int) -> str:
+        """Return a hash of what a row shows."""
+        digest = hashlib.sha256()
+        for key in sorted(self._seen):
+            digest.update(self._seen[key][row].numpy().tobytes())
+        return digest.hexdigest()
+
+    def _lost(self) -> "np.ndarray[Any, Any]":
+        """Return the rows that went on for too long without a new seed, `[B]` bool."""
+        return self._steps - self._seeded_at > MOST_STEPS

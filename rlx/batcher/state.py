@@ -1,0 +1,97 @@
+"""Where a worker is between two pieces, as data, and how another worker is brought there.
+
+Of the environments there are three kinds. Those that tell their own state are exact at once (`VecEnv.get_state`). Those
+whose rows are reset and stepped one by one repeat what they did since their last seeds (`Journal`), and a hash of what
+they then show says whether it came out the same. All others begin new episodes, and the run says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlx.batcher.handles import Handle
+from rlx.batcher.sampler import Info
+from rlx.batcher.worker import Worker
+from rlx.data import DictTensor
+from rlx.seeding import derive, env_seed
+
+
+def get_state(worker: Worker) -> dict[str, Any]:
+    """Return a worker's state: dictionaries of numbers, tensors and arrays, some of which later steps change."""
+    rollout = worker.rollout
+    return {
+        "rollout": rollout.get_state(),
+        "env": worker.env.get_state() if worker.env.own_state else None,
+        "journal": None if rollout.journal is None else rollout.journal.get_state(),
+        "check": None if worker.piece_check is None else worker.piece_check.get_state(),
+        "incarnation": worker.options.incarnation,
+    }
+
+
+def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
+    """Bring a worker to where another one was.
+
+    Returns:
+        None; or why its environments begin new episodes instead.
+    """
+    rollout, options = worker.rollout, replace(worker.options, incarnation=state["incarnation"])
+    worker.options = options
+    rollout.set_state(state["rollout"])
+    if worker.piece_check is not None and state["check"] is not None:
+        worker.piece_check.set_state(state["check"])
+    env, journal = state["env"], state["journal"]
+    if env is not None:
+        worker.env.set_state(env)
+        return None
+    problem = "it cannot tell its state, and its rows cannot be stepped one by one to repeat what they did"
+    if rollout.journal is not None:
+        problem = "an episode is too long to be repeated"
+        if journal is not None:
+            problem = rollout.journal.set_state(journal, worker.env)
+    if problem is not None:
+        # With seeds of their own, so that nothing is played twice.
+        root = derive(options.root, "resumed", state["rollout"]["total_steps"])
+        rows = range(options.first_row, options.first_row + options.num_envs)
+        rollout.seeds = [env_seed(root, row) for row in rows]
+        worker.begin_again()
+    return problem if problem is None else f"{worker.env.name}: {problem}"
+
+
+def handles_state(handles: Sequence[Handle], agent_info: Info, env_info: Info) -> dict[str, Any]:
+    """Return what the batcher's side knows: the rows of information that it was given, and restarts so far."""
+    info = {"agent_info": agent_info, "env_info": env_info}
+    return {
+        "given": {key: dict(rows.items()) for key, rows in info.items() if isinstance(rows, DictTensor)},
+        "restarts": [handle.restarts for handle in handles],
+        "dropped_steps": [handle.dropped_steps for handle in handles],
+    }
+
+
+def set_handles_state(
+    handles: Sequence[Handle], state: Mapping[str, Any], agent_info: Info, env_info: Info
+) -> tuple[Info, Info]:
+    """Take that over, order the workers to go where others were, and return the rows of information.
+
+    Args:
+        handles: the workers; each will answer as `set_state` does, where there is something to order.
+        state: of a batcher of the same make.
+        agent_info: what the batcher has now: a sampler, or rows of the same fields.
+        env_info: likewise.
+    """
+    counts = zip(state["restarts"], state["dropped_steps"], strict=True)
+    for handle, (restarts, dropped_steps) in zip(handles, counts, strict=True):
+        handle.restarts, handle.dropped_steps = restarts, dropped_steps
+    if state["workers"]:
+        for handle, own in zip(handles, state["workers"], strict=True):
+            handle.options = replace(handle.options, incarnation=own["incarnation"])
+            handle.send("call", set_state, own)
+    given = state["given"]
+    return _like(agent_info, "agent_info", given), _like(env_info, "env_info", given)
+
+
+def _like(info: Info, name: str, given: Mapping[str, Any]) -> Info:
+    """Return the rows that were given instead of `info`, a sampler as it is."""
+    if not isinstance(info, DictTensor):
+        return info
+    rows = given[name]
+    return DictTensor({key: rows[key] for key in info}, info.batch_size)

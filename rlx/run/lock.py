@@ -1,0 +1,110 @@
+"""The lock of a run directory: one process writes it at a time, whoever starts it and wherever.
+
+`run.lock` says who writes: host and process. The lock itself is the kernel's (`flock`): it ends with its process, so a
+file that was left behind by one that died is recognised for what it is, and taken over. Where a file system has no such
+locks, the file alone counts, and a process that is gone is recognised on its own host only.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from rlx.errors import RunDirectoryError
+
+LOCK = "run.lock"
+
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class RunLock:
+    """Holds a run directory from entering, or `acquire`, to leaving, or `release`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Prepare; nothing is touched yet."""
+        self._directory = directory
+        self._path = directory / LOCK
+        self._descriptor = -1
+
+    def acquire(self) -> Self:
+        """Take the directory.
+
+        Raises:
+            RunDirectoryError: another process writes it; says which, and where.
+            OSError: the file cannot be written.
+        """
+        while self._descriptor < 0:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                self._lock(descriptor)
+                # Whoever had it may have removed the file in between: then this lock is on nothing.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                        os.ftruncate(descriptor, 0)
+                        os.pwrite(descriptor, json.dumps(_own()).encode(), 0)
+                        self._descriptor = descriptor
+            finally:
+                if self._descriptor != descriptor:
+                    os.close(descriptor)
+        return self
+
+    def release(self) -> None:
+        """Give it back; harmless when called again."""
+        if self._descriptor >= 0:
+            with suppress(OSError):  # the directory is gone
+                self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _lock(self, descriptor: int) -> None:
+        owner = _owner(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._taken(owner) from None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            if owner and not (owner.get("host") == platform.node() and not _runs(owner.get("pid"))):
+                hint = f"; if it is gone, remove '{self._path}'"
+                raise RunDirectoryError(f"{self._taken(owner)}{hint}") from None
+
+    def _taken(self, owner: dict[str, Any]) -> RunDirectoryError:
+        by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
+        return RunDirectoryError(f"run '{self._directory}' is being written by {by}")
+
+
+def _own() -> dict[str, Any]:
+    return {"host": platform.node(), "pid": os.getpid()}
+
+
+def _owner(descriptor: int) -> dict[str, Any]:
+    """Return what the file says; nothing where it was just made."""
+    try:
+        found: Any = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _runs(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""Resuming: a run goes on from its newest whole checkpoint, in its own directory, as if it had never stopped."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from rlx.batcher.batcher import Batcher
+from rlx.data import EnvSpecs, ReplayBuffer
+from rlx.errors import CheckpointError, ConfigError, RunDirectoryError, did_you_mean
+from rlx.run.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, step_of
+from rlx.run.directory import CHECKPOINTS, CONFIG, is_run_directory
+from rlx.run.tracked import Tracked, check_fits, load_into
+
+MAY_CHANGE = (
+    "total_steps",
+    "stop_at_return",
+    "num_threads",
+    "logger.csv",
+    "logger.every",
+    "logger.tensorboard",
+    "logger.console",
+    "checkpoint.minutes",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "checkpoint.buffer",
+    "evaluation.every",
+    "evaluation.episodes",
+    "batcher.on_failure",
+    "batcher.step_timeout",
+)
+"""Keys that may be given with `resume=`; all others are the run's own, for good."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run is resumed from.
+
+    Attributes:
+        directory: the run directory.
+        path: the checkpoint.
+        checkpoint: what it holds.
+        damaged: newer checkpoints that are not whole; they go, once the run has taken up its state.
+        changes: keys that have another value now: the old one and the new one.
+    """
+
+    directory: Path
+    path: Path
+    checkpoint: Checkpoint
+    damaged: list[Path] = field(default_factory=list[Path])
+    changes: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
+
+    @property
+    def buffer_was_saved(self) -> bool:
+        """Return whether the run saved its replay buffers, when it wrote the checkpoint."""
+        now = self.checkpoint.config["checkpoint"]["buffer"]
+        return bool(self.changes.get("checkpoint.buffer", (now, now))[0])
+
+
+def check_run(run: Path) -> None:
+    """Check that this is the directory of a run.
+
+    Raises:
+        RunDirectoryError: it is something else, or nothing.
+    """
+    if not is_run_directory(run):
+        what = "is no run directory" if run.exists() else "does not exist"
+        hint = f"; its run is '{run.parent.parent}'" if run.parent.name == CHECKPOINTS else ""
+        raise RunDirectoryError(f"resume: '{run}' {what}; expected the directory of a run{hint}")
+
+
+def check_belongs(found: Resumption, config: Any) -> None:
+    """Check that a checkpoint is of the run that it lies in: of its algorithm, environments and agent.
+
+    Raises:
+        CheckpointError: it is not; names the group, and both.
+    """
+    for group in ("algo", "env", "agent"):
+        there, here = found.checkpoint.config.get(group), _lookup(config, [group])
+        if there != here:
+            raise CheckpointError(
+                f"'{found.path}' belongs to another run: its {group} is {there}, this run's {CONFIG} has {here}"
+            )
+
+
+def find_resumption(run: Path, changes: Mapping[str, Any], tell: Callable[[str], None]) -> Resumption:
+    """Return what a run is resumed from, with the changes made in its configuration.
+
+    Args:
+        run: the run directory, an absolute path.
+        changes: new values by dotted key.
+        tell: told of checkpoints that are not whole.
+
+    Raises:
+        CheckpointError: it has no whole checkpoint.
+        ConfigError: a key that may not change.
+    """
+    path = find_checkpoint(run, tell)
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    made = {key: (old, new) for key, new in changes.items() if (old := _change(config, key, new)) != new}
+    damaged = [other for other in list_checkpoints(run) if step_of(other) > step_of(path)]
+    return Resumption(run, path, checkpoint, damaged, made)
+
+
+def _change(config: dict[str, Any], key: str, value: Any) -> Any:
+    """Set a key of a configuration, and return what it was."""
+    if key not in MAY_CHANGE:
+        known = _lookup(config, key.split("."))
+        what = "may not change when a run is resumed" if known is not None else "is no key that may change here"
+        raise ConfigError(f"{key}: it {what}; {', '.join(MAY_CHANGE)} may.{did_you_mean(key, MAY_CHANGE)}")
+    *groups, name = key.split(".")
+    group = _lookup(config, groups)
+    if not isinstance(group, dict) or name not in group:
+        raise ConfigError(f"{key}: this run has no such key")
+    owner = cast("dict[str, Any]", group)
+    old, owner[name] = owner[name], value
+    return old
+
+
+def _lookup(config: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        config = cast("dict[str, Any]", config).get(part) if isinstance(config, dict) else None
+    return config
+
+
+def check_left(found: Resumption) -> None:
+    """Check that there is something left to do.
+
+    Raises:
+        ConfigError: the run has done all it was to do.
+        CheckpointError: its checkpoint is no whole run's.
+    """
+    config, state = found.checkpoint.config, found.checkpoint.state
+    run = state.get("run")
+    if not isinstance(run, dict):
+        raise CheckpointError(f"checkpoint '{found.path}' holds weights, but not what a run could go on from")
+    turns = _lookup(run, ["evaluation"])
+    if _lookup(turns, ["playing"]) is not None or _lookup(turns, ["due"]) is not None:
+        return
+    total, steps = int(config["total_steps"]), found.checkpoint.meta["env_steps"]
+    if steps >= total:
+        raise ConfigError(f"resume: '{found.directory}' has done its {total:,} steps; give total_steps=MORE to go on")
+    if _lookup(run, ["counters", "ended_early"]) and "stop_at_return" not in found.changes:
+        raise ConfigError(
+            f"resume: '{found.directory}' was ended by stop_at_return={config['stop_at_return']} at {steps:,} steps; "
+            "give another one, or stop_at_return=null, to go on"
+        )
+
+
+def take_up(
+    found: Resumption, tracked: Mapping[str, Tracked], batcher: Batcher, own: Mapping[str, Mapping[str, Any] | None]
+) -> list[str]:
+    """Let what a run is made of take up a checkpoint's state; publishes the agent's weights.
+
+    All of it is held against the checkpoint first: where something does not fit, nothing has changed.
+
+    Args:
+        found: the checkpoint.
+        tracked: by name; `agent` among them.
+        batcher: between two pieces, not yet given weights.
+        own: what the run itself has to find, by name: states of now.
+
+    Returns:
+        What could not be taken up, and begins anew: nothing, where all goes on as if it had never stopped.
+
+    Raises:
+        CheckpointError: something does not fit; names the field, and both shapes.
+    """
+    state, specs = found.checkpoint.state, EnvSpecs.from_dict(found.checkpoint.meta["specs"])
+    if batcher.specs != specs:
+        raise CheckpointError(
+            f"'{found.path}' belongs to another environment: it was trained on {specs}, this one is {batcher.specs}"
+        )
+    _check_names("run", own, state.get("run"))
+    for name, now in own.items():
+        if now is not None and state["run"][name] is not None:  # evaluations may come and go
+            _check_names(f"run.{name}", now, state["run"][name])
+    turns = state["run"]["evaluation"]
+    if own["evaluation"] is not None and turns is not None and turns["playing"] is not None:
+        _check_names("run.evaluation.playing", {"env_steps": 0, "iteration": 0}, turns["playing"])
+        check_fits("run.evaluation.weights", tracked["agent"], turns["weights"])
+    problems: list[str] = []
+    load = dict(tracked)
+    for name, value in tracked.items():
+        if isinstance(value, ReplayBuffer) and name not in state and not found.buffer_was_saved:
+            problems.append(f"the replay {name} was not saved (checkpoint.buffer=false), and fills again first")
+            del load[name]
+        else:
+            check_fits(name, value, state.get(name))
+    if "batcher" not in state:
+        raise CheckpointError("batcher: the checkpoint has none")
+    unknown = [name for name in state if name not in tracked and name not in ("batcher", "run")]
+    if unknown:
+        raise CheckpointError(f"'{found.path}' holds '{unknown[0]}', which this algorithm does not have")
+    try:
+        for name, value in load.items():
+            load_into(name, value, state[name])
+        agent = tracked["agent"]
+        assert isinstance(agent, nn.Module)
+        batcher.publish(agent)
+        if state["batcher"] is None:
+            problems.append("the run was stopped while it waited for a piece, and its environments begin new episodes")
+        else:
+            problems.extend(batcher.load_state_dict(state["batcher"]))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{found.path}' lacks something that this run needs: {error!r}") from error
+    return problems
+
+
+def _check_names(name: str, own: Mapping[str, Any], state: Any) -> None:
+    """Check that a state has the fields that it needs."""
+    there = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
+    for key in own:
+        if key not in there:
+            raise CheckpointError(f"{name}.{key} is missing in the checkpoint")

@@ -1,0 +1,112 @@
+"""What a run is made of, as a checkpoint holds it: how each kind of thing gives its state and takes it back."""
+
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.errors import CheckpointError, SpecError
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, optimisers, schedules, replay buffers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides the future."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Take over what `state_dict` of another one of the same make returned."""
+        ...
+
+
+Tracked = Stateful | torch.Generator | dict[str, Any]
+"""What a run can keep track of; a dictionary holds an algorithm's own counters, and is changed in place."""
+
+
+def state_of(value: Tracked) -> dict[str, Any]:
+    """Return a thing's state; tensors may be its own."""
+    if isinstance(value, torch.Generator):
+        return {"generator": value.get_state()}
+    return dict(value) if isinstance(value, dict) else value.state_dict()
+
+
+def check_fits(name: str, value: Tracked, state: Any) -> None:
+    """Check that a state can be taken over: the same fields, of the same shapes and kinds.
+
+    Args:
+        name: of the thing, for messages.
+        value: whose state it is to become.
+        state: out of a checkpoint.
+
+    Raises:
+        CheckpointError: names the first field that differs, and what it is on either side.
+    """
+    own = state_of(value)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name}: the checkpoint has none")
+    saved = cast("dict[str, Any]", state)
+    for key in [*own, *(key for key in saved if key not in own)]:
+        here, there = (_shown(side[key]) if key in side else "missing" for side in (own, saved))
+        if here != there:
+            raise CheckpointError(f"{name}.{key} is {there} in the checkpoint and {here} in this run")
+
+
+def load_into(name: str, value: Tracked, state: dict[str, Any]) -> None:
+    """Let a thing take over a state that fits it.
+
+    Raises:
+        CheckpointError: it does not, where that shows in the doing only.
+    """
+    try:
+        if isinstance(value, torch.Generator):
+            value.set_state(state["generator"])
+        elif isinstance(value, dict):
+            value.update(state)
+        else:
+            value.load_state_dict(state)
+    except (SpecError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{name} cannot take over what the checkpoint holds: {error!r}") from error
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed this process's own generators, which an algorithm or what it calls may draw from.
+
+    Args:
+        seed: >= 0.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def global_generators() -> dict[str, Any]:
+    """Return the states of this process's own generators: Python's, NumPy's, torch's on the CPU and on every GPU."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_global_generators(state: Mapping[str, Any]) -> bool:
+    """Take them over; return whether all found their place: a GPU's needs that GPU."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    cuda = state["cuda"]
+    if cuda and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+        return True
+    return not cuda
+
+
+def _shown(value: Any) -> str:
+    """Return what has to agree of a field: a tensor's shape and dtype, else its kind."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__

@@ -1,0 +1,90 @@
+"""A batcher that goes on where another one was: the same experience, to the bit."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from rlx.agent import ActorCritic
+from rlx.batcher import Batcher
+from rlx.batcher.journal import RESEED_AFTER
+from rlx.data import Trajectories
+from rlx.env import TorchCartPole, make
+from rlx.run.state import decode, encode
+from rlx.seeding import derive, env_seed
+from tests.batcher.ledger import ID, Parity
+
+make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+ENVIRONMENTS = {
+    "again": partial(make, "CartPole-v1"),
+    "native": partial(make, "CartPole-v1", vectorization="native"),
+    **{
+        mode: partial(TorchCartPole, autoreset=mode, max_episode_steps=60, device="cpu")
+        for mode in ("none", "next_step", "same_step")
+    },
+}
+
+
+def same(left: Trajectories, right: Trajectories) -> bool:
+    return set(left.steps) == set(right.steps) and all(torch.equal(left.steps[k], right.steps[k]) for k in left.steps)
+
+
+def there_and_back(state: dict) -> dict:
+    tensors: dict[str, torch.Tensor] = {}
+    return decode(encode(state, tensors), tensors)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("pieces", [0, 3, 30])
+def test_a_batcher_goes_on_where_another_one_was(name: str, pieces: int) -> None:
+    settings = {"num_workers": 2, "envs_per_worker": 2, "num_steps": 50, "seed": 3, "workers": "local"}
+    with Batcher(make_agent, ENVIRONMENTS[name], **settings) as first:
+        agent = make_agent(first.specs)
+        first.publish(agent)
+        for _ in range(pieces):
+            first.collect()
+        first.episodes.clear()
+        state = there_and_back(first.state_dict())
+        wanted = [first.collect().clone() for _ in range(30)]
+        episodes = list(first.episodes)
+    with Batcher(make_agent, ENVIRONMENTS[name], **settings) as second:
+        second.publish(agent)
+        assert second.load_state_dict(state) == []
+        assert all(same(piece, second.collect()) for piece in wanted)
+        assert second.episodes == episodes
+
+
+def test_a_row_gets_a_new_seed_with_the_first_episode_a_thousand_steps_after_its_last() -> None:
+    with Batcher(
+        Parity, partial(make, ID), num_workers=1, envs_per_worker=3, num_steps=70, seed=3, workers="local"
+    ) as batcher:
+        batcher.publish(Parity(batcher.specs))
+        first = [env_seed(3, row) for row in range(3)]
+        begun = torch.zeros(3, dtype=torch.int64)  # each row's last step at which an episode began before its new seed
+        for number in range(20):
+            piece = batcher.collect()
+            (state,) = batcher.state_dict()["workers"]
+            seeds = state["journal"]["seeds"]
+            ends = piece.steps["next/terminated"] | piece.steps["next/truncated"]
+            for row in range(3):
+                at = ends[row].nonzero().squeeze(1) + 1 + 70 * number  # where its episodes of this piece begin
+                late = at[(at >= RESEED_AFTER)]
+                if not begun[row] and len(late):
+                    begun[row] = late[0]
+                expected = env_seed(derive(3, "again", 1), row) if begun[row] else first[row]
+                if 70 * (number + 1) < begun[row] + RESEED_AFTER or not begun[row]:
+                    assert seeds[row] == expected
+                    assert len(state["journal"]["actions"]["action"]) == sum(state["journal"]["lengths"])
+        assert (begun > 0).all()
+
+
+def test_what_was_done_is_kept_since_the_last_seed_only() -> None:
+    with Batcher(
+        make_agent, ENVIRONMENTS["again"], num_workers=1, envs_per_worker=2, num_steps=100, seed=3, workers="local"
+    ) as batcher:
+        batcher.publish(make_agent(batcher.specs))
+        for _ in range(60):
+            batcher.collect()
+            (state,) = batcher.state_dict()["workers"]
+            # An untrained policy's episodes are far shorter than 500 steps, which is CartPole's limit.
+            assert max(state["journal"]["lengths"]) < RESEED_AFTER + 500

@@ -1,0 +1,71 @@
+"""The lock of a run directory, among processes."""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlx.errors import RunDirectoryError
+from rlx.run.lock import LOCK, RunLock
+from tests.program import ENVIRONMENT
+
+HOLDER = """
+import sys
+from pathlib import Path
+from rlx.run.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_directory_that_another_process_holds_is_refused_by_host_and_process(tmp_path: Path, holder) -> None:
+    with pytest.raises(RunDirectoryError, match=f"by process {holder.pid} on {platform.node()}$"):
+        RunLock(tmp_path).acquire()
+    holder.communicate()  # it ends
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_nobodys(tmp_path: Path, holder) -> None:
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / LOCK).exists()
+    with RunLock(tmp_path):
+        pass
+
+
+def test_where_there_are_no_kernel_locks_the_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    refused = pytest.raises(RunDirectoryError, match=f"process {os.getpid()} .*; if it is gone, remove '.*run.lock'")
+    with RunLock(tmp_path), refused:
+        RunLock(tmp_path).acquire()
+    for owner, taken in (({"host": platform.node(), "pid": 2**22 + 1}, False), ({"host": "other", "pid": 1}, True)):
+        (tmp_path / LOCK).write_text(json.dumps(owner))
+        if taken:
+            with pytest.raises(RunDirectoryError, match="process 1 on other"):
+                RunLock(tmp_path).acquire()
+        else:
+            RunLock(tmp_path).acquire().release()

@@ -1,0 +1,262 @@
+"""Resuming: stopped anywhere and resumed equals never stopped, to the bit; and what cannot be resumed says why."""
+
+import copy
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlx.errors import CheckpointError, ConfigError, RlxError, RunDirectoryError
+from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from rlx.run.metrics import read_metrics
+from tests.run.jobs import train
+from tests.run.resuming import EVALUATED, JOBS, end_of, job, resume, steps_of, stopped_at, total_steps
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_run_killed_after_an_iteration_and_resumed_equals_one_never_stopped(tmp_path: Path, name: str, caplog) -> None:
+    whole = train(tmp_path / "whole", *job(name), total_steps(name), *EVALUATED)
+    wanted = end_of(whole)
+    for step in steps_of(whole)[:-1][1:4:2]:
+        with caplog.at_level(logging.WARNING):
+            resume(stopped_at(whole, tmp_path / str(step), step))
+        assert "exact=false" not in caplog.text
+        assert end_of(tmp_path / str(step)) == wanted, step
+
+
+def paths_in(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path to every field of a nested state, at every depth."""
+    found: list[tuple[Any, ...]] = []
+    if isinstance(state, dict):
+        for key, value in state.items():
+            found += [(*path, key), *paths_in(value, (*path, key))]
+    elif isinstance(state, list) and state and isinstance(state[0], dict):
+        found += paths_in(state[0], (*path, 0))
+    return found
+
+
+def without(state: Any, path: tuple[Any, ...]) -> Any:
+    state = copy.deepcopy(state)
+    owner = state
+    for part in path[:-1]:
+        owner = owner[part]
+    del owner[path[-1]]
+    return state
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["ppo_transformer", "ppo_native", "dqn_recurrent", "diayn"])
+def test_a_checkpoint_that_lacks_any_one_field_is_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    whole = train(tmp_path / "whole", *job(name), total_steps(name), *EVALUATED)
+    run = stopped_at(whole, tmp_path / "run", steps_of(whole)[2])
+    path = find_checkpoint(run)
+    state, config, meta = load_checkpoint(path)
+    rows = (run / "metrics.csv").read_bytes()
+    paths = [path for path in paths_in(state) if path[:3] != ("run", "counters", "last")]  # the summary's figures
+    assert len(paths) > 60
+    for field in paths:
+        save_checkpoint(run, without(state, field), config, meta)
+        with pytest.raises(CheckpointError):  # noqa: PT012
+            resume(run)
+            raise AssertionError(f"{field} is not missed")
+        assert (run / "metrics.csv").read_bytes() == rows, field
+        assert not (run / "run.lock").exists()
+    save_checkpoint(run, state, config, meta)
+    resume(run)
+    assert end_of(run) == end_of(whole)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> Path:
+    """A run of six iterations that has ended; tests copy it."""
+    return train(tmp_path_factory.mktemp("ended") / "run", *job("ppo"), total_steps("ppo"))
+
+
+@pytest.fixture
+def stopped(ended: Path, tmp_path: Path) -> Path:
+    """A copy as it is left after the fourth iteration."""
+    return stopped_at(ended, tmp_path / "run", 320)
+
+
+def test_a_resumed_run_goes_on_in_its_directory_and_says_so(stopped: Path) -> None:
+    said = resume(stopped, **{"total_steps": 640, "checkpoint.keep_last": 2})
+    assert said[:2] == ["resume: total_steps: 480 -> 640", "resume: checkpoint.keep_last: 99 -> 2"]
+    assert said[2].endswith("goes on from step-000000320")
+    rows = read_metrics(stopped / "metrics.csv")
+    assert [row["env_steps"] for row in rows] == [80, 160, 240, 320, 400, 480, 560, 640]
+    times = [row["wall_time"] for row in rows]
+    assert times == sorted(times)
+    assert [step_of(path) for path in list_checkpoints(stopped)] == [560, 640]
+    assert "total_steps: 640" in (stopped / "config.yaml").read_text()
+    log = (stopped / "log.txt").read_text()
+    assert "begins: ppo on CartPole" in log
+    assert "resumes from step-000000320: ppo on CartPole, 640 steps" in log
+    assert "exact=true" in log
+    assert json.loads((stopped / "summary.json").read_text())["env_steps"] == 640
+    assert not (stopped / "run.lock").exists()
+
+
+def test_events_that_the_checkpoint_did_not_know_of_are_cut_off(stopped: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    resume(stopped)
+    events = EventAccumulator(str(stopped / "tensorboard"))
+    events.Reload()
+    found = [event.step for event in events.Scalars("loss/total")]
+    assert found == [80, 160, 240, 320, 400, 480]
+    assert len(list((stopped / "tensorboard").iterdir())) == 2
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(ended: Path, stopped: Path) -> None:
+    newest = find_checkpoint(stopped)
+    (newest / "tensors.safetensors").write_bytes(b"short")
+    said = resume(stopped)
+    assert "truncated" in said[0]
+    assert said[0].endswith("falling back to 'step-000000240'")
+    assert end_of(stopped) == end_of(ended)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algo.gamma": 0.5}, "algo.gamma: it may not change when a run is resumed; total_steps, stop_at_return"),
+        ({"total_step": 900}, r"total_step: it is no key.*Did you mean 'total_steps'\?"),
+        ({"total_steps": 320}, "has done its 320 steps; give total_steps=MORE"),
+        ({"total_steps": "many"}, "total_steps: "),
+    ],
+    ids=str,
+)
+def test_keys_that_may_not_change_are_refused(stopped: Path, changes: dict[str, Any], message: str) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in stopped.rglob("*.*"))
+    with pytest.raises(ConfigError, match=message):
+        resume(stopped, **changes)
+    assert sorted((path, path.stat().st_mtime_ns) for path in stopped.rglob("*.*")) == before
+
+
+def test_a_run_that_stop_at_return_ended_goes_on_with_another_one(tmp_path: Path) -> None:
+    short = ["env=gym", "env.id=tests.run.short_and_long:ShortAndLong-v0", "total_steps=100_000", "stop_at_return=2"]
+    run = train(tmp_path / "run", *job("ppo"), *short)
+    with pytest.raises(ConfigError, match="was ended by stop_at_return=2"):
+        resume(run)
+    steps = read_metrics(run / "metrics.csv")[-1]["env_steps"]
+    resume(run, stop_at_return=None, total_steps=steps + 160)
+    assert read_metrics(run / "metrics.csv")[-1]["env_steps"] == steps + 160
+
+
+def test_what_is_no_run_is_refused_by_name(stopped: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="nothing' does not exist"):
+        resume(tmp_path / "nothing")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunDirectoryError, match="folder' is no run directory"):
+        resume(tmp_path / "folder")
+    with pytest.raises(RunDirectoryError, match=f"expected the directory of a run; its run is '{stopped}'"):
+        resume(find_checkpoint(stopped))
+    shutil.rmtree(stopped / "checkpoints")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        resume(stopped)
+
+
+def test_a_checkpoint_of_another_algorithm_is_refused_with_both(stopped: Path, tmp_path: Path) -> None:
+    other = train(tmp_path / "other", *job("a2c"), total_steps("a2c"))
+    shutil.copytree(find_checkpoint(other), stopped / "checkpoints" / "step-000000480")
+    with pytest.raises(CheckpointError, match=r"belongs to another run: its algo is .*a2c.*, this run's .*ppo"):
+        resume(stopped)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("agent", {"hidden_sizes": [32, 64]}, r"agent\.\S+ is \[2, 4, 64\] float32 in the checkpoint and \[2, 4, 32\]"),
+        ("env", {"id": "Acrobot-v1"}, "belongs to another environment: it was trained on .*, this one is "),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named_with_both(stopped: Path, key: str, value: Any, message: str) -> None:
+    # As if the code had changed under the same names.
+    path = find_checkpoint(stopped)
+    state, config, meta = load_checkpoint(path)
+    config[key] |= value
+    save_checkpoint(stopped, state, config, meta)
+    (stopped / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        resume(stopped)
+
+
+def test_a_run_that_another_process_writes_is_refused_with_its_host_and_pid(stopped: Path) -> None:
+    from rlx.run.lock import RunLock
+
+    with (
+        RunLock(stopped),
+        pytest.raises(RunDirectoryError, match=f"is being written by process {os.getpid()} on {os.uname().nodename}"),
+    ):
+        resume(stopped)
+    resume(stopped)
+
+
+def test_without_the_buffer_the_run_says_so_refills_it_and_makes_no_burst_of_updates(tmp_path: Path, caplog) -> None:
+    whole = train(tmp_path / "whole", *job("sac"), "checkpoint.buffer=false", total_steps("sac"))
+    run = stopped_at(whole, tmp_path / "run", 240)
+    assert "buffer" not in load_checkpoint(find_checkpoint(run)).state
+    with caplog.at_level(logging.WARNING):
+        resume(run)
+    assert "exact=false: the replay buffer was not saved (checkpoint.buffer=false)" in caplog.text
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["sac/buffer"] for row in rows] == [80, 160, 240, 80, 160, 240]
+    assert [row["loss/total"] is None for row in rows] == [True, False, False, True, False, False]
+
+
+def test_environments_that_cannot_be_brought_back_begin_anew_and_the_run_says_so(tmp_path: Path, caplog) -> None:
+    own = ["env=gym", "env.id=tests.run.short_and_long:Forgetful-v0"]
+    whole = train(tmp_path / "whole", *job("ppo"), *own, total_steps("ppo"))
+    run = stopped_at(whole, tmp_path / "run", 240)
+    with caplog.at_level(logging.WARNING):
+        resume(run)
+    assert "exact=false: " in caplog.text
+    assert "showed something else when its actions were repeated" in caplog.text
+    assert "exact=false" in (run / "log.txt").read_text()
+    assert [row["env_steps"] for row in read_metrics(run / "metrics.csv")] == [80, 160, 240, 320, 400, 480]
+
+
+def test_environments_with_a_state_of_their_own_need_no_repetition(tmp_path: Path, caplog) -> None:
+    own = ["env=gym", "env.id=tests.run.short_and_long:Telling-v0", "env.max_episode_steps=7"]
+    whole = train(tmp_path / "whole", *job("ppo"), *own, total_steps("ppo"))
+    run = stopped_at(whole, tmp_path / "run", 240)
+    state = load_checkpoint(find_checkpoint(run)).state["batcher"]["workers"][0]
+    assert state["journal"] is None
+    assert state["env"]["envs"][0]["env"].keys() == {"left", "generator"}
+    with caplog.at_level(logging.WARNING):
+        resume(run)
+    assert "exact=false" not in caplog.text
+    assert end_of(run) == end_of(whole)
+
+
+def test_code_that_is_not_trusted_is_not_imported(tmp_path: Path) -> None:
+    from rlx.run.launch import resume_run
+
+    own = ["env=gym", "env.id=tests.run.short_and_long:ShortAndLong-v0"]
+    whole = train(tmp_path / "whole", *job("ppo"), *own, total_steps("ppo"))
+    with pytest.raises(RlxError, match=r"names code that is not rlx's: tests\.run\.short_and_long"):
+        resume_run(whole, {"total_steps": 900}, "test", tell=print)
+
+
+def test_a_run_of_an_earlier_rlx_is_resumed(tmp_path: Path) -> None:
+    # Written by rlx 0.1.0, schema 1, in the middle of PPO on CartPole; a copy of each released schema stays here.
+    run = shutil.copytree(Path(__file__).parent / "fixtures" / "schema_1", tmp_path / "run")
+    assert json.loads((run / "checkpoints/step-000000080/checkpoint.json").read_text())["schema"] == 1
+    resume(run)
+    assert [row["env_steps"] for row in read_metrics(run / "metrics.csv")] == [80, 160]
+
+
+def test_an_evaluation_under_way_is_played_again_with_the_weights_that_it_had(tmp_path: Path) -> None:
+    words = [*job("ppo"), total_steps("ppo"), "evaluation.every=160", "evaluation.episodes=3"]
+    whole = train(tmp_path / "whole", *words)
+    run = stopped_at(whole, tmp_path / "run", 240)  # that of 160 steps is told of at 320
+    state = load_checkpoint(find_checkpoint(run)).state
+    assert state["run"]["evaluation"]["playing"] == {"env_steps": 160, "iteration": 2}
+    name = next(iter(state["agent"]))
+    assert not state["run"]["evaluation"]["weights"][name].equal(state["agent"][name])
+    resume(run)
+    assert end_of(run) == end_of(whole)
