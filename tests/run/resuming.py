@@ -31,7 +31,7 @@ JOBS: dict[str, list[str]] = {
         "algo.num_steps=20",
         "algo.batch_size=40",
         "algo.num_epochs=2",
-        "algo.anneal_learning_rate=true",
+        "algo.learning_rate=[linear,1e-3,0]",
     ],
     "ppo_normalised": [
         *("algo=ppo", "env=Pendulum", "algo.num_steps=20", "algo.batch_size=40", "algo.num_epochs=2"),
