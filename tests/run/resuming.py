@@ -49,7 +49,10 @@ JOBS: dict[str, list[str]] = {
     "ppo_torch": ["algo=ppo", "env=CartPoleTorch", "algo.num_steps=20", "algo.batch_size=40", "algo.num_epochs=2"],
     "a2c": ["algo=a2c", "algo.num_steps=20"],
     "reinforce": ["algo=reinforce", "algo.num_steps=20"],
-    "dqn": ["algo=dqn", *OFF_POLICY, "algo.target_update_interval=4", "algo.prioritized_alpha=0.6", "algo.n_step=3"],
+    "dqn": [
+        *("algo=dqn", *OFF_POLICY, "algo.target_update_interval=4", "algo.prioritized_alpha=0.6", "algo.n_step=3"),
+        "logger.every=160",  # stopped between two rows, too
+    ],
     "dqn_recurrent": [
         *("algo=dqn", "agent=recurrent_q_network", *OFF_POLICY, "algo.sequence_length=4", "algo.burn_in_steps=2"),
     ],
