@@ -10,7 +10,7 @@ import sys
 from typing import cast
 
 # What a worker needs, imported once by the server. Missing ones are passed over.
-_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.worker", "rlx.env", "rlx.agent"]
+_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.serve", "rlx.env", "rlx.agent"]
 
 _prepared = False
 
