@@ -48,6 +48,13 @@ def envpool(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """Run what needs another engine beside it: a real cluster of Ray, on this machine."""
+    session.install("-e", ".[test,ray]", *CONSTRAINTS)
+    session.run("pytest", "-m", "engines", *session.posargs)
+
+
+@nox.session
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)
