@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlx.agent import ActorCritic
+from rlx.agent import ActorCritic, replay
 from rlx.batcher import Batcher, EpisodeBatcher
 from rlx.batcher.worker import Worker
 from rlx.data import DictTensor, Trajectories
@@ -212,6 +212,22 @@ def test_killed_actors_are_replaced_and_nothing_is_lost_or_doubled(on_ray: dict,
             account.take()
             assert batcher.restarts == number + 1
         account.check(most_lost=3 * 3 * 16)
+
+
+def test_an_actor_that_is_started_again_acts_with_the_weights_that_its_command_names(on_ray: dict) -> None:
+    with Batcher(make_seeded, make_cartpole, **SETTINGS, **on_ray) as batcher:
+        agent = make_seeded(batcher.specs)
+        with torch.no_grad():
+            for value in agent.parameters():
+                value.mul_(2.0)
+        batcher.publish(agent)
+        batcher.collect()
+        os.kill(batcher.call(where_it_is)[1][1], signal.SIGKILL)
+        piece = batcher.collect()  # with the same weights, which are not put again
+        assert batcher.restarts == 1
+        with torch.no_grad():
+            logits = replay(agent, piece)["logits"]
+        torch.testing.assert_close(piece.steps["agent/logits"], logits)
 
 
 def test_a_killed_node_costs_its_unfinished_pieces_and_ten_seconds_at_most(
