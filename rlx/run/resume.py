@@ -11,6 +11,7 @@ from rlx.batcher.batcher import Batcher
 from rlx.data import EnvSpecs, ReplayBuffer
 from rlx.errors import CheckpointError, ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, step_of
+from rlx.run.counters import Counters
 from rlx.run.directory import CHECKPOINTS, CONFIG, is_run_directory
 from rlx.run.tracked import Tracked, check_fits, load_into
 
@@ -197,6 +198,7 @@ def take_up(
     if unknown:
         raise CheckpointError(f"'{found.path}' holds '{unknown[0]}', which this algorithm does not have")
     try:
+        Counters().load_state_dict(state["run"]["counters"])  # the run does so itself, when it is too late to refuse
         for name, value in load.items():
             load_into(name, value, state[name])
         agent = tracked["agent"]
