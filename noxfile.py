@@ -48,6 +48,13 @@ def envpool(session: nox.Session) -> None:
 
 
 @nox.session
+def trackers(session: nox.Session) -> None:
+    """Run the tests of loggers with the real packages of Weights & Biases and MLflow."""
+    session.install("-e", ".[test,wandb,mlflow]", *CONSTRAINTS)
+    session.run("pytest", "tests/run/test_loggers.py", *session.posargs)
+
+
+@nox.session
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)

@@ -19,6 +19,7 @@ from rlx.run.compute import Precision
 from rlx.run.directory import CONFIG, default_run_directory
 from rlx.run.evaluate import Evaluator, check_trust
 from rlx.run.lock import RunLock
+from rlx.run.loggers import logger_targets, read_loggers
 from rlx.run.options import RunOptions
 from rlx.run.resume import Resumption, check_belongs, check_left, check_run, find_resumption
 from rlx.run.run import Run
@@ -27,6 +28,7 @@ from rlx.run.tracked import seed_global_generators
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
+PLAIN_LOGGER_KEYS = ("console", "every")
 GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation")
 
 
@@ -58,8 +60,8 @@ def top_level(
     return dict(locals())
 
 
-def logger(*, csv: bool, tensorboard: bool, console: bool, every: Annotated[int, Range(0)]) -> dict[str, Any]:
-    """Return the keys of conf/logger/: which of the three take the metrics, and environment steps between two rows."""
+def logger(*, console: bool, every: Annotated[int, Range(0)]) -> dict[str, Any]:
+    """Return the keys of `logger` that are no loggers: progress on the terminal, environment steps between rows."""
     return dict(locals())
 
 
@@ -102,7 +104,8 @@ def launch(
     """
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     top = validate(top_level, plain)
-    writes = validate(logger, config["logger"], "logger")
+    loggers = read_loggers(config["logger"], PLAIN_LOGGER_KEYS)
+    writes = validate(logger, {key: config["logger"][key] for key in PLAIN_LOGGER_KEYS}, "logger")
     saves = validate(checkpoint, config["checkpoint"], "checkpoint")
     evaluates = validate(evaluation, config["evaluation"], "evaluation")
     train = maker("algo", config["algo"])
@@ -144,6 +147,7 @@ def launch(
         evaluate_every=evaluates["every"],
         resume=resume,
         lock=lock,
+        loggers=loggers,
         **writes,
     )
     evaluator = None
@@ -190,10 +194,9 @@ def resume_run(
         found = find_resumption(directory, changes, tell)
         config = found.checkpoint.config
         if not trust:
+            also = sampler_targets(config["batcher"]) | logger_targets(config["logger"])
             for group in ("algo", "agent", "batcher"):
-                check_trust(
-                    found.path, config["env"], config[group], config_dir, also=sampler_targets(config["batcher"])
-                )
+                check_trust(found.path, config["env"], config[group], config_dir, also=also)
         check_belongs(found, OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
         validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
         check_left(found)

@@ -106,6 +106,7 @@ class Run:
             ConfigError: the run is to be compiled or in mixed precision, and the algorithm does not see to it.
             RunDirectoryError: the run directory exists.
             RunWriteError: nothing can be written there; it has been removed again.
+            ConfigError: a logger does not begin; likewise.
             CheckpointError: what the run is to be resumed from does not fit; names the field, and both shapes.
         """
         self.compute.check_used(self.options.title)
@@ -126,11 +127,13 @@ class Run:
             if self._lock is None:
                 self._lock = RunLock(directory).acquire()
             self._open(directory)
-        except OSError as error:
+        except (OSError, RlxError) as error:
             self._sinks.close()
             self._log.close()
             if found is None:
                 shutil.rmtree(directory, ignore_errors=True)
+            if isinstance(error, RlxError):
+                raise
             where = error.filename or str(directory)
             raise RunWriteError(f"cannot write '{where}': {reason_of(error)}; no run was started") from error
         self._directory = directory
@@ -138,7 +141,7 @@ class Run:
         if found is not None:
             self._resume(problems)
         self._sinks.show(options, self.env_steps)
-        self._clock = Clock(batcher, before=0.0 if found is None else found.checkpoint.meta["wall_time"])
+        self._clock = Clock(batcher, self.device, before=0.0 if found is None else found.checkpoint.meta["wall_time"])
         if found is not None:
             self._go_on_evaluating()
             if not set_global_generators(found.checkpoint.state["run"]["generators"]):

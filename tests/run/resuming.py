@@ -7,7 +7,7 @@ from typing import Any
 
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, step_of, verify_checkpoint
 from rlx.run.launch import resume_run
-from rlx.run.metrics import read_metrics
+from rlx.run.metrics import TIMED, read_metrics
 
 ITERATIONS = 6
 COMMON = [
@@ -61,8 +61,6 @@ JOBS: dict[str, list[str]] = {
 }
 EVALUATED = ["evaluation.every=2", "evaluation.episodes=3"]
 
-_TIMED = ("wall_time", "speed/", "time/", "eval/cpu_share")
-
 
 def job(name: str, *, workers: str = "local") -> list[str]:
     """Return the overrides of a run of six iterations; with processes, of two workers."""
@@ -97,7 +95,7 @@ def end_of(directory: Path) -> dict[str, Any]:
     """Return what has to be equal to the bit: the last checkpoint's hashes, and all rows without times."""
     files = verify_checkpoint(find_checkpoint(directory))["files"]
     rows = read_metrics(directory / "metrics.csv")
-    kept = [{key: value for key, value in row.items() if not key.startswith(_TIMED)} for row in rows]
+    kept = [{key: value for key, value in row.items() if not key.startswith(TIMED)} for row in rows]
     best = directory / "checkpoints" / "best"
     return {
         "state": files["state.json"]["sha256"],
