@@ -48,8 +48,7 @@ def test_nothing_is_looked_at_again_until_it_is_due() -> None:
 def test_the_first_row_of_a_run_has_them_so_that_no_column_comes_late(tmp_path: Path) -> None:
     rows = read_metrics(train(tmp_path / "run", *SMALL, "total_steps=128") / "metrics.csv")
     assert rows[0]["system/memory_mb"] > 100
-    assert rows[0]["system/cpu_percent"] > 0
-    assert rows[1]["system/memory_mb"] is None
+    assert rows[0]["system/cpu_percent"] is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
