@@ -23,7 +23,6 @@ def test_defaults_are_plain_and_complete(launches: Launches) -> None:
         "env": "CartPole",
         "agent": "actor_critic",
         "batcher": "process",
-        "logger": "['csv', 'tensorboard']",
     }
     assert type(job["algo"]) is dict
     assert "hydra" not in job
