@@ -83,8 +83,8 @@ class Hindsight:
         if wrong:
             raise SpecError(
                 f"hindsight: a step paid {paid[wrong[0]]:.6g}, but by what it achieved and what it pursued it pays "
-                f"{pays[wrong[0]]:.6g}. Expected rewards that follow from these two alone: no wrapper that changes them, "
-                "no cost of actions"
+                f"{pays[wrong[0]]:.6g}. Expected rewards that follow from these two alone: no wrapper changes them, "
+                "actions cost nothing"
             )
         if bool((ends & ~ended).any()):
             raise SpecError(
