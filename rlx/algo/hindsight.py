@@ -40,6 +40,6 @@ def hindsight_of(ratio: float | None, batcher: Batcher) -> Iterator[Hindsight | 
             f"algo.hindsight: achieved_goal is {achieved.dtype} {list(achieved.shape)} and desired_goal "
             f"{desired.dtype} {list(desired.shape)}; expected the same, so that the one can stand for the other"
         )
-    with batcher.make_env(1) as env:
+    with batcher.make_env(num_envs=1) as env:
         env.goal_outcome(achieved.zeros(2), desired.zeros(2))  # whoever cannot say it, says so now
         yield Hindsight(ratio, env.goal_outcome, _ACHIEVED, f"env/{_DESIRED}")

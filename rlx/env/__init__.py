@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rlx.env.batched import BatchedEnv, GoalVecEnv
     from rlx.env.bit_flip import BitFlip
     from rlx.env.envpool import make_envpool
+    from rlx.env.errand import Errand
     from rlx.env.factory import make
     from rlx.env.gym_vec_env import GymVecEnv
     from rlx.env.legacy_gym import make_legacy_gym
@@ -28,6 +29,7 @@ __all__ = [
     "Autoreset",
     "BatchedEnv",
     "BitFlip",
+    "Errand",
     "GoalVecEnv",
     "GymVecEnv",
     "MixedVecEnv",
@@ -52,6 +54,7 @@ _MODULES = {
     "Autoreset": "vec_env",
     "BatchedEnv": "batched",
     "BitFlip": "bit_flip",
+    "Errand": "errand",
     "GoalVecEnv": "batched",
     "GymVecEnv": "gym_vec_env",
     "MixedVecEnv": "mixed",

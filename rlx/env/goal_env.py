@@ -38,7 +38,7 @@ def goal_outcome(env: gymnasium.Env[Any, Any], achieved: Tensor, desired: Tensor
         ConfigError: it lacks one of the two methods.
         EnvironmentFault: a method raised, or did not answer with one number.
     """
-    missing = [method for method in _METHODS if not env.has_wrapper_attr(method)]
+    missing = [name for name in _METHODS if not env.has_wrapper_attr(name) or not callable(env.get_wrapper_attr(name))]
     if missing:
         raise ConfigError(
             f"environment '{name}' has no {' and no '.join(missing)}; expected both {' and '.join(_METHODS)}, of "
