@@ -1,6 +1,6 @@
 """Hindsight for algorithms with a replay buffer: what other goals would have paid, asked of an environment."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rlx.batcher import Batcher
@@ -11,7 +11,7 @@ _ACHIEVED, _DESIRED = "obs/achieved_goal", "obs/desired_goal"
 
 
 @contextmanager
-def hindsight_of(ratio: float | None, batcher: Batcher) -> Iterator[Hindsight | None]:
+def hindsight_of(ratio: float | None, batcher: Batcher) -> Generator[Hindsight | None, None, None]:
     """Yield what relabels a replay buffer's transitions; None where `ratio` is.
 
     The workers have the environments, the learner has the buffer: so one more is made here, to be asked what other

@@ -79,7 +79,7 @@ class Hindsight:
         steps, mask = trajectories.steps, trajectories.steps.mask()
         pays, ends = self.outcome(steps[f"next/{self.achieved}"][mask].cpu(), steps[self.goal][mask].cpu())
         paid, ended = steps["next/reward"][mask].cpu(), steps["next/terminated"][mask].cpu()
-        wrong = (~torch.isclose(pays.float(), paid, rtol=1e-4, atol=1e-5)).nonzero().flatten().tolist()
+        wrong: list[int] = (~torch.isclose(pays.float(), paid, rtol=1e-4, atol=1e-5)).nonzero().flatten().tolist()
         if wrong:
             raise SpecError(
                 f"hindsight: a step paid {paid[wrong[0]]:.6g}, but by what it achieved and what it pursued it pays "

@@ -6,7 +6,7 @@ it ended the episode. Nothing need be derived from a common class.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -44,7 +44,7 @@ def goal_outcome(env: gymnasium.Env[Any, Any], achieved: Tensor, desired: Tensor
             f"environment '{name}' has no {' and no '.join(missing)}; expected both {' and '.join(_METHODS)}, of "
             "(achieved_goal, desired_goal, info), as Gymnasium-Robotics' GoalEnv has them"
         )
-    only = leaves(env.observation_space["achieved_goal"], "obs/achieved_goal")[0]  # pyright: ignore[reportIndexIssue]
+    only = leaves(cast(Any, env.observation_space)["achieved_goal"], "obs/achieved_goal")[0]
     pair = tuple(goal.numpy().astype(only.dtype) + np.asarray(only.start, only.dtype) for goal in (achieved, desired))
     found: list[Array] = []
     for method in _METHODS:
