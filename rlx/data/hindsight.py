@@ -79,8 +79,8 @@ class Hindsight:
         steps, mask = trajectories.steps, trajectories.steps.mask()
         pays, ends = self.outcome(steps[f"next/{self.achieved}"][mask].cpu(), steps[self.goal][mask].cpu())
         paid, ended = steps["next/reward"][mask].cpu(), steps["next/terminated"][mask].cpu()
-        wrong: list[int] = (~torch.isclose(pays.float(), paid, rtol=1e-4, atol=1e-5)).nonzero().flatten().tolist()
-        if wrong:
+        wrong = (~torch.isclose(pays.float(), paid, rtol=1e-4, atol=1e-5)).nonzero().flatten()
+        if len(wrong):
             raise SpecError(
                 f"hindsight: a step paid {paid[wrong[0]]:.6g}, but by what it achieved and what it pursued it pays "
                 f"{pays[wrong[0]]:.6g}. Expected rewards that follow from these two alone: no wrapper changes them, "
