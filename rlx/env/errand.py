@@ -12,15 +12,14 @@ from rlx.validate import Range
 if TYPE_CHECKING:
     from rlx.data import DictTensor
 
-_HOME_PAYS, _EMPTY_HANDED_PAYS = 1.0, 0.01
-
 
 class Errand(BatchedEnv):
     """Cells 0 (home) to L - 1 (where the parcel is); one begins in cell 1, and coming home ends the episode.
 
-    It pays 1 to come home with the parcel and 0.01 to come home without, after Kulkarni et al. 2016 (arXiv:1604.06057,
-    section 4.1). Actions are home (0) and away (1); the latter slips now and then, and leads one step towards home as
-    well. So a walk by chance reaches the parcel with a probability that falls exponentially with the length.
+    It pays 1 to come home with the parcel, and a little to come home without, after Kulkarni et al. 2016
+    (arXiv:1604.06057, section 4.1). Actions are home (0) and away (1); the latter slips now and then, and leads one
+    step towards home as well. So a walk by chance reaches the parcel with a probability that falls exponentially with
+    the length. With a slip of 0.2, who always walks away first brings it home in 3 of 4 episodes: the best there is.
 
     Shows `obs/observation` `[1]` int8, whether one has the parcel, and `obs/achieved_goal`, the cell that one is in,
     one of L: what an agent of two levels may set itself as a goal (`rlx.agent.HierarchicalQNetwork`).
@@ -29,6 +28,7 @@ class Errand(BatchedEnv):
         num_envs: number of rows, B.
         length: cells, L, 3 or more.
         slip: probability that an action away leads towards home.
+        empty_handed: what it pays to come home without the parcel.
         max_episode_steps: steps after which an episode is truncated.
     """
 
@@ -38,6 +38,7 @@ class Errand(BatchedEnv):
         *,
         length: Annotated[int, Range(3)],
         slip: Annotated[float, Range(0, 1, high_open=True)],
+        empty_handed: Annotated[float, Range(0, 1)],
         max_episode_steps: Annotated[int, Range(1)],
     ) -> None:
         specs = EnvSpecs(
@@ -50,7 +51,7 @@ class Errand(BatchedEnv):
         super().__init__(num_envs, "Errand", specs, max_episode_steps=max_episode_steps)
         self.cell = torch.ones(num_envs, dtype=torch.int64)
         self.has_parcel = torch.zeros(num_envs, dtype=torch.bool)
-        self._length, self._slip = length, slip
+        self._length, self._slip, self._empty_handed = length, slip, empty_handed
         self._all = torch.ones(num_envs, dtype=torch.bool)
 
     def begin(self, rows: Tensor, env_info: "DictTensor | None") -> None:
@@ -64,7 +65,7 @@ class Errand(BatchedEnv):
         self.cell = (self.cell + torch.where((action == 1) & ~slips, 1, -1)).clamp(0, self._length - 1)
         self.has_parcel |= self.cell == self._length - 1
         home = self.cell == 0
-        return home * torch.where(self.has_parcel, _HOME_PAYS, _EMPTY_HANDED_PAYS), home
+        return home * torch.where(self.has_parcel, 1.0, self._empty_handed), home
 
     def show(self) -> dict[str, Tensor]:
         """Return whether each row has the parcel, and its cell."""

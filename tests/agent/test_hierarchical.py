@@ -10,7 +10,7 @@ from rlx.data import DictTensor, EnvSpecs, Spec
 from rlx.env import Errand
 
 MAKE_AGENT = partial(HierarchicalQNetwork, option_steps=4, hidden_sizes=[16], activation="tanh", dueling=True)
-MAKE_ENV = partial(Errand, length=5, slip=0.2, max_episode_steps=30)
+MAKE_ENV = partial(Errand, length=5, slip=0.2, empty_handed=0.1, max_episode_steps=30)
 
 
 def collect(epsilon: float, worker_epsilon: float, pieces: int = 6) -> list:
@@ -67,7 +67,7 @@ def test_replay_chooses_as_acting_did_where_nobody_explores() -> None:
 
 
 def test_levels_explore_each_by_an_epsilon_of_its_own_and_never_where_deterministic() -> None:
-    specs = Errand(1, length=5, slip=0.2, max_episode_steps=30).specs
+    specs = Errand(1, length=5, slip=0.2, empty_handed=0.1, max_episode_steps=30).specs
     torch.manual_seed(0)
     agent, count = MAKE_AGENT(specs), 2000
     nothing = DictTensor.empty(count)

@@ -272,6 +272,14 @@ def test_transitions_of_decisions_last_until_the_next_one_and_keep_their_goals()
     assert outcomes(buffer, n_step=2, decision="agent/new_option") == {**whole, 0: {(2, 2, False, False, 0.25, 2)}}
 
 
+def test_decisions_that_are_added_later_are_drawn_too() -> None:
+    buffer = ReplayBuffer(SPECS, capacity=100, num_envs=1, extra={"agent/new_option": Spec((), torch.bool)})
+    for number in (0, 10):
+        decided = torch.tensor([[True, False]])
+        buffer.add(walk([0, 1, 2], 9, "truncated", number=number).with_steps(**{"agent/new_option": decided}))
+        assert outcomes(buffer, decision="agent/new_option").keys() == set(range(0, number + 1, 10))
+
+
 def test_a_draw_among_decisions_of_which_there_are_none_is_refused() -> None:
     buffer = ReplayBuffer(SPECS, capacity=100, num_envs=1, extra={"agent/new_option": Spec((), torch.bool)})
     buffer.add(walk([0, 1], 9, "truncated").with_steps(**{"agent/new_option": torch.tensor([[False]])}))

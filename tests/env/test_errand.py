@@ -9,7 +9,7 @@ from rlx.errors import ConfigError
 
 
 def test_the_way_there_and_back_pays_one_and_coming_home_without_a_hundredth() -> None:
-    env = Errand(2, length=4, slip=0.0, max_episode_steps=5)
+    env = Errand(2, length=4, slip=0.0, empty_handed=0.01, max_episode_steps=5)
     out = env.allocate()
     env.reset(out, seeds=[0, 1])
     assert out.obs["obs/achieved_goal"].tolist() == [1, 1]
@@ -33,7 +33,7 @@ def test_the_way_there_and_back_pays_one_and_coming_home_without_a_hundredth() -
 
 
 def test_steps_away_slip_as_often_as_they_should_and_steps_home_never() -> None:
-    env = Errand(4000, length=5, slip=0.3, max_episode_steps=5)
+    env = Errand(4000, length=5, slip=0.3, empty_handed=0.01, max_episode_steps=5)
     out = env.allocate()
     env.reset(out, seeds=list(range(4000)))
     env.step({"action": (torch.arange(4000) < 3000).long()}, out)
@@ -43,6 +43,6 @@ def test_steps_away_slip_as_often_as_they_should_and_steps_home_never() -> None:
 
 
 def test_it_takes_no_env_info() -> None:
-    env = Errand(1, length=4, slip=0.0, max_episode_steps=5)
+    env = Errand(1, length=4, slip=0.0, empty_handed=0.01, max_episode_steps=5)
     with pytest.raises(ConfigError, match="'Errand': env_info was given, and it takes none"):
         env.reset(env.allocate(), env_info=DictTensor({"goal": torch.zeros(1)}))

@@ -9,7 +9,7 @@ from tests.learning.test_ppo import trained
 
 pytestmark = pytest.mark.learning
 
-BITS = ("experiment=dqn_bitflip", "env.num_bits=10", "total_steps=10_000")
+BITS = ("experiment=dqn_bitflip", "env.num_bits=10", "total_steps=20_000")
 PLACE = ("experiment=sac_pointreach", "total_steps=12_000")
 ERRAND = ("env=Errand", "batcher=local", "env.length=12", "total_steps=20_000")
 
@@ -28,4 +28,4 @@ def test_goals_that_chance_does_not_reach_are_learned_with_hindsight_alone(
 def test_an_errand_is_run_by_two_levels_and_not_by_one(tmp_path: Path, algo: str) -> None:
     run = trained(tmp_path / "run", f"algo={algo}", *ERRAND)
     mean = evaluate_path(run, episodes=200).mean
-    assert mean >= 0.6 if algo == "hdqn" else mean <= 0.1  # who always walks on comes home in 3 of 4 episodes
+    assert mean >= 0.7 if algo == "hdqn" else mean <= 0.35  # 0.825 at best; 0.3 for coming home without
