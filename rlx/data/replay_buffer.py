@@ -11,9 +11,10 @@ from torch import Tensor
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.hindsight import Hindsight
 from rlx.data.lazy import Lazy
-from rlx.data.rings import Array, Index, Rings, Written, arrays
+from rlx.data.rings import Array, Index, Rings
 from rlx.data.spec import EnvSpecs, Spec
-from rlx.data.storage import allocate, check_room, show_bytes
+from rlx.data.storage import check_room, show_bytes
+from rlx.data.stored_states import StoredStates
 from rlx.data.sum_tree import SumTree
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
@@ -80,11 +81,9 @@ class ReplayBuffer:
         self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
         self._alpha = alpha
         prioritised = alpha is not None or state is not None
-        self._num_states = -(-rings.size // max(1, state_every)) + 2 if state else 0
-        states = self._num_states * num_envs
-        self.num_bytes = rings.num_bytes + (SumTree.num_bytes(self.num_slots) if prioritised else 0)
-        if state:
-            self.num_bytes += self.num_slots * 4 + states * (8 + sum(spec.num_bytes for spec in state.values()))
+        self._states = StoredStates(state or {}, num_slots=self.num_slots, num_envs=num_envs, num_steps=state_every)
+        self.num_bytes = rings.num_bytes + self._states.num_bytes
+        self.num_bytes += SumTree.num_bytes(self.num_slots) if prioritised else 0
         place = None if directory is None else Path(directory)
         check_room(
             self.num_bytes,
@@ -93,12 +92,9 @@ class ReplayBuffer:
             advice="lower algo.buffer_size" + ("" if directory else ", or keep it on disk"),
         )
         rings.allocate(place)
-        self._states = arrays(allocate(state or {}, states))
-        self._state_of = np.full(self.num_slots if state else 0, -1, np.int32)
-        self._slot_of_state = np.full(states, -1, np.int64)
+        self._states.allocate()
         self._tree = SumTree(self.num_slots) if prioritised else None
         self._max_priority = 1.0
-        self._num_pieces = 0
         self._count: int | None = 0
         self._decisions: dict[str, Index] = {}
         # Which fields go where, found out once: a draw is a matter of calls.
@@ -136,25 +132,12 @@ class ReplayBuffer:
             return
         priority = 1.0 if self._alpha is None else self._max_priority**self._alpha
         self._tree.set(torch.from_numpy(written.cleared), 0.0)
-        if not self._states:
+        if not self._states.num_pieces:
             self._tree.set(torch.from_numpy(written.slots), priority)
             return
-        stale = self._keep_states(trajectories, written)
+        stale = self._states.keep(trajectories, written, self._rings.fields["env/is_first"])
         self._tree.set(torch.from_numpy(np.concatenate([written.slots, stale])), 0.0)
         self._tree.set(torch.from_numpy(np.concatenate([written.begins, written.first])), priority)
-
-    def _keep_states(self, trajectories: Trajectories, written: Written) -> Index:
-        """Keep the states that a piece began with; return the slots whose states made room: none may begin there."""
-        self._state_of[written.slots] = -1
-        kept = (self._num_pieces % self._num_states) * self.num_envs + written.rows
-        known = self._slot_of_state[kept] >= 0
-        stale, its_state = self._slot_of_state[kept[known]], kept[known]
-        stale = stale[(self._state_of[stale] == its_state) & ~self._rings.fields["env/is_first"][stale]]
-        for key, memory in self._states.items():
-            memory[kept] = trajectories.info[f"agent_state/{key}"].detach().cpu().numpy()[written.rows]
-        self._state_of[written.first], self._slot_of_state[kept] = kept, written.first
-        self._num_pieces += 1
-        return stale
 
     # -- what goes out
 
@@ -333,10 +316,7 @@ class ReplayBuffer:
         fields["weight"] = torch.from_numpy(np.ones(count, np.float32)) if weight is None else weight
         for name in self._info_names:
             fields[name] = torch.from_numpy(self._rings.fields[name].take(slots, 0))
-        if self._states:
-            kept = self._state_of[slots].clip(0)  # none at an episode's first step: it begins anew there
-            fields |= {f"agent_state/{key}": torch.from_numpy(memory[kept]) for key, memory in self._states.items()}
-        return DictTensor.trusted(fields, count)
+        return DictTensor.trusted(fields | self._states.of(slots), count)
 
     # -- checkpoints
 
@@ -344,12 +324,9 @@ class ReplayBuffer:
         """Return all that is kept: as much as the buffer holds."""
         return {
             "rings": self._rings.state_dict(),
-            "states": {name: torch.from_numpy(memory) for name, memory in self._states.items()},
-            "state_of": torch.from_numpy(self._state_of),
-            "slot_of_state": torch.from_numpy(self._slot_of_state),
+            **self._states.state_dict(),
             "priorities": self._tree.weights if self._tree is not None else None,
             "max_priority": self._max_priority,
-            "num_pieces": self._num_pieces,
             "num_added": self.num_added,
         }
 
@@ -360,15 +337,13 @@ class ReplayBuffer:
             SpecError: it is of other sizes or fields.
         """
         self._rings.load_state_dict(state["rings"])
-        self._state_of[:] = state["state_of"].numpy()
-        self._slot_of_state[:] = state["slot_of_state"].numpy()
-        for name, memory in self._states.items():
-            memory[:] = state["states"][name].numpy()
+        self._states.load_state_dict(state)
         if self._tree is not None:
             self._tree.set(torch.arange(self.num_slots), state["priorities"])
         self._max_priority = state["max_priority"]
-        self._num_pieces, self.num_added = state["num_pieces"], state["num_added"]
+        self.num_added = state["num_added"]
         self._count = None
+        self._decisions.clear()
 
     def __repr__(self) -> str:
         return f"ReplayBuffer({len(self):,} of {self.num_slots:,} steps, {show_bytes(self.num_bytes)})"

@@ -254,10 +254,13 @@ class Rings:
             "is_step": torch.from_numpy(self.is_step),
             "head": torch.from_numpy(self._head),
             "is_open": torch.from_numpy(self._is_open),
-            "begun": torch.from_numpy(self._begun),
-            "episode": torch.from_numpy(self._episode),
-            "behind": torch.from_numpy(self._behind),
-        }
+        } | self._episodes_state()
+
+    def _episodes_state(self) -> dict[str, Any]:
+        if not self._track_episodes:
+            return {}
+        own = {"begun": self._begun, "episode": self._episode[: self.used], "behind": self._behind[: self.used]}
+        return {name: torch.from_numpy(values) for name, values in own.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what others of the same sizes held.
@@ -278,7 +281,8 @@ class Rings:
         self._head, self._is_open = state["head"].numpy().copy(), state["is_open"].numpy().copy()
         if self._track_episodes:
             self._begun = state["begun"].numpy().copy()
-            self._episode[:], self._behind[:] = state["episode"].numpy(), state["behind"].numpy()
+            self._episode[: self.used] = state["episode"].numpy()
+            self._behind[: self.used] = state["behind"].numpy()
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -278,7 +278,7 @@ def test_states_that_were_forgotten_begin_no_sequence() -> None:
         row, t = places[reward]
         step = stream.rows[row][t]
         assert step.is_first or step.state == batch.info["agent_state/hidden"][i]
-    assert len(buffer) == 2 * (1 + buffer._num_states)
+    assert len(buffer) == 2 * (1 + buffer._states.num_pieces)
 
 
 def test_priorities_decide_how_often_a_step_is_drawn_and_weights_make_up_for_it() -> None:
