@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 class BatchedEnv(VecEnv):
     """B rows stepped by the same few tensor operations; a subclass has the state `[B, ...]` and says what it does.
 
-    What a row draws depends on its seed and on how much it has drawn, and on no other row.
+    What a row draws depends on its seed and on how much it has drawn, and on no other row. A subclass keeps all that
+    decides what its rows do next in tensors, attributes of its own: `get_state` returns these. It may write to them or
+    put others in their place: `reset` and `step` are done in inference mode, whoever calls.
+
+    Attributes:
+        random: what the rows draw from.
     """
 
     row_reset = True
     row_seeds = True
+    own_state = True
 
     def __init__(self, num_envs: int, name: str, specs: EnvSpecs, *, max_episode_steps: int) -> None:
         """Prepare.
@@ -55,6 +61,7 @@ class BatchedEnv(VecEnv):
     def show(self) -> dict[str, Tensor]:
         """Return what the rows show, `[B, ...]` under the keys of the observation specs."""
 
+    @torch.inference_mode()
     def reset(
         self,
         out: StepBuffer,
@@ -77,6 +84,7 @@ class BatchedEnv(VecEnv):
         for key, value in self.show().items():
             out.obs[key][chosen] = value[chosen]
 
+    @torch.inference_mode()
     def step(self, action: Mapping[str, Tensor], out: StepBuffer, rows: Sequence[int] | None = None) -> None:
         """Do one step in all rows; see `VecEnv.step`."""
         if rows is not None:
@@ -91,6 +99,17 @@ class BatchedEnv(VecEnv):
         torch.ge(self._steps, self._max_steps, out=out.truncated)
         for key, value in self.show().items():
             out.obs[key].copy_(value)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the rows are, and how far their random numbers; see `VecEnv.get_state`."""
+        own = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {"tensors": own, "random": self.random.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; see `VecEnv.set_state`."""
+        for name, value in state["tensors"].items():
+            setattr(self, name, value.clone())
+        self.random.set_state(state["random"])
 
 
 class GoalVecEnv(BatchedEnv):

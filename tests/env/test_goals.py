@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlx.data import DictTensor
-from rlx.env import BitFlip, GoalVecEnv, GymVecEnv, PointReach, make
+from rlx.env import BitFlip, Errand, GoalVecEnv, GymVecEnv, PointReach, VecEnv, make
 from rlx.errors import ConfigError, EnvironmentFault
 from tests.env import goal_envs
 
@@ -119,6 +119,38 @@ def test_a_row_depends_on_its_seed_and_on_no_other_row(make_env) -> None:
             assert torch.equal(outs[0].obs[key][1], outs[1].obs[key][0])
         many.reset(outs[0], rows=[2, 1])
         one.reset(outs[1], rows=[0])
+
+
+def errand(num_envs: int = 3) -> Errand:
+    return Errand(num_envs, length=5, slip=0.3, empty_handed=0.1, max_episode_steps=6)
+
+
+@pytest.mark.parametrize("make_env", [bit_flip, point_reach, errand])
+def test_another_instance_goes_on_from_a_state_to_the_bit_whoever_calls(make_env) -> None:
+    def play(env: VecEnv, steps: range) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        out = env.allocate()
+        for t in steps:
+            kind = env.specs.action["action"].kind
+            draws = torch.Generator().manual_seed(t)
+            action = (
+                torch.randint(2, (3,), generator=draws) if kind == "discrete" else torch.rand(3, 2, generator=draws)
+            )
+            with torch.inference_mode(t % 2 == 0):
+                env.step({"action": action}, out)
+            seen += [*(value.clone() for value in out.obs.values()), out.reward.clone(), out.truncated.clone()]
+            env.reset(out, rows=[t % 3])
+            seen += [value[t % 3].clone() for value in out.obs.values()]
+        return seen
+
+    one, other = make_env(), make_env()
+    one.reset(one.allocate(), seeds=[5, 6, 7])
+    other.reset(other.allocate(), seeds=[0, 0, 0])
+    play(one, range(7))
+    state = one.get_state()
+    wanted = play(one, range(7, 20))
+    other.set_state(state)
+    assert all(map(torch.equal, play(other, range(7, 20)), wanted))
 
 
 def test_goals_may_be_given_for_each_row_in_any_order() -> None:
