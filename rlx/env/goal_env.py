@@ -38,7 +38,7 @@ def goal_outcome(env: gymnasium.Env[Any, Any], achieved: Tensor, desired: Tensor
         ConfigError: it lacks one of the two methods.
         EnvironmentFault: a method raised, or did not answer with one number.
     """
-    missing = [name for name in _METHODS if not env.has_wrapper_attr(name) or not callable(env.get_wrapper_attr(name))]
+    missing = [method for method in _METHODS if not _has(env, method)]
     if missing:
         raise ConfigError(
             f"environment '{name}' has no {' and no '.join(missing)}; expected both {' and '.join(_METHODS)}, of "
@@ -55,11 +55,15 @@ def goal_outcome(env: gymnasium.Env[Any, Any], achieved: Tensor, desired: Tensor
     return torch.from_numpy(found[0].astype(np.float32)), torch.from_numpy(found[1].astype(np.bool_))
 
 
+def _has(env: gymnasium.Env[Any, Any], method: str) -> bool:
+    return env.has_wrapper_attr(method) and callable(env.get_wrapper_attr(method))
+
+
 def _each(method: Callable[[Any, Any, Any], Any], achieved: Array, desired: Array) -> Array:
     """Return what a method says of each pair, `[N]`, by one call where it takes them all at once."""
     try:
         answers = np.asarray(method(achieved, desired, {}))
-    except ValueError:  # "the truth value of an array is ambiguous": it takes one at a time
+    except (ValueError, TypeError, IndexError):  # as one that takes a single pair would; if it is not that, it says so
         answers = np.empty(0)
     if answers.shape == (len(achieved),):
         return answers
