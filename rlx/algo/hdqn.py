@@ -22,6 +22,7 @@ from rlx.agent import AgentMaker, HierarchicalQNetwork, flatten_parameters
 from rlx.algo import dqn
 from rlx.algo.means import mean_terms
 from rlx.algo.optimizer import FlatAdam
+from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, Hindsight, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
@@ -91,19 +92,16 @@ def train(
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
     buffer_size: Annotated[int, Range(1)],
-    save_buffer: bool,
-    learning_starts: Annotated[int, Range(1)],
-    learning_rate: Annotated[float, Range(0, 1, low_open=True)],
+    learning_starts: Annotated[int, Range(0)],
+    learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     worker_gamma: Annotated[float, Range(0, 1)],
     hindsight: Annotated[float, Range(0, 1)],
     double: bool,
     tau: Annotated[float, Range(0, 1, low_open=True)],
-    epsilon_start: Annotated[float, Range(0, 1)],
-    epsilon_end: Annotated[float, Range(0, 1)],
-    epsilon_fraction: Annotated[float, Range(0, 1, low_open=True)],
-    worker_epsilon: Annotated[float, Range(0, 1)],
+    epsilon: Annotated[Scheduled, Range(0, 1)],
+    worker_epsilon: Annotated[Scheduled, Range(0, 1)],
     max_grad_norm: Annotated[float, Range(0, low_open=True)],
 ) -> None:
     """Train until `run.total_steps`.
@@ -116,18 +114,15 @@ def train(
         num_updates: updates then, of both levels.
         batch_size: transitions an update, of each level, usually 32 to 256.
         buffer_size: steps kept, usually 1e4 to 1e6.
-        save_buffer: whether checkpoints hold them.
         learning_starts: steps before the first update, usually 1e3 to 1e4.
-        learning_rate: of Adam, usually 1e-4 to 1e-3.
+        learning_rate: of Adam, usually 1e-4 to 1e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
         gamma: the task's discount of a step, usually 0.97 to 0.999.
         worker_gamma: the worker's, usually 0.9 to 0.98.
         hindsight: part of the worker's transitions that get an option achieved later in their episode, usually 0.8.
         double: see `rlx.algo.dqn.loss`.
         tau: how far the target networks move at each update, usually 0.005 to 0.05.
-        epsilon_start: probability that the manager chooses any option, at first.
-        epsilon_end: that at the end of its fall.
-        epsilon_fraction: part of the run over which it falls, linearly.
+        epsilon: probability that the manager chooses any option; usually falls from 1 to 0.05 or 0.1.
         worker_epsilon: probability that the worker takes any action, usually 0.05 to 0.2.
         max_grad_norm: norm at which the gradient of both losses is cut, usually 1 to 40.
     """
@@ -146,37 +141,41 @@ def train(
             hindsight=Hindsight(hindsight, achieves, goal=OPTION),
         )
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
-        worker_epsilons = torch.full((batcher.num_envs,), worker_epsilon)
+        num_envs = batcher.num_envs
 
-        def exploring(epsilon: float) -> DictTensor:
-            both = {"epsilon": torch.full_like(worker_epsilons, epsilon), "worker_epsilon": worker_epsilons}
-            return DictTensor(both)
+        def exploring(progress: float) -> DictTensor:
+            both = {"epsilon": at(epsilon, progress), "worker_epsilon": at(worker_epsilon, progress)}
+            return DictTensor({name: torch.full((num_envs,), chance) for name, chance in both.items()})
 
-        batcher.reset(exploring(epsilon_start))
-        kept = {"buffer": buffer} if save_buffer else {}
-        run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, **kept)
+        batcher.reset(exploring(0.0))
+        compute = run.compute(loss, agent)
+        run.track(agent=agent, target=target, optimizer=optimizer, batcher=batcher, buffer=buffer, draws=generator)
 
         while run.running():
-            fallen = min(1.0, run.env_steps / run.total_steps / epsilon_fraction)
-            epsilon = epsilon_start + (epsilon_end - epsilon_start) * fallen
-            trajectories = batcher.collect(exploring(epsilon))
+            progress = run.env_steps / run.total_steps
+            lr = at(learning_rate, progress)
+            trajectories = batcher.collect(exploring(progress))
             buffer.add(trajectories)
             updates: list[dict[str, Tensor]] = []
             for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
-                choices = buffer.sample(batch_size, generator, n_step=agent.option_steps, gamma=gamma, decision=NEW)
+                choices = buffer.sample(batch_size, generator, n_step=agent.option_steps, gamma=gamma, decision=NEW).to(
+                    run.device
+                )
                 steps = buffer.sample(batch_size, generator, gamma=worker_gamma).to(run.device)
-                terms = loss(agent, target, choices.to(run.device), steps, double=double)
-                run.check_loss(terms["loss/total"], steps, agent)
+                terms = compute(agent, target, choices, steps, double=double)
+                run.check_loss(terms["loss/manager"], choices, agent)
+                run.check_loss(terms["loss/worker"], steps, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
                 run.average_gradients(agent)
                 terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
-                optimizer.step(learning_rate)
+                optimizer.step(lr)
                 target_parameters.lerp_(optimizer.parameters.detach(), tau)
                 updates.append({name: term.detach() for name, term in terms.items()})
 
             batcher.publish(agent)
+            explored = at(epsilon, progress)
             run.log(
-                {**mean_terms(updates), "hdqn/epsilon": epsilon, "hdqn/buffer": buffer.num_added},
+                {**mean_terms(updates), "learning_rate": lr, "hdqn/epsilon": explored, "hdqn/buffer": buffer.num_added},
                 env_steps=trajectories.num_steps,
             )
