@@ -102,14 +102,17 @@ class BatchedEnv(VecEnv):
 
     def get_state(self) -> dict[str, Any]:
         """Return where the rows are, and how far their random numbers; see `VecEnv.get_state`."""
-        own = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        own = {name: value.clone() for name, value in self._tensors().items()}
         return {"tensors": own, "random": self.random.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there; see `VecEnv.set_state`."""
-        for name, value in state["tensors"].items():
-            setattr(self, name, value.clone())
+        for name in self._tensors():
+            setattr(self, name, state["tensors"][name].clone())
         self.random.set_state(state["random"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 class GoalVecEnv(BatchedEnv):

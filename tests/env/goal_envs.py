@@ -1,5 +1,6 @@
 """Gymnasium environments with goals, as Gymnasium-Robotics has them."""
 
+import math
 from typing import Any
 
 import gymnasium
@@ -49,6 +50,16 @@ class OneAtATime(Line):
         return bool(np.linalg.norm(achieved_goal - desired_goal) < 0.5)
 
 
+class Scalars(Line):
+    """The same, whose methods take one pair; given many, they raise a TypeError."""
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: dict) -> Any:
+        return 0.0 if math.sqrt(((achieved_goal - desired_goal) ** 2).sum(-1)) < 0.5 else -1.0
+
+    def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: dict) -> Any:
+        return self.compute_reward(achieved_goal, desired_goal, info) == 0.0
+
+
 class Costly(Line):
     """The same, where going left costs."""
 
@@ -74,5 +85,5 @@ class Faulty(Line):
         return info["distance"]
 
 
-for _kind in (Line, OneAtATime, Costly, Mute, Faulty):
+for _kind in (Line, OneAtATime, Scalars, Costly, Mute, Faulty):
     gymnasium.register(f"{_kind.__name__}-v0", entry_point=_kind)

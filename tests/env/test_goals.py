@@ -13,7 +13,7 @@ def gym(kind: type, reward_scale: float = 1.0) -> GymVecEnv:
     return GymVecEnv(kind, 2, name=kind.__name__, reward_scale=reward_scale)
 
 
-@pytest.mark.parametrize("kind", [goal_envs.Line, goal_envs.OneAtATime])
+@pytest.mark.parametrize("kind", [goal_envs.Line, goal_envs.OneAtATime, goal_envs.Scalars])
 def test_a_gymnasium_environment_says_what_other_goals_would_have_paid(kind: type) -> None:
     env = gym(kind, reward_scale=2.0)
     achieved, desired = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0], [1.0], [3.2]])
@@ -143,14 +143,15 @@ def test_another_instance_goes_on_from_a_state_to_the_bit_whoever_calls(make_env
             seen += [value[t % 3].clone() for value in out.obs.values()]
         return seen
 
-    one, other = make_env(), make_env()
+    one, *others = make_env(), make_env(), make_env()
     one.reset(one.allocate(), seeds=[5, 6, 7])
-    other.reset(other.allocate(), seeds=[0, 0, 0])
     play(one, range(7))
     state = one.get_state()
     wanted = play(one, range(7, 20))
-    other.set_state(state)
-    assert all(map(torch.equal, play(other, range(7, 20)), wanted))
+    for other in others:
+        other.reset(other.allocate(), seeds=[0, 0, 0])
+        other.set_state(state)
+        assert all(map(torch.equal, play(other, range(7, 20)), wanted))
 
 
 def test_goals_may_be_given_for_each_row_in_any_order() -> None:
