@@ -38,6 +38,7 @@ class Batcher:
     Attributes:
         specs: what the environments show and take.
         num_envs: B, over all workers.
+        make_env: makes environments like those of the workers.
         episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
         collect_seconds: time the caller has spent waiting in `get`.
         cpu_seconds: CPU time that the workers have spent on the pieces handed over.
@@ -100,7 +101,7 @@ class Batcher:
         self.asynchronous = asynchronous
         self.waiting = False
         self._resets_first = False  # the next piece begins with new episodes
-        self._make_agent = make_agent
+        self._make_agent, self.make_env = make_agent, make_env
         self._handles: list[Handle] = []
         self._layout: Layout | None = None
         self._in_flight: list[int] = []

@@ -174,7 +174,7 @@ def take_up(
         raise CheckpointError(
             f"'{found.path}' belongs to another environment: it was trained on {specs}, this one is {batcher.specs}"
         )
-    _check_names("run", own, state.get("run"))
+    _check_names("run", dict.fromkeys(own), state.get("run"))
     for name, now in own.items():
         if now is not None and state["run"][name] is not None:  # evaluations may come and go
             _check_names(f"run.{name}", now, state["run"][name])
@@ -212,8 +212,10 @@ def take_up(
 
 
 def _check_names(name: str, own: Mapping[str, Any], state: Any) -> None:
-    """Check that a state has the fields that it needs."""
+    """Check that a state has the fields that it needs, and those within them."""
     there = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
-    for key in own:
+    for key, value in own.items():
         if key not in there:
             raise CheckpointError(f"{name}.{key} is missing in the checkpoint")
+        if isinstance(value, dict):
+            _check_names(f"{name}.{key}", cast("dict[str, Any]", value), there[key])

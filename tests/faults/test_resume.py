@@ -24,7 +24,7 @@ def ended_by(name: str, iteration: int, cwd: Path, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("workers", ["process", "local"])
-@pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce", "dqn", "sac", "diayn"])
+@pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce", "dqn", "hdqn", "sac", "diayn"])
 def test_program_ended_at_any_iteration_and_resumed_equals_one_never_stopped(
     tmp_path: Path, name: str, workers: str
 ) -> None:

@@ -56,7 +56,13 @@ JOBS: dict[str, list[str]] = {
     "dqn_recurrent": [
         *("algo=dqn", "agent=recurrent_q_network", *OFF_POLICY, "algo.sequence_length=4", "algo.burn_in_steps=2"),
     ],
+    "dqn_hindsight": [
+        *("algo=dqn", "env=BitFlip", "env.num_bits=5", *OFF_POLICY, "algo.prioritized_alpha=0.6", "algo.n_step=3"),
+        *("algo.hindsight=0.8", "algo.epsilon_spread=2"),
+    ],
+    "hdqn": ["algo=hdqn", "env=Errand", "env.length=5", "agent.option_steps=4", *OFF_POLICY],
     "sac": ["algo=sac", "env=Pendulum", *OFF_POLICY],
+    "sac_hindsight": ["algo=sac", "env=PointReach", *OFF_POLICY, "algo.hindsight=0.8"],
     "diayn": ["algo=diayn", "env=Pendulum", *OFF_POLICY],
 }
 EVALUATED = ["evaluation.every=2", "evaluation.episodes=3"]

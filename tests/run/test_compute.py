@@ -25,6 +25,7 @@ ALGORITHMS = {
     "a2c": (),
     "reinforce": (),
     "dqn": ("algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
+    "hdqn": ("env=Errand", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
     "sac": ("env=Pendulum", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
     "diayn": ("env=Pendulum", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
 }
