@@ -69,7 +69,8 @@ class GymVecEnv(VecEnv):
             for row in range(num_envs):
                 self.envs.append(self._make(make_env, row))
             first = self.envs[0]
-            self.specs = to_specs(first.observation_space, first.action_space)
+            self.spaces = first.observation_space, first.action_space
+            self.specs = to_specs(*self.spaces)
         except BaseException as error:
             self._close_quietly()
             if isinstance(error, UnsupportedSpaceError):

@@ -72,8 +72,9 @@ class NativeGymVecEnv(VecEnv):
         self._masked = MaskedSpace(observation_space, action_space, name) if action_mask else None
         if self._masked is not None:
             observation_space = self._masked.space
+        self.spaces = observation_space, action_space
         try:
-            self.specs = to_specs(observation_space, action_space)
+            self.specs = to_specs(*self.spaces)
         except UnsupportedSpaceError as error:
             raise UnsupportedSpaceError(f"environment '{name}': {error}") from None
         self._writer = ObservationWriter(observation_space)

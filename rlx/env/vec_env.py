@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
+from gymnasium import Space
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -168,6 +169,8 @@ class VecEnv(ABC):
         env_info: whether `reset` takes `env_info`.
         raw_reward: whether `step` writes `out.raw_reward_np`, because a wrapper changes the reward.
         own_state: whether there are `get_state` and `set_state`.
+        spaces: Gymnasium's observation and action space of one row: what the environment itself shows and takes, where
+            that is not what `specs` say (dtypes, and where Discrete numbers begin); None where it is.
     """
 
     name: str = "environment"
@@ -181,6 +184,7 @@ class VecEnv(ABC):
     env_info: bool = False
     raw_reward: bool = False
     own_state: bool = False
+    spaces: tuple[Space[Any], Space[Any]] | None = None
 
     @abstractmethod
     def reset(

@@ -17,10 +17,11 @@ from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision
 from rlx.run.directory import CONFIG, default_run_directory
-from rlx.run.evaluate import Evaluator, check_trust
+from rlx.run.evaluate import Evaluator
 from rlx.run.lock import RunLock
 from rlx.run.loggers import logger_targets, read_loggers
 from rlx.run.options import RunOptions
+from rlx.run.policy import check_trust
 from rlx.run.resume import Resumption, check_belongs, check_left, check_run, find_resumption
 from rlx.run.run import Run
 from rlx.run.samplers import read_samplers, sampler_targets
