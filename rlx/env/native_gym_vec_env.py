@@ -165,6 +165,8 @@ class NativeGymVecEnv(VecEnv):
         """Return a picture of a row as the environment draws it, or None where it draws none."""
         try:
             frames: Any = self.env.render()
+        except NotImplementedError:
+            return None
         except Exception as error:
             raise self._fault(raised("render", error)) from error
         return None if frames is None else frames[row]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlx.data import DictTensor
 from rlx.errors import AgentError, CheckpointError, ConfigError, MissingPackageError, UserError
 from rlx.run.evaluate import Evaluator
 from rlx.run.policy import load_policy
@@ -192,7 +193,15 @@ def test_state_begins_anew_with_each_episode(trained: Trained, tmp_path: Path) -
             "state/prev_action": np.full(2, int(value)),
         }
 
+    agent = load_policy(
+        trained("gru")
+    ).agent  # as rlx would step it: rewards are halved, and nothing was before the first
+    before = {"prev_action": torch.tensor([0, 1]), "prev_reward": torch.tensor([0.0, 0.5])}
+    hidden = DictTensor({"hidden": torch.tensor([0.0, 1.0]).unsqueeze(1).expand(2, 64)})
+    _, state = agent.forward(DictTensor({"obs": torch.ones(2, 4), **before}), hidden, DictTensor.empty(2))
+
     begun = policy(given(1.0, [True, False]))["new_state/hidden"]
+    assert begun == pytest.approx(state["hidden"].detach().numpy(), abs=1e-5)
     other = policy(given(0.0, [True, False]))["new_state/hidden"]
     assert (begun[0] == other[0]).all()
     assert (begun[1] != other[1]).any()
