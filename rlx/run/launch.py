@@ -1,7 +1,7 @@
 """`launch`: from a composed configuration to a run that has ended."""
 
 import gc
-import os
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +16,8 @@ from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision
-from rlx.run.directory import CONFIG, default_run_directory
+from rlx.run.cores import describe_use, find_cores, with_workers
+from rlx.run.directory import CONFIG, default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator, check_trust
 from rlx.run.lock import RunLock
 from rlx.run.options import RunOptions
@@ -27,6 +28,7 @@ from rlx.run.tracked import seed_global_generators
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
+_log = logging.getLogger(__name__)
 GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation")
 
 
@@ -86,6 +88,8 @@ def launch(
     command: str | None = None,
     resume: Resumption | None = None,
     lock: RunLock | None = None,
+    *,
+    side_by_side: int = 1,
 ) -> None:
     """Check a configuration, build what it describes, and train.
 
@@ -95,11 +99,14 @@ def launch(
         command: what started the run, as a shell would take it, for its `log.txt`; None for this process's own.
         resume: the run to go on with, whose configuration `config` is; None for a new one.
         lock: of its directory; given back at the end.
+        side_by_side: runs that share this machine's cores.
 
     Raises:
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
+    cores = find_cores().shared_by(side_by_side)
+    config = with_workers(config, cores)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     top = validate(top_level, plain)
     writes = validate(logger, config["logger"], "logger")
@@ -120,10 +127,11 @@ def launch(
     directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
     if resume is not None:
         directory = resume.directory
-    elif os.path.lexists(directory.expanduser()):
+    elif is_taken(directory):
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
     torch.set_num_threads(top["num_threads"])
     seed_global_generators(derive(top["seed"], "learner"))
+    use, warning = describe_use(config, cores)
     options = RunOptions(
         directory=directory,
         config=config,
@@ -142,6 +150,7 @@ def launch(
         keep_every=saves["keep_every"],
         save_buffer=saves["buffer"],
         evaluate_every=evaluates["every"],
+        cores=use,
         resume=resume,
         lock=lock,
         **writes,
@@ -154,6 +163,8 @@ def launch(
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator) as run:
+        if warning is not None:
+            _log.warning(warning)
         train(run, make_agent, make_batcher)
 
 
@@ -169,6 +180,7 @@ def resume_run(
     tell: Callable[[str], None],
     trust: bool = False,
     config_dir: Path | None = None,
+    even_if_done: bool = False,
 ) -> None:
     """Go on with a run from its newest whole checkpoint, in its own directory.
 
@@ -179,6 +191,7 @@ def resume_run(
         tell: told what differs from before, and which checkpoints are damaged, a line a call.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
+        even_if_done: where nothing is left to do, write the summary that its end may have lacked, and raise nothing.
 
     Raises:
         RlxError: it cannot be resumed (nothing has been written then), or training failed.
@@ -196,7 +209,8 @@ def resume_run(
                 )
         check_belongs(found, OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
         validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
-        check_left(found)
+        if not even_if_done:
+            check_left(found)
         for key, (old, new) in found.changes.items():
             tell(f"resume: {key}: {old} -> {new}")
         tell(f"resume: '{directory}' goes on from {found.path.name}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from rlx.run.directory import (
     LOG,
     SUMMARY,
     create_run_directory,
+    discard_run_directory,
     write_summary,
     write_text_atomic,
 )
@@ -130,7 +130,7 @@ class Run:
             self._sinks.close()
             self._log.close()
             if found is None:
-                shutil.rmtree(directory, ignore_errors=True)
+                discard_run_directory(directory)
             where = error.filename or str(directory)
             raise RunWriteError(f"cannot write '{where}': {reason_of(error)}; no run was started") from error
         self._directory = directory
@@ -156,7 +156,9 @@ class Run:
             self._log.info(f"resumes from {found.path.name}: {options.title}, {self.total_steps:,} steps")
         for line in surroundings(options.command):
             self._log.info(line)
-        self._log.info(f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}")
+        self._log.info(
+            f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}{options.cores}"
+        )
         self._sinks.open(directory, options)
 
     def _resume(self, problems: list[str]) -> None:

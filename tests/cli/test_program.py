@@ -92,7 +92,7 @@ def test_jobs_of_a_multirun_and_where_they_lie(tmp_path: Path) -> None:
     done = rlx(tmp_path, "train", "-m", *SMALL, "batcher=local", "seed=0,1", "run_dir='all of them'")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["all of them"]
-    assert sorted(path.name for path in (tmp_path / "all of them").iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in (tmp_path / "all of them").iterdir()) == ["0", "1", "jobs", "multirun.yaml"]
     for number in ("0", "1"):
         log = (tmp_path / "all of them" / number / "log.txt").read_text()
         assert f" seed={number} " in next(line for line in log.splitlines() if " command: rlx train " in line)
@@ -144,7 +144,7 @@ def test_failed_job_of_a_multirun_from_a_shell_leaves_the_others_whole(tmp_path:
     assert "Error: algo.gamma: expected a number in [0, 1], got 2." in done.stderr
     assert "Job 1 failed: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["0", "2", "failed.jsonl", "multirun.yaml"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["0", "2", "jobs", "multirun.yaml"]
     assert left_in(tmp_path) == []
 
 
