@@ -36,6 +36,7 @@ class Statistic(StrEnum):
 class Status(StrEnum):
     """How a run stands."""
 
+    pending = "pending"
     running = "running"
     done = "done"
     stopped = "stopped"

@@ -56,8 +56,15 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"{typed.input_line}: expected one directory; each job gets a folder of its own in it")
     if typed is not None and typed.value() is not None:
         return ["hydra.sweep.dir=${run_dir}"]
-    # Hydra's own default is a time: two sweeps of the same second would write into each other.
-    return [f"hydra.sweep.dir='runs/multirun/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}'"]
+    return [f"hydra.sweep.dir='{new_directory()}'"]
+
+
+def new_directory() -> Path:
+    """Return where a sweep goes that was told no `run_dir`.
+
+    Hydra's own default is a time: two sweeps of the same second would write into each other.
+    """
+    return Path("runs/multirun") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
 
 
 def left_to_do(config: DictConfig | None, jobs: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -76,8 +83,9 @@ def left_to_do(config: DictConfig | None, jobs: Sequence[Sequence[str]]) -> list
     asked = sweep.ask(jobs, flags=own_flags(config.hydra))
     _CURRENT.set(sweep)
     unique = {number: list(job) for number, job in zip(asked, jobs, strict=True)}
-    found = {number: sweep.job(number) for number in unique}
-    done = [number for number, job in found.items() if sweep.is_done(job)]
+    plan = sweep.plan()
+    found = {number: sweep.job(number, plan) for number in unique}
+    done = [number for number, job in found.items() if sweep.is_done(job, plan)]
     for number in done:
         sweep.finish(found[number])
     elsewhere = [number for number in unique if number not in done and sweep.is_held(number)]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -28,8 +29,11 @@ from rlx.cli.report import describe
 from rlx.cli.sweep import SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
 from rlx.errors import ConfigError, RlxError, did_you_mean
 from rlx.run.job import run_job
+from rlx.run.signals import StopRequested
 from rlx.run.sweep import Sweep
 
+_SUBMITITS = "SIGUSR2"
+"""What submitit tells its jobs with that their time is over."""
 _FLAG_CUTOFF = 0.75
 """How like a flag a word must be to be a slip of one, rather than a key written as one: --seed is no --resolve."""
 
@@ -167,6 +171,10 @@ def job(config: DictConfig) -> None:
     sweep, number = job_of(config, settings)
     try:
         run_sweep_job(sweep, number, config, settings)
+    except StopRequested as stop:
+        if stop.signal.name == _SUBMITITS and callable(signal.getsignal(stop.signal)):
+            signal.raise_signal(stop.signal)  # all is saved: now its own handler puts the job back into the queue
+        raise
     except Exception as error:
         text = describe(error) if isinstance(error, RlxError) else traceback.format_exc().rstrip()
         sys.stderr.write(f"{text}\nJob {number} failed: {' '.join(sweep.job(number).overrides)}\n")

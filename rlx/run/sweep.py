@@ -89,6 +89,17 @@ class Plan:
     single: bool = False
     submissions: list[Submission] = field(default_factory=list[Submission])
 
+    def take(self, jobs: Sequence[Sequence[str]]) -> list[int]:
+        """Return the numbers of jobs, of which new ones are added; the order of a job's overrides does not matter."""
+        known = {tuple(sorted(job)): number for number, job in enumerate(self.jobs)}
+        numbers: list[int] = []
+        for job in map(own_overrides, jobs):
+            number = known.setdefault(tuple(sorted(job)), len(self.jobs))
+            if number == len(self.jobs):
+                self.jobs.append(job)
+            numbers.append(number)
+        return numbers
+
 
 def is_sweep(directory: Path) -> bool:
     """Return whether this directory is a sweep's."""
@@ -140,13 +151,7 @@ class Sweep:
                     raise RunDirectoryError(
                         f"run_dir: '{self.directory}' is the directory of {other}; give another one"
                     )
-                known = {tuple(sorted(job)): number for number, job in enumerate(plan.jobs)}
-                asked: list[int] = []
-                for job in map(own_overrides, jobs):
-                    number = known.setdefault(tuple(sorted(job)), len(plan.jobs))
-                    if number == len(plan.jobs):
-                        plan.jobs.append(job)
-                    asked.append(number)
+                asked = plan.take(jobs)
                 plan.asked = sorted({*asked, *(plan.asked if more else ())})
                 if single and len(plan.jobs) > 1:
                     raise RunDirectoryError(
@@ -157,6 +162,11 @@ class Sweep:
                 return asked
         except OSError as error:
             raise RunDirectoryError(f"run_dir: cannot write '{self.folder}': {reason_of(error)}") from error
+
+    def preview(self, jobs: Sequence[Sequence[str]], *, single: bool = False) -> tuple[list[int], Plan]:
+        """Return the numbers that `ask` would give, and the plan then; nothing is written."""
+        plan = self.plan() if is_sweep(self.directory) else Plan(single=single)
+        return plan.take(jobs), plan
 
     def add_submission(self, submission: Submission) -> None:
         """Note what was handed to SLURM."""
@@ -182,9 +192,9 @@ class Sweep:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise RunDirectoryError(f"'{self.folder / PLAN}' is damaged: {error!r}") from error
 
-    def run_directory(self, number: int) -> Path:
+    def run_directory(self, number: int, plan: Plan | None = None) -> Path:
         """Return where a job's run writes."""
-        return self.directory if self.plan().single else self.directory / str(number)
+        return self.directory if (plan or self.plan()).single else self.directory / str(number)
 
     def job(self, number: int, plan: Plan | None = None) -> Job:
         """Read what became of a job.
@@ -221,11 +231,11 @@ class Sweep:
             return False
         return False
 
-    def is_done(self, job: Job) -> bool:
+    def is_done(self, job: Job, plan: Plan | None = None) -> bool:
         """Return whether nothing is left to do; also where a job was killed between its end and the note of it."""
         if job.state == DONE:
             return True
-        directory = self.run_directory(job.number)
+        directory = self.run_directory(job.number, plan)
         if not is_run_directory(directory):
             return False
         summary = read_summary(directory)
