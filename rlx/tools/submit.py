@@ -235,7 +235,9 @@ def submit_batches(sweep: Sweep, batches: Sequence[Batch]) -> list[Submission]:
             number = slurm.submit(str(path))
         except RlxError as error:
             path.unlink(missing_ok=True)
-            taken = ", ".join(f"{len(one.jobs)} as {one.slurm_job}" for one in made) or "none"
+            if not made:
+                raise slurm.SubmitError(f"{str(error).rstrip('.')}. Nothing was submitted.") from error
+            taken = ", ".join(f"{len(one.jobs)} as {one.slurm_job}" for one in made)
             left = sum(len(one.jobs) for one in batches) - sum(len(one.jobs) for one in made)
             raise slurm.SubmitError(
                 f"{error} (jobs submitted: {taken}; not submitted: {left}; "
