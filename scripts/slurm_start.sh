@@ -2,6 +2,7 @@
 # Start a SLURM cluster of two virtual nodes on this machine, for tests: slurm_start.sh FOLDER
 #
 # FOLDER takes all of its files; use it with: export SLURM_CONF=FOLDER/slurm.conf. slurm_stop.sh FOLDER ends it.
+# RLX_SLURM_PORT: the first of its three ports; RLX_SLURM_KILL_WAIT: seconds from SIGTERM to SIGKILL.
 # Needs root and: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 set -euo pipefail
 
@@ -58,6 +59,28 @@ CgroupPlugin=cgroup/v1
 CgroupMountpoint=/sys/fs/cgroup
 CgroupAutomount=no
 END
+
+# This cluster keeps no accounting. For what asks sacct all the same, FOLDER/bin has one that asks scontrol, which
+# remembers ended jobs for an hour (MinJobAge).
+mkdir -p "$folder/bin"
+cat >"$folder/bin/sacct" <<'END'
+#!/usr/bin/env bash
+echo "JobID|State|NodeList"
+while [ $# -gt 0 ]; do
+    if [ "$1" = -j ]; then
+        scontrol --oneliner show job "$2" 2>/dev/null | while read -r line; do
+            field() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" <<<"$line"; }
+            name="$(field JobId)"
+            if [ -n "$(field ArrayTaskId)" ]; then name="$(field ArrayJobId)_$(field ArrayTaskId)"; fi
+            echo "$name|$(field JobState)|$(field NodeList)"
+        done
+        shift
+    fi
+    shift
+done
+exit 0
+END
+chmod +x "$folder/bin/sacct"
 
 export SLURM_CONF="$folder/slurm.conf"
 (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from rlx.errors import ConfigError, MissingPackageError, RlxError
 from rlx.run.cores import find_cores
 from rlx.run.sweep import FAILED, RUNNING, Job, Sweep, is_sweep, own_overrides
+from rlx.tools import slurm
 
 _CURRENT: ContextVar[Sweep | None] = ContextVar("current sweep", default=None)
 """The sweep of the command that this process runs, once its configuration has said where it is."""
@@ -43,12 +44,15 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: `run_dir` is a list of choices.
         MissingPackageError: the launcher is not installed.
+        SubmitError: it needs SLURM, which is not here or does not remember enough.
     """
     launcher = last(overrides, "hydra/launcher")
     brought = None if launcher is None else _LAUNCHERS.get(str(launcher.value()))
     if brought is not None and not _is_installed(brought[0]):
         assert launcher is not None
         raise MissingPackageError(f"hydra/launcher={launcher.value()}", brought[1], brought[2])
+    if launcher is not None and launcher.value() == "submitit_slurm":
+        slurm.check_accounting()
     if last(overrides, "hydra.sweep.dir") is not None:
         return []
     typed = last(overrides, "run_dir")

@@ -46,7 +46,7 @@ def with_jobs(
                 if path in found:
                     found[path] = replace(found[path], slurm=said)
                 elif path.is_relative_to(folder.absolute()):
-                    found[path] = _record(sweep.directory, path, job, said)
+                    found[path] = _record(folder / path.relative_to(folder.absolute()), job, said)
                     order.append(path)
         except RunDirectoryError as error:
             problems.append(str(error))
@@ -58,14 +58,14 @@ def _jobs(sweep: Sweep, plan: Plan) -> Iterator[Job]:
         yield sweep.job(number, plan)
 
 
-def _record(sweep: Path, path: Path, job: Job, said: str | None) -> RunRecord:
+def _record(directory: Path, job: Job, said: str | None) -> RunRecord:
     """Return the record of a job that has no run directory; it may have failed before there was one."""
     known, shown = typed_overrides(job.overrides)
     # Told of a job as it starts, before its directory is there; so it is also where it was killed then.
     status = PENDING if job.state == RUNNING else job.state
     assert status in ("pending", "done", "stopped", "failed")
     return RunRecord(
-        directory=path if path == sweep.absolute() else sweep / path.name,
+        directory=directory,
         algo=known.get("algo", ""),
         env=known.get("env", ""),
         status=status,

@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -86,6 +87,28 @@ def queue() -> dict[str, str] | None:
         job, task, state = line.strip().split("|")
         found[f"{job}_{task}" if task.isdigit() else job] = state
     return found
+
+
+def check_accounting() -> None:
+    """Check that SLURM is here, and remembers how jobs ended once they have left the queue.
+
+    Raises:
+        SubmitError: one or the other is not so.
+    """
+    if shutil.which("sbatch") is None:
+        raise SubmitError("sbatch: there is no such program here; submitit_slurm runs on a machine of a SLURM cluster")
+    try:
+        done = subprocess.run(
+            ["sacct", "--noheader", "-j", "1"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
+        )
+        said = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["sacct failed"])[-1]
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(error)
+    if said:
+        raise SubmitError(
+            f"submitit_slurm: this cluster keeps no accounting ({said}), so that the launcher would wait for ever "
+            "for a job that died; rlx submit needs none"
+        )
 
 
 def partitions() -> list[str]:

@@ -24,7 +24,12 @@ class Cluster:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.environment = {**ENVIRONMENT, "SLURM_CONF": str(folder / "slurm.conf")}
+
+    def with_sacct(self) -> dict[str, str]:
+        """Return an environment that has the stand-in for `sacct`, which this cluster without accounting lacks."""
+        return {**self.environment, "PATH": f"{self._folder / 'bin'}:{self.environment['PATH']}"}
 
     def ask(self, *command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
@@ -75,7 +80,9 @@ def running() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="slurm") as name:
         Path(name).chmod(0o755)  # munge wants its socket in reach of everybody, which pytest's own folders are not
         try:
-            subprocess.run([str(ROOT / "scripts/slurm_start.sh"), name], check=True, timeout=120)
+            ports = {"RLX_SLURM_PORT": str(20_000 + os.getpid() % 3000 * 3)}  # three of its own
+            start = [str(ROOT / "scripts/slurm_start.sh"), name]
+            subprocess.run(start, check=True, timeout=120, env={**os.environ, **ports})
             yield Cluster(Path(name))
         finally:
             subprocess.run([str(ROOT / "scripts/slurm_stop.sh"), name], check=True, timeout=120)

@@ -12,7 +12,7 @@ import pytest
 from rlx.run.checkpoint import list_checkpoints
 from rlx.run.metrics import read_metrics
 from rlx.run.sweep import Sweep
-from tests.program import COMMAND
+from tests.program import COMMAND, ROOT
 from tests.run.resuming import end_of
 
 from .slurm_cluster import Cluster, running
@@ -195,12 +195,55 @@ def test_partition_that_is_not_there_is_told_with_the_nearest(cluster: Cluster, 
 def test_submitit_runs_four_jobs(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["train", "-m", f"hydra/launcher={launcher}", *SMALL, "seed=range(4)", "run_dir=sweep"]
-    rlx(tmp_path, cluster.environment, *sweep)
+    if launcher == "submitit_slurm":  # without accounting it is refused
+        assert "this cluster keeps no accounting" in rlx(tmp_path, cluster.environment, *sweep, status=2).stderr
+    environment = cluster.with_sacct()
+    rlx(tmp_path, environment, *sweep)
     made = Sweep(tmp_path / "sweep")
     assert [job.state for job in made.jobs()] == ["done"] * 4
     for number in range(4):
         assert steps_of(tmp_path / "sweep" / str(number)) == [64, 128]
     assert all(("slurm_job" in job.attempts[0]) == (launcher == "submitit_slurm") for job in made.jobs())
-    again = rlx(tmp_path, cluster.environment, *sweep)
+    again = rlx(tmp_path, environment, *sweep)
     assert "4 jobs, 4 done already\n" in again.stderr
     assert all(len(job.attempts) == 1 for job in made.jobs())
+
+
+@pytest.mark.parametrize(("name", "run"), [("one_run", "runs/cartpole-0"), ("seeds", "runs/seeds/0")])
+def test_script_to_be_copied_saves_and_goes_on(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path, name: str, run: str
+) -> None:
+    text = (ROOT / f"scripts/slurm/{name}.sh").read_text()
+    own = {
+        "total_steps=1_000_000": "total_steps=256_000",
+        "algo=ppo env=CartPole": " ".join(LONG),
+        "rlx": "python -m rlx",
+    }
+    for theirs, ours in own.items():
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    text = text.replace("seed=0 ", "").replace('seed="$SLURM_ARRAY_TASK_ID" ', "").replace("--array=0-9%4", "--array=0")
+    (tmp_path / "job.sh").write_text(text)
+    job = subprocess.check_output(
+        ["sbatch", "--parsable", "job.sh"], cwd=tmp_path, env=cluster.environment, text=True, timeout=60
+    ).strip()
+    comes_to(cluster, tmp_path / run, 2)
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    cluster.start_now(job)
+    cluster.wait_for(job, "COMPLETED", seconds=600)
+    assert end_of(tmp_path / run) == end_of(undisturbed)
+
+
+def test_submitit_job_whose_time_is_over_goes_on(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    sweep = ["train", "-m", "hydra/launcher=submitit_slurm", *LONG, "run_dir=sweep"]
+    with subprocess.Popen([*COMMAND, *sweep], cwd=tmp_path, env=cluster.with_sacct()) as launcher:
+        try:
+            comes_to(cluster, tmp_path / "sweep/0", 2)
+            job = cluster.ask("squeue", "--noheader", "--format=%A")
+            cluster.ask("scancel", "--signal=USR2", job)  # as --signal=USR2@120 does: steps only
+            cluster.start_now(job)
+            assert launcher.wait(600) == 0
+        finally:
+            launcher.kill()
+    assert end_of(tmp_path / "sweep/0") == end_of(undisturbed)

@@ -38,6 +38,13 @@ def test_jobs_without_a_run_are_listed_in_order(sweep: Sweep) -> None:
     assert list_runs(sweep.directory / "0")[0][0].directory.name == "0"
 
 
+def test_jobs_without_a_run_are_named_from_where_one_looks(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sweep.directory.parent)
+    for folder, first in ((Path("sweep"), "2 "), (Path(), "sweep/2 ")):
+        lines = list(table(list_runs(folder)[0], folder, 200))
+        assert lines[4].startswith(first)
+
+
 def test_slurms_names_and_states_are_shown(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = tmp_path / "bin/squeue"
     stand_in.parent.mkdir()
