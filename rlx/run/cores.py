@@ -85,7 +85,7 @@ def describe_use(config: Mapping[str, Any], cores: Cores) -> tuple[str, str | No
     batcher = cast("Mapping[str, Any]", config["batcher"])
     workers = int(batcher.get("num_workers") or 1) if batcher.get("workers") == "process" else 0
     threads = int(config["num_threads"])
-    use = f"; {workers} worker processes and {threads} learner's threads on {cores.count} cores ({cores.limit})"
+    use = f"cores: {cores.count} ({cores.limit}), for {workers} worker processes; the learner's threads: {threads}"
     if max(workers, threads) <= cores.count:
         return use, None
     key, value = ("batcher.num_workers", workers) if workers >= threads else ("num_threads", threads)

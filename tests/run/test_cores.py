@@ -81,7 +81,7 @@ def config(workers: object, threads: int = 1, kind: str = "process") -> dict:
 )
 def test_more_than_there_is_is_warned_of_and_not_changed(values: dict, named: str | None) -> None:
     use, warning = describe_use(values, Cores(2, "mask"))
-    assert "2 cores (mask)" in use
+    assert "cores: 2 (mask)" in use
     assert (warning is None) if named is None else (warning or "").startswith(named)
     assert with_workers(values, Cores(2, "mask")) is values
 
@@ -91,7 +91,7 @@ def test_auto_takes_as_many_workers_as_cores_and_the_run_keeps_the_number(tmp_pa
     run = train(tmp_path / "run", *SMALL, "batcher.num_workers=auto", "total_steps=128")
     cores = find_cores()
     assert yaml.safe_load((run / "config.yaml").read_text())["batcher"]["num_workers"] == cores.count
-    assert f"on {cores.count} cores ({cores.limit})" in (run / "log.txt").read_text()
+    assert f"INFO cores: {cores.count} ({cores.limit}), for" in (run / "log.txt").read_text()
 
 
 def test_warning_stands_in_the_log(tmp_path: Path, caplog) -> None:
