@@ -27,7 +27,7 @@ from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
-from rlx.batcher.start import context
+from rlx.batcher.start import started
 from rlx.batcher.worker import Failure, WorkerOptions, serve
 from rlx.data import EnvSpecs
 from rlx.errors import EnvironmentFault, RlxError, SpecError, WorkerError
@@ -148,7 +148,7 @@ class ProcessHandle:
 
     def _start(self) -> None:
         """Start a process; it will send its specs."""
-        starting: Any = context()
+        starting: Any = started()
         self._connection, other = starting.Pipe()
         self._beat = Heartbeat()
         self._process = starting.Process(

@@ -27,6 +27,7 @@ from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
+from rlx.batcher.start import outlive_stops
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.data import DictTensor, EnvSpecs
 from rlx.env.vec_env import VecEnv
@@ -328,8 +329,7 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
         parcel: holds the `WorkerOptions`.
         beat: where signs of life are left.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    outlive_stops()
     _die_with_parent()
     beat.answer_when_asked(lambda: () if worker is None else getattr(worker.env, "envs", ()))
     beat.words[ALIVE] = 1

@@ -43,6 +43,7 @@ class Format(StrEnum):
 class Status(StrEnum):
     """How a run stands."""
 
+    pending = "pending"
     running = "running"
     done = "done"
     stopped = "stopped"

@@ -1,7 +1,7 @@
 """`launch`: from a composed configuration to a run that has ended."""
 
 import gc
-import os
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +16,8 @@ from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision
-from rlx.run.directory import CONFIG, default_run_directory
+from rlx.run.cores import describe_use, find_cores, with_workers
+from rlx.run.directory import CONFIG, default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator
 from rlx.run.lock import RunLock
 from rlx.run.loggers import logger_targets, read_loggers
@@ -29,6 +30,7 @@ from rlx.run.tracked import seed_global_generators
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
+_log = logging.getLogger(__name__)
 PLAIN_LOGGER_KEYS = ("console", "every")
 GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation")
 
@@ -89,6 +91,8 @@ def launch(
     command: str | None = None,
     resume: Resumption | None = None,
     lock: RunLock | None = None,
+    *,
+    side_by_side: int = 1,
 ) -> None:
     """Check a configuration, build what it describes, and train.
 
@@ -98,11 +102,14 @@ def launch(
         command: what started the run, as a shell would take it, for its `log.txt`; None for this process's own.
         resume: the run to go on with, whose configuration `config` is; None for a new one.
         lock: of its directory; given back at the end.
+        side_by_side: runs that share this machine's cores.
 
     Raises:
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
+    cores = find_cores().shared_by(side_by_side)
+    config = with_workers(config, cores)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     top = validate(top_level, plain)
     loggers = read_loggers(config["logger"], PLAIN_LOGGER_KEYS)
@@ -124,10 +131,11 @@ def launch(
     directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
     if resume is not None:
         directory = resume.directory
-    elif os.path.lexists(directory.expanduser()):
+    elif is_taken(directory):
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
     torch.set_num_threads(top["num_threads"])
     seed_global_generators(derive(top["seed"], "learner"))
+    use, warning = describe_use(config, cores)
     options = RunOptions(
         directory=directory,
         config=config,
@@ -146,6 +154,7 @@ def launch(
         keep_every=saves["keep_every"],
         save_buffer=saves["buffer"],
         evaluate_every=evaluates["every"],
+        cores=use,
         resume=resume,
         lock=lock,
         loggers=loggers,
@@ -159,6 +168,8 @@ def launch(
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator) as run:
+        if warning is not None:
+            _log.warning(warning)
         train(run, make_agent, make_batcher)
 
 
@@ -174,6 +185,7 @@ def resume_run(
     tell: Callable[[str], None],
     trust: bool = False,
     config_dir: Path | None = None,
+    even_if_done: bool = False,
 ) -> None:
     """Go on with a run from its newest whole checkpoint, in its own directory.
 
@@ -184,6 +196,7 @@ def resume_run(
         tell: told what differs from before, and which checkpoints are damaged, a line a call.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
+        even_if_done: where nothing is left to do, write the summary that its end may have lacked, and raise nothing.
 
     Raises:
         RlxError: it cannot be resumed (nothing has been written then), or training failed.
@@ -200,7 +213,8 @@ def resume_run(
                 check_trust(found.path, config["env"], config[group], config_dir, also=also)
         check_belongs(found, OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
         validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
-        check_left(found)
+        if not even_if_done:
+            check_left(found)
         for key, (old, new) in found.changes.items():
             tell(f"resume: {key}: {old} -> {new}")
         tell(f"resume: '{directory}' goes on from {found.path.name}")

@@ -65,6 +65,7 @@ class RunOptions:
         save_buffer: whether checkpoints hold replay buffers.
         evaluate_every: environment steps between evaluations; 0 for none.
         stop_at_return: end early once `episode/return` is at least this, over a full window; None for never.
+        cores: how it uses the machine's, in words for `log.txt`.
         resume: what the run goes on from; None for a new one.
         lock: of the directory of a resumed run.
     """
@@ -89,5 +90,6 @@ class RunOptions:
     save_buffer: bool = False
     evaluate_every: int = 0
     stop_at_return: float | None = None
+    cores: str = ""
     resume: Resumption | None = None
     lock: RunLock | None = None

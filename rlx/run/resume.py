@@ -77,8 +77,9 @@ def check_belongs(found: Resumption, config: Any) -> None:
     Raises:
         CheckpointError: it is not; names the group, and both.
     """
-    for group in ("algo", "env", "agent"):
-        there, here = found.checkpoint.config.get(group), _lookup(config, [group])
+    # Of the batcher, what names code; a few of its other keys may change.
+    for group in ("algo", "env", "agent", "batcher._target_", "batcher.agent_info", "batcher.env_info"):
+        there, here = (_lookup(of, group.split(".")) for of in (found.checkpoint.config, config))
         if there != here:
             raise CheckpointError(
                 f"'{found.path}' belongs to another run: its {group} is {there}, this run's {CONFIG} has {here}"

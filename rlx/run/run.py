@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from rlx.run.directory import (
     LOG,
     SUMMARY,
     create_run_directory,
+    discard_run_directory,
     write_summary,
     write_text_atomic,
 )
@@ -131,7 +131,7 @@ class Run:
             self._sinks.close()
             self._log.close()
             if found is None:
-                shutil.rmtree(directory, ignore_errors=True)
+                discard_run_directory(directory)
             if isinstance(error, RlxError):
                 raise
             where = error.filename or str(directory)
@@ -159,16 +159,16 @@ class Run:
             self._log.info(f"resumes from {found.path.name}: {options.title}, {self.total_steps:,} steps")
         for line in surroundings(options.command):
             self._log.info(line)
-        self._log.info(f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}")
+        self._log.info(
+            f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}{options.cores}"
+        )
         self._sinks.open(directory, options)
 
     def _resume(self, problems: list[str]) -> None:
         """Take up what the run itself is, once its files are open, and say what could not be taken up."""
         found, batcher, agent, saver = self.options.resume, self._batcher, self._agent, self._saver
         assert found is not None
-        assert batcher is not None
-        assert agent is not None
-        assert saver is not None
+        assert batcher is not None and agent is not None and saver is not None
         state = found.checkpoint.state["run"]
         self._counters.load_state_dict(state["counters"])
         if "stop_at_return" in found.changes:
@@ -212,8 +212,7 @@ class Run:
         if goal is not None and counters.episodes.is_full and reached is not None and reached >= goal:
             counters.ended_early = True
             self._log.info(f"stop_at_return: the mean return of the last {EPISODE_WINDOW} episodes is {reached:.6g}")
-        every = self.options.every
-        if not every or self._due(every, before):
+        if not self.options.every or self._due(self.options.every, before):
             self._write_row()
         if self._turns is not None and self._due(self.options.evaluate_every, before):
             self._turns.plan(self.env_steps, self.iteration)
