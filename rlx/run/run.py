@@ -116,11 +116,9 @@ class Run:
         everything: dict[str, Tracked] = {"agent": agent, **others}
         kept = options.save_buffer
         self._tracked = {name: it for name, it in everything.items() if kept or not isinstance(it, ReplayBuffer)}
-        problems: list[str] = []
         if found is None:
             batcher.publish(agent)
-        else:
-            problems = take_up(found, everything, batcher, self._own_state())
+        problems = [] if found is None else take_up(found, everything, batcher, self._own_state())
         self._signals.at_once = False
         directory = create_run_directory(options.directory) if found is None else found.directory
         try:
@@ -134,8 +132,8 @@ class Run:
                 discard_run_directory(directory)
             if isinstance(error, RlxError):
                 raise
-            where = error.filename or str(directory)
-            raise RunWriteError(f"cannot write '{where}': {reason_of(error)}; no run was started") from error
+            told = f"cannot write '{error.filename or directory}': {reason_of(error)}; no run was started"
+            raise RunWriteError(told) from error
         self._directory = directory
         self._saver = Saver(directory, keep_last=options.keep_last, keep_every=options.keep_every)
         if found is not None:
@@ -168,7 +166,9 @@ class Run:
         """Take up what the run itself is, once its files are open, and say what could not be taken up."""
         found, batcher, agent, saver = self.options.resume, self._batcher, self._agent, self._saver
         assert found is not None
-        assert batcher is not None and agent is not None and saver is not None
+        assert batcher is not None
+        assert agent is not None
+        assert saver is not None
         state = found.checkpoint.state["run"]
         self._counters.load_state_dict(state["counters"])
         if "stop_at_return" in found.changes:
