@@ -62,6 +62,13 @@ def learning(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """Run the tests on real engines (SLURM: as root, installed by apt-get where it is missing)."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    session.run("pytest", "-m", "engines", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check format and style."""
     session.install("ruff", *CONSTRAINTS)

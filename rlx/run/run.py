@@ -157,9 +157,9 @@ class Run:
             self._log.info(f"resumes from {found.path.name}: {options.title}, {self.total_steps:,} steps")
         for line in surroundings(options.command):
             self._log.info(line)
-        self._log.info(
-            f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}{options.cores}"
-        )
+        about = f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}"
+        for line in filter(None, (about, options.cores)):
+            self._log.info(line)
         self._sinks.open(directory, options)
 
     def _resume(self, problems: list[str]) -> None:

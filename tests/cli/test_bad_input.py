@@ -47,6 +47,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) 
         (["--total-steps=3"], "--total-steps=3: there is no such flag. Keys take no dashes: total_steps=VALUE.", None),
         (["env=null"], "env=null: got null, expected a member of the group 'env': ", None),
         (["algo=3"], "algo=3: there is no '3' in the group 'algo'.", None),
+        (["slurm=default"], "slurm=default: this is for rlx submit, as --cluster NAME", None),
         (["--multirn"], "--multirn: there is no such flag.", "--multirun"),
         (["--cfg", "jobb"], "argument --cfg/-c: invalid choice: 'jobb'", None),
         (["--config-dir", "nowhere"], "--config-dir: there is no directory 'nowhere'", None),
