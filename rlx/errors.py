@@ -8,6 +8,7 @@ RlxError                      something rlx can explain in one message
 │   ├── AgentError            an agent that breaks the Agent contract
 │   ├── DeviceError           a device that is not here
 │   ├── MissingPackageError   a package that only this needs is not installed
+│   ├── ClusterError          a cluster that cannot be reached, or has no room
 │   ├── RunDirectoryError     a run directory that exists, is missing or is foreign
 │   └── CheckpointError       a checkpoint that is missing, damaged or of something else
 ├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
@@ -63,6 +64,10 @@ class MissingPackageError(UserError):
     def __init__(self, what: str, package: str, extra: str) -> None:
         """Say which, and the extra of rlx that brings it: `pip install 'rlx[extra]'`."""
         super().__init__(f"{what} needs {package}, which is not installed: pip install 'rlx[{extra}]'")
+
+
+class ClusterError(UserError):
+    """A cluster of machines cannot be reached, does not fit, or has no room."""
 
 
 class RunDirectoryError(UserError):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import nn
@@ -11,11 +11,12 @@ from torch import nn
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.assemble import HANDED_BACK, SlotReader
 from rlx.batcher.context import context_specs
-from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle, all_ready, receive_all
+from rlx.batcher.crew import Crew, WorkerKind
+from rlx.batcher.handles import Handle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import agreed_specs, probe_agent
-from rlx.batcher.process import OnFailure, ProcessHandle
+from rlx.batcher.restart import OnFailure
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
@@ -25,8 +26,6 @@ from rlx.batcher.worker import EnvMaker, WorkerOptions
 from rlx.data import DictTensor, EnvSpecs, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
-
-WorkerKind = Literal["local", "process"]
 
 
 class Batcher:
@@ -42,7 +41,7 @@ class Batcher:
         episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
         collect_seconds: time the caller has spent waiting in `get`.
         cpu_seconds: CPU time that the workers have spent on the pieces handed over.
-        workers: `process` or `local`.
+        workers: `process`, `local` or `ray`.
         waiting: whether a `get` is waiting for workers, or was when something interrupted it.
     """
 
@@ -64,6 +63,8 @@ class Batcher:
         asynchronous: bool = False,
         agent_info: Info | None = None,
         env_info: Info | None = None,
+        address: str | None = None,
+        cpus_per_worker: Annotated[float, Range(0)] = 1.0,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -74,7 +75,8 @@ class Batcher:
             envs_per_worker: environments of each worker, usually 4 to 64.
             num_steps: steps of each environment a piece, T, usually 5 to 2048.
             seed: the run's seed; environment i begins from `env_seed(seed, i)`.
-            workers: `process`, or `local` for workers in this process, one after the other (debugging).
+            workers: `process`; `local` for workers in this process, one after the other (debugging); or `ray` for
+                actors of Ray, on whichever machine of its cluster.
             evaluation: take environment seeds from the half that training never uses.
             stop_at_episode_end: each environment does one episode and waits for `reset`; lengths then differ.
             check_finite: check observations and rewards for NaN and infinity, once a piece.
@@ -86,8 +88,12 @@ class Batcher:
                 with the weights that they have, while the learner computes. Steps then carry `agent/policy_version`.
             agent_info: for every `reset` that is given none; rows `[num_envs]`, or a `Sampler`.
             env_info: likewise.
+            address: of the cluster, for `ray`: None for a local one of our own, `auto` for the one that runs on this
+                machine, or `host:port`.
+            cpus_per_worker: cores that each actor of `ray` asks the cluster for.
 
         Raises:
+            ClusterError: the cluster cannot be reached, is of another version, or has no room.
             EnvironmentFault: an environment could not be made.
             SpecError: the workers' environments differ in their specs.
         """
@@ -102,7 +108,15 @@ class Batcher:
         self.waiting = False
         self._resets_first = False  # the next piece begins with new episodes
         self._make_agent, self.make_env = make_agent, make_env
-        self._handles: list[Handle] = []
+        self._crew = Crew(
+            workers,
+            num_workers=num_workers,
+            on_failure=on_failure,
+            step_timeout=step_timeout,
+            address=address,
+            cpus_per_worker=cpus_per_worker,
+        )
+        self._handles: list[Handle] = self._crew.handles
         self._layout: Layout | None = None
         self._in_flight: list[int] = []
         self._next_slot = 0
@@ -111,21 +125,18 @@ class Batcher:
         self._current: Trajectories | None = None
         try:
             for index in range(num_workers):
-                options = WorkerOptions(
-                    index=index,
-                    first_row=index * envs_per_worker,
-                    num_envs=envs_per_worker,
-                    make_env=make_env,
-                    make_agent=make_agent,
-                    seed=seed,
-                    evaluation=evaluation,
-                    stop_at_episode_end=stop_at_episode_end,
-                    check_finite=check_finite,
-                )
-                self._handles.append(
-                    LocalHandle(options)
-                    if workers == "local"
-                    else ProcessHandle(options, on_failure=on_failure, step_timeout=step_timeout)
+                self._crew.add(
+                    WorkerOptions(
+                        index=index,
+                        first_row=index * envs_per_worker,
+                        num_envs=envs_per_worker,
+                        make_env=make_env,
+                        make_agent=make_agent,
+                        seed=seed,
+                        evaluation=evaluation,
+                        stop_at_episode_end=stop_at_episode_end,
+                        check_finite=check_finite,
+                    )
                 )
             found: list[EnvSpecs] = receive_all(self._handles)
             self.specs = agreed_specs(found)
@@ -298,14 +309,10 @@ class Batcher:
         self._closed = True
         if self._current is not None:
             self._current.revoke("the batcher was closed; keep trajectories.clone() to use them longer")
-        deadline = time.monotonic() + CLOSE_SECONDS
         with ExitStack() as closing:  # all of it, in reverse order, even where an environment's close() raises
             if self._layout is not None:
                 closing.callback(self._memory.close)
-            for handle in self._handles:
-                closing.callback(handle.join, deadline)
-            for handle in self._handles:
-                closing.callback(handle.close)
+            closing.callback(self._crew.close)
 
     def __enter__(self) -> Self:
         return self
@@ -340,7 +347,7 @@ class Batcher:
             agent = self._make_agent(self.specs)
         actor = agent.actor()
         given = {"agent_info": self._agent_info, "env_info": self._env_info}
-        sampled, rows = draw_once(given, self.num_envs, travels=self.workers == "process")
+        sampled, rows = draw_once(given, self.num_envs, travels=self.workers != "local")
         outputs, state = probe_agent(actor, self.specs, rows["agent_info"])
         self._weights = WeightsLayout.of(agent)
         layout = Layout.plan(
@@ -385,16 +392,8 @@ class Batcher:
                 f"batcher.{name}: got one, and reset({name}=...) gives another from the start; expected null"
             )
         info = standing if info is None else info
-        return fitting(name, info, self.num_envs, planned, travels=self.workers == "process")
+        return fitting(name, info, self.num_envs, planned, travels=self.workers != "local")
 
     def _usable(self) -> None:
         if self._closed:
             raise UserError("the batcher is closed")
-
-
-class BatcherMaker(Protocol):
-    """How an algorithm makes its batcher: agent, environments, workers and seed are settled."""
-
-    def __call__(self, *, num_steps: int) -> Batcher:
-        """Return a batcher of pieces of `num_steps` steps."""
-        ...

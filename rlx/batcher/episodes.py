@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from rlx.agent.agent import AgentMaker
-from rlx.batcher.batcher import Batcher, WorkerKind
+from rlx.batcher.batcher import Batcher
+from rlx.batcher.crew import WorkerKind
 from rlx.batcher.pieces import Episode
-from rlx.batcher.process import OnFailure
+from rlx.batcher.restart import OnFailure
 from rlx.batcher.sampler import Info
 from rlx.batcher.worker import EnvMaker
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
@@ -46,6 +47,8 @@ class EpisodeBatcher(Batcher):
         step_timeout: Annotated[float, Range(0)] | None = None,
         agent_info: Info | None = None,
         env_info: Info | None = None,
+        address: str | None = None,
+        cpus_per_worker: Annotated[float, Range(0)] = 1.0,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -64,8 +67,11 @@ class EpisodeBatcher(Batcher):
             step_timeout: see there.
             agent_info: see there.
             env_info: see there.
+            address: see there.
+            cpus_per_worker: see there.
 
         Raises:
+            ClusterError: see there.
             EnvironmentFault: an environment could not be made.
             SpecError: the workers' environments differ in their specs.
         """
@@ -84,6 +90,8 @@ class EpisodeBatcher(Batcher):
             step_timeout=step_timeout,
             agent_info=agent_info,
             env_info=env_info,
+            address=address,
+            cpus_per_worker=cpus_per_worker,
         )
         self.num_episodes = self.num_envs if num_episodes is None else num_episodes
         self._rounds: list[_Round] = []

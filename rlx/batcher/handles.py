@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from rlx.batcher.memory import Memory
@@ -33,7 +32,12 @@ class Handle(Protocol):
 
     @property
     def sources(self) -> list[Any]:
-        """Return what `multiprocessing.connection.wait` can wait for; nothing if `take` never has to wait."""
+        """Return what `wait` can wait for; nothing if `take` never has to wait."""
+        ...
+
+    @staticmethod
+    def wait(sources: Collection[Any], seconds: float | None) -> Collection[Any]:
+        """Wait up to `seconds` (None: no end) for sources of handles of this kind; return some that are ready."""
         ...
 
     @property
@@ -87,6 +91,11 @@ class LocalHandle:
         self._worker = Worker(options)
         self._commands: deque[Command] = deque([("specs", ())])
 
+    @staticmethod
+    def wait(sources: Collection[Any], seconds: float | None) -> Collection[Any]:
+        """Return: there is nothing to wait for."""
+        return sources
+
     def send(self, name: str, *arguments: Any) -> None:
         """Give a command; see `Handle.send`."""
         self._commands.append((name, arguments))
@@ -130,7 +139,7 @@ def receive_all(handles: Sequence[Handle]) -> list[Any]:
 def _pump(handles: Sequence[Handle], seconds: float | None) -> None:
     """Wait up to `seconds` (None: without end) until a worker sends something or dies, and take what there is."""
     sources = [source for handle in handles for source in handle.sources]
-    ready = set(wait(sources, seconds)) if sources else set[Any]()
+    ready = set(handles[0].wait(sources, seconds)) if sources else set[Any]()
     for handle in handles:
         own = handle.sources
         if not own or not ready.isdisjoint(own):

@@ -69,11 +69,6 @@ class Heartbeat:
         self.words[CALLS] = 0
         self.words[COMMANDS] += 1
 
-    def progress(self) -> tuple[int, ...]:
-        """Return numbers that stand still only while the worker does."""
-        words = self.words
-        return words[ALIVE], words[COMMANDS], words[CALLS], words[RESETS]
-
     def ask(self, pid: int) -> bool:
         """Ask the worker where it is; `answer` has it a little later. Return whether the question could be put."""
         if _QUESTION is None:
@@ -115,19 +110,32 @@ class Heartbeat:
         threading.Thread(target=listen, daemon=True, name="rlx-where").start()
 
     def _tell(self, frame: FrameType, environments: Sequence[Any]) -> None:
-        text = "".join(traceback.format_stack(frame)).encode()[-(_NUM_BYTES - _TEXT_START) :]
-        row = {id(environment): row for row, environment in enumerate(environments)}
-        found: int | None = None
-        layer: FrameType | None = frame
-        while layer is not None and found is None:
-            found = row.get(id(layer.f_locals.get("self")))
-            layer = layer.f_back
+        found, stack = place_in(frame, environments)
+        text = stack.encode()[-(_NUM_BYTES - _TEXT_START) :]
         self._map[_TEXT_START : _TEXT_START + len(text)] = text
         self.words[ROW] = 0 if found is None else found + 1
         self.words[SAID] = len(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _map, (DupFd(self._descriptor),)
+
+
+def place_in(frame: FrameType, environments: Sequence[Any]) -> tuple[int | None, str]:
+    """Return in which environment's code a thread is, if that is known, and its stack as text.
+
+    Args:
+        frame: the innermost one of the thread.
+        environments: the objects whose methods are the environments' code, row by row, as far as known.
+    """
+    text = "".join(traceback.format_stack(frame))
+    row = {id(environment): row for row, environment in enumerate(environments)}
+    layer: FrameType | None = frame
+    while layer is not None:
+        found = row.get(id(layer.f_locals.get("self")))
+        if found is not None:
+            return found, text
+        layer = layer.f_back
+    return None, text
 
 
 def _map(descriptor: Any) -> Heartbeat:

@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.errors import RlxError
@@ -92,6 +94,10 @@ class Memory:
         """Return the tensor at `block`: a view, whoever writes to it."""
         data = self._bytes[block.offset : block.offset + block.num_bytes]
         return data.view(block.dtype).view(block.shape)
+
+    def bytes_between(self, start: int, end: int) -> NDArray[np.uint8]:
+        """Return a part of it as bytes: a view."""
+        return self._bytes[start:end].numpy()
 
     def close(self) -> None:
         """Give the descriptor back; the pages go when the last tensor on them is gone."""

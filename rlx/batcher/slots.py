@@ -6,7 +6,7 @@ of episodes that end inside the piece lie apart, as many as there are.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Layout:
         weights: the two blocks of the agent's parameters and buffers, flat bytes.
         num_bytes: size of the whole memory.
         finals_start: byte at which the blocks of final observations begin: from here memory is reserved as it is used.
+        first_row: index of the first of these environments among all workers'; not 0 in a worker's own memory.
     """
 
     num_steps: int
@@ -50,6 +51,7 @@ class Layout:
     weights: tuple[Block, ...]
     num_bytes: int
     finals_start: int
+    first_row: int = 0
 
     @classmethod
     def plan(
@@ -119,6 +121,21 @@ class Layout:
             finals_start=finals_start,
         )
 
+    def narrowed(self, columns: slice) -> "Layout":
+        """Return the layout of one worker's environments alone, for a memory of its own on another machine."""
+        narrow = Layout.plan(
+            self.num_steps,
+            columns.stop - columns.start,
+            self.specs,
+            self.outputs,
+            self.state,
+            self.weights[0].num_bytes,
+            context=self.context,
+            history_length=self.history_length,
+            sampled=self.sampled,
+        )
+        return replace(narrow, first_row=columns.start)
+
     def bytes_by_block(self) -> dict[str, int]:
         """Return what the memory is made of: each field's bytes in all slots, the `weights`, and the `alignment`.
 
@@ -135,21 +152,28 @@ class Layout:
 
 
 class Slot:
-    """One slot's tensors, whole or the columns of one worker."""
+    """One slot's tensors, whole or the columns of one worker.
+
+    Attributes:
+        fields: all of them by name, but for the final observations.
+        finals: those, by name: as many rows as there are steps.
+    """
 
     def __init__(self, layout: Layout, memory: Memory, index: int, columns: slice | None = None) -> None:
-        """View slot `index`; `columns` are a worker's environments (None for all)."""
+        """View slot `index`; `columns` are a worker's environments among all workers' (None for all of the layout)."""
         self.layout = layout
         self.memory = memory
-        columns = columns if columns is not None else slice(0, layout.num_envs)
+        first = layout.first_row
+        columns = slice(0, layout.num_envs) if columns is None else slice(columns.start - first, columns.stop - first)
         blocks = layout.slots[index]
         self.blocks = blocks
+        self.fields: dict[str, Tensor] = {}
 
         def steps(name: str) -> Tensor:
-            return memory.tensor(blocks[name])[:, columns]
+            return self.fields.setdefault(name, memory.tensor(blocks[name])[:, columns])
 
         def rows(name: str) -> Tensor:
-            return memory.tensor(blocks[name])[columns]
+            return self.fields.setdefault(name, memory.tensor(blocks[name])[columns])
 
         finals = slice(layout.num_steps * columns.start, layout.num_steps * columns.stop)
         specs = layout.specs
@@ -165,6 +189,8 @@ class Slot:
         self.final_row = memory.tensor(blocks["final/row"])[finals]
         self.final_time = memory.tensor(blocks["final/time"])[finals]
         self.final_obs = {key: memory.tensor(blocks[f"final/{key}"])[finals] for key in specs.observation}
+        self.finals = {"final/row": self.final_row, "final/time": self.final_time}
+        self.finals |= {f"final/{key}": value for key, value in self.final_obs.items()}
         self._finals_start = finals.start
         self._reserved = 0
 
@@ -173,7 +199,7 @@ class Slot:
         if count <= self._reserved:
             return
         capacity = min(len(self.final_row), max(count, 2 * self._reserved, 16))
-        for name in ("final/row", "final/time", *(f"final/{key}" for key in self.final_obs)):
+        for name in self.finals:
             block = self.blocks[name]
             row_bytes = block.num_bytes // max(1, block.shape[0])
             start = block.offset + self._finals_start * row_bytes

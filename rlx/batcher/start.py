@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, cast
 
 # What a worker needs, imported once by the server. Missing ones are passed over.
-_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.worker", "rlx.env", "rlx.agent"]
+_PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.serve", "rlx.env", "rlx.agent"]
 
 _STOPS: Any = {signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
 

@@ -1,37 +1,29 @@
 """What a worker is: some environments, an agent, and the commands that the batcher gives them.
 
-A `Worker` lives in the batcher's own process (`local`) or behind a pipe in another one (`serve`).
+A `Worker` lives in the batcher's own process (`local`), behind a pipe in another one (`serve`), or in an actor of Ray
+(`ray_actor`).
 """
 
-import contextlib
-import os
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rlx.agent.agent import AgentMaker
-from rlx.batcher import wire
 from rlx.batcher.check import PieceCheck, check_outputs
-from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Heartbeat, Words
+from rlx.batcher.heartbeat import CALLS, NUM_WORDS, Words
 from rlx.batcher.journal import Journal
 from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
-from rlx.batcher.start import outlive_stops
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.data import DictTensor, EnvSpecs
 from rlx.env.vec_env import VecEnv
-from rlx.errors import AgentError, EnvironmentFault, UserError, message_of
+from rlx.errors import AgentError, EnvironmentFault
 from rlx.seeding import derive, env_seed
 
 
@@ -133,7 +125,7 @@ class Worker:
 
         Args:
             layout: what lies where in `memory`.
-            memory: shared with the batcher.
+            memory: shared with the batcher, or this worker's own (`Layout.narrowed`).
             agent_info: `[B]`, or what draws it for each episode.
             env_info: likewise.
             finished: in stop mode, the rows whose one episode a former incarnation has handed over already.
@@ -281,120 +273,3 @@ class _Rollout(Rollout):
     def leave_out(self, finished: Collection[int]) -> None:
         """Let these rows wait for the next `reset`, as rows do whose one episode has ended."""
         self._running[list(finished)] = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception on its way from a worker: plain text, so that any exception can travel.
-
-    Attributes:
-        kind: name of the exception's class.
-        message: its text.
-        trace: its traceback, printed, causes included.
-        mendable: whether a new process may do better: an exception that the environment raised. What the user's agent,
-            makers or spaces do wrong is wrong again in a new process.
-    """
-
-    kind: str
-    message: str
-    trace: str
-    mendable: bool
-
-    @classmethod
-    def of(cls, error: BaseException, *, mendable: bool) -> "Failure":
-        """Return what is to be told about `error`, which may not even be printable."""
-        message = message_of(error)
-        try:
-            trace = "".join(traceback.format_exception(error))
-        except Exception:
-            trace = "(its traceback cannot be printed)"
-        return cls(type(error).__name__, _shortened(message, 4_000), _shortened(trace, 40_000), mendable)
-
-
-def _shortened(text: str, most: int) -> str:
-    """Return `text`, or its beginning and end where it is longer than `most` characters."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\n[... {len(text) - most} characters ...]\n{text[-most // 2 :]}"
-
-
-def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
-    """Run a worker at the other end of `connection` until it is told to close or the parent is gone.
-
-    Messages are `(name of a Worker's method, arguments)`; each is answered by its result or a `Failure`, after which
-    the process ends. The worker's specs are sent unasked.
-
-    Args:
-        connection: to the batcher.
-        parcel: holds the `WorkerOptions`.
-        beat: where signs of life are left.
-    """
-    outlive_stops()
-    _die_with_parent()
-    beat.answer_when_asked(lambda: () if worker is None else getattr(worker.env, "envs", ()))
-    beat.words[ALIVE] = 1
-    torch.set_num_threads(1)
-    worker: Worker | None = None
-    restarted = False
-    try:
-        options: WorkerOptions = parcel.open()
-        restarted = options.incarnation > 0
-        worker = Worker(options, beat.words)
-        wire.send(connection, worker.specs())
-        while True:
-            name, arguments = wire.receive(connection)
-            if name == "attach":
-                arguments = (arguments[0], _receive_memory(connection, arguments[1]), *arguments[2:])
-            beat.begin()
-            wire.send(connection, getattr(worker, name)(*arguments))
-    except wire.ClosedError:
-        pass  # the parent is gone, or closed its batcher
-    except Exception as error:
-        # An environment that could be made once may fail now because of what broke it: a port in use, a server down.
-        mendable = restarted and not isinstance(error, UserError) if worker is None else _is_the_environments(error)
-        with contextlib.suppress(wire.ClosedError):
-            wire.send(connection, Failure.of(error, mendable=mendable))
-    finally:
-        if worker is not None:
-            worker.close()
-
-
-def _is_the_environments(error: Exception) -> bool:
-    """Return whether an environment raised; a fault without a cause is an answer that breaks the contract instead."""
-    return isinstance(error, EnvironmentFault) and error.__cause__ is not None
-
-
-def _receive_memory(connection: Connection, num_bytes: int) -> Memory:
-    from multiprocessing.reduction import recv_handle
-
-    return Memory(num_bytes, descriptor=recv_handle(connection))
-
-
-def _die_with_parent() -> None:
-    """Make sure that this process ends when its parent does, whatever either is doing at the time.
-
-    On Linux the kernel kills it when the other end of the parent's pipe closes, even inside C code that holds the GIL.
-    Elsewhere a thread waits for that.
-    """
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    if sys.platform == "linux":
-        import fcntl
-
-        set_signal = 10  # F_SETSIG
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(parent.sentinel, set_signal, signal.SIGKILL)
-        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
-        if not parent.is_alive():
-            os._exit(1)
-    else:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()

@@ -224,7 +224,7 @@ class Evaluator:
     def _cpu_seconds(self) -> tuple[float, float]:
         """Return the CPU time of the evaluation's steps, and that of learner and workers together."""
         batchers = [batcher for batcher in (self._batcher, self._learner) if batcher is not None]
-        remote = sum(batcher.cpu_seconds for batcher in batchers if batcher.workers == "process")
+        remote = sum(batcher.cpu_seconds for batcher in batchers if batcher.workers != "local")
         return self.start().cpu_seconds, time.process_time() + remote
 
     def close(self) -> None:

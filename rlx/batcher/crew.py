@@ -1,0 +1,77 @@
+"""The workers of one batcher: how each kind of them is started, reached and ended together."""
+
+import time
+from contextlib import ExitStack
+from typing import Literal
+
+from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle
+from rlx.batcher.process import ProcessHandle
+from rlx.batcher.restart import OnFailure
+from rlx.batcher.worker import WorkerOptions
+from rlx.errors import UserError
+
+WorkerKind = Literal["local", "process", "ray"]
+
+
+class Crew:
+    """Some workers of one kind.
+
+    Attributes:
+        handles: one each, in order.
+    """
+
+    def __init__(
+        self,
+        kind: WorkerKind,
+        *,
+        num_workers: int,
+        on_failure: OnFailure,
+        step_timeout: float | None,
+        address: str | None,
+        cpus_per_worker: float,
+    ) -> None:
+        """Make ready for workers, which `add` starts; for Ray, connect to it.
+
+        Args:
+            kind: see `Batcher`, like the others.
+            num_workers: how many there will be.
+            on_failure: see there.
+            step_timeout: see there.
+            address: see there.
+            cpus_per_worker: see there.
+
+        Raises:
+            UserError: there is an address and no Ray, or a cluster that does not serve.
+        """
+        self.handles: list[Handle] = []
+        self._closing = ExitStack()
+        self._on_failure: OnFailure = on_failure
+        self._step_timeout = step_timeout
+        self._kind = kind
+        if kind == "ray":
+            from rlx.batcher.ray_cluster import require_ray
+
+            require_ray()
+            from rlx.batcher.ray_handle import RayCrew
+
+            self._ray = RayCrew(address, num_workers=num_workers, cpus_per_worker=cpus_per_worker)
+            self._closing.callback(self._ray.close)
+        elif address is not None:
+            raise UserError(f"batcher.address: got {address!r} with workers={kind}; expected null, or workers=ray")
+
+    def add(self, options: WorkerOptions) -> None:
+        """Start one more worker, which will send its specs."""
+        if self._kind == "local":
+            self.handles.append(LocalHandle(options))
+            return
+        start = self._ray.start if self._kind == "ray" else ProcessHandle
+        self.handles.append(start(options, on_failure=self._on_failure, step_timeout=self._step_timeout))
+
+    def close(self) -> None:
+        """End all of them, even where the `close` of an environment raises."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        with self._closing as closing:  # in reverse order
+            for handle in self.handles:
+                closing.callback(handle.join, deadline)
+            for handle in self.handles:
+                closing.callback(handle.close)

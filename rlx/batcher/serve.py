@@ -1,0 +1,92 @@
+"""A worker at the other end of a pipe: what runs in a worker process."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import torch
+
+from rlx.batcher import wire
+from rlx.batcher.failure import Failure
+from rlx.batcher.heartbeat import ALIVE, Heartbeat
+from rlx.batcher.memory import Memory
+from rlx.batcher.start import outlive_stops
+from rlx.batcher.worker import Worker, WorkerOptions
+
+
+def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
+    """Run a worker at the other end of `connection` until it is told to close or the parent is gone.
+
+    Messages are `(name of a Worker's method, arguments)`; each is answered by its result or a `Failure`, after which
+    the process ends. The worker's specs are sent unasked.
+
+    Args:
+        connection: to the batcher.
+        parcel: holds the `WorkerOptions`.
+        beat: where signs of life are left.
+    """
+    outlive_stops()
+    _die_with_parent()
+    beat.answer_when_asked(lambda: () if worker is None else getattr(worker.env, "envs", ()))
+    beat.words[ALIVE] = 1
+    torch.set_num_threads(1)
+    worker: Worker | None = None
+    restarted = False
+    try:
+        options: WorkerOptions = parcel.open()
+        restarted = options.incarnation > 0
+        worker = Worker(options, beat.words)
+        wire.send(connection, worker.specs())
+        while True:
+            name, arguments = wire.receive(connection)
+            if name == "attach":
+                arguments = (arguments[0], _receive_memory(connection, arguments[1]), *arguments[2:])
+            beat.begin()
+            wire.send(connection, getattr(worker, name)(*arguments))
+    except wire.ClosedError:
+        pass  # the parent is gone, or closed its batcher
+    except Exception as error:
+        with contextlib.suppress(wire.ClosedError):
+            wire.send(connection, Failure.of(error, made=worker is not None, restarted=restarted))
+    finally:
+        if worker is not None:
+            worker.close()
+
+
+def _receive_memory(connection: Connection, num_bytes: int) -> Memory:
+    from multiprocessing.reduction import recv_handle
+
+    return Memory(num_bytes, descriptor=recv_handle(connection))
+
+
+def _die_with_parent() -> None:
+    """Make sure that this process ends when its parent does, whatever either is doing at the time.
+
+    On Linux the kernel kills it when the other end of the parent's pipe closes, even inside C code that holds the GIL.
+    Elsewhere a thread waits for that.
+    """
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        import fcntl
+
+        set_signal = 10  # F_SETSIG
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, set_signal, signal.SIGKILL)
+        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if not parent.is_alive():
+            os._exit(1)
+    else:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
