@@ -64,7 +64,7 @@ class Batcher:
         agent_info: Info | None = None,
         env_info: Info | None = None,
         address: str | None = None,
-        cpus_per_worker: Annotated[float, Range(0)] = 1.0,
+        cpus_per_worker: Annotated[float, Range(0)] | None = None,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -90,7 +90,7 @@ class Batcher:
             env_info: likewise.
             address: of the cluster, for `ray`: None for a local one of our own, `auto` for the one that runs on this
                 machine, or `host:port`.
-            cpus_per_worker: cores that each actor of `ray` asks the cluster for.
+            cpus_per_worker: cores that each actor of `ray` asks the cluster for; None for none.
 
         Raises:
             ClusterError: the cluster cannot be reached, is of another version, or has no room.

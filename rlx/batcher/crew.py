@@ -28,7 +28,7 @@ class Crew:
         on_failure: OnFailure,
         step_timeout: float | None,
         address: str | None,
-        cpus_per_worker: float,
+        cpus_per_worker: float | None,
     ) -> None:
         """Make ready for workers, which `add` starts; for Ray, connect to it.
 

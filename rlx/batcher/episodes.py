@@ -48,7 +48,7 @@ class EpisodeBatcher(Batcher):
         agent_info: Info | None = None,
         env_info: Info | None = None,
         address: str | None = None,
-        cpus_per_worker: Annotated[float, Range(0)] = 1.0,
+        cpus_per_worker: Annotated[float, Range(0)] | None = None,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 

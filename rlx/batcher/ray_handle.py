@@ -36,7 +36,7 @@ _LOOK_SECONDS = 1.0
 class RayCrew:
     """What the actors of one batcher share: the connection to Ray, and the weights in its object store."""
 
-    def __init__(self, address: str | None, *, num_workers: int, cpus_per_worker: float) -> None:
+    def __init__(self, address: str | None, *, num_workers: int, cpus_per_worker: float | None) -> None:
         """Connect, and wait until there is room for the actors.
 
         Args:
@@ -48,7 +48,7 @@ class RayCrew:
             RlxError: there is no such cluster, or no room in it.
         """
         self.connection = Connection.open(address)
-        self.cpus = 0.0 if self.connection.is_local else cpus_per_worker
+        self.cpus = 0.0 if self.connection.is_local else cpus_per_worker or 0.0
         self._version = -1
         self._weights: Any = None
         try:

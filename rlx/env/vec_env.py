@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
-from gymnasium import Space
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,6 +14,8 @@ from rlx.data.spec import EnvSpecs, Spec
 from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gymnasium import Space
+
     from rlx.data import DictTensor
 
 Array = NDArray[Any]
@@ -184,7 +185,7 @@ class VecEnv(ABC):
     env_info: bool = False
     raw_reward: bool = False
     own_state: bool = False
-    spaces: tuple[Space[Any], Space[Any]] | None = None
+    spaces: "tuple[Space[Any], Space[Any]] | None" = None
 
     @abstractmethod
     def reset(
