@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlx.batcher.batcher import Batcher as Batcher
-    from rlx.batcher.batcher import BatcherMaker as BatcherMaker
     from rlx.batcher.episodes import EpisodeBatcher as EpisodeBatcher
+    from rlx.batcher.maker import BatcherMaker as BatcherMaker
     from rlx.batcher.sampler import Info as Info
     from rlx.batcher.sampler import Sampler as Sampler
 
@@ -14,6 +14,10 @@ __all__ = ["Batcher", "BatcherMaker", "EpisodeBatcher", "Info", "Sampler"]
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: `rlx.batcher.start` must be importable without torch.
+    if name == "BatcherMaker":
+        from rlx.batcher.maker import BatcherMaker
+
+        return BatcherMaker
     if name == "EpisodeBatcher":
         from rlx.batcher.episodes import EpisodeBatcher
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import WeightsLayout, copy_all
-from rlx.batcher.worker import EnvMaker, WorkerOptions
+from rlx.batcher.worker_options import EnvMaker, WorkerOptions
 from rlx.data import DictTensor, EnvSpecs, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
@@ -64,6 +64,7 @@ class Batcher:
         asynchronous: bool = False,
         agent_info: Info | None = None,
         env_info: Info | None = None,
+        rank: int = 0,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -86,6 +87,8 @@ class Batcher:
                 with the weights that they have, while the learner computes. Steps then carry `agent/policy_version`.
             agent_info: for every `reset` that is given none; rows `[num_envs]`, or a `Sampler`.
             env_info: likewise.
+            rank: of several learners that each have a batcher like this one: seeds go on where those of the ranks
+                before end, so that all together play what one batcher with all their workers would.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -121,6 +124,8 @@ class Batcher:
                     evaluation=evaluation,
                     stop_at_episode_end=stop_at_episode_end,
                     check_finite=check_finite,
+                    workers_before=rank * num_workers,
+                    envs_before=rank * self.num_envs,
                 )
                 self._handles.append(
                     LocalHandle(options)
@@ -390,11 +395,3 @@ class Batcher:
     def _usable(self) -> None:
         if self._closed:
             raise UserError("the batcher is closed")
-
-
-class BatcherMaker(Protocol):
-    """How an algorithm makes its batcher: agent, environments, workers and seed are settled."""
-
-    def __call__(self, *, num_steps: int) -> Batcher:
-        """Return a batcher of pieces of `num_steps` steps."""
-        ...

@@ -11,7 +11,7 @@ from rlx.batcher.batcher import Batcher, WorkerKind
 from rlx.batcher.pieces import Episode
 from rlx.batcher.process import OnFailure
 from rlx.batcher.sampler import Info
-from rlx.batcher.worker import EnvMaker
+from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
@@ -46,6 +46,7 @@ class EpisodeBatcher(Batcher):
         step_timeout: Annotated[float, Range(0)] | None = None,
         agent_info: Info | None = None,
         env_info: Info | None = None,
+        rank: int = 0,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -64,6 +65,7 @@ class EpisodeBatcher(Batcher):
             step_timeout: see there.
             agent_info: see there.
             env_info: see there.
+            rank: see there.
 
         Raises:
             EnvironmentFault: an environment could not be made.
@@ -84,6 +86,7 @@ class EpisodeBatcher(Batcher):
             step_timeout=step_timeout,
             agent_info=agent_info,
             env_info=env_info,
+            rank=rank,
         )
         self.num_episodes = self.num_envs if num_episodes is None else num_episodes
         self._rounds: list[_Round] = []

@@ -28,7 +28,8 @@ from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
 from rlx.batcher.start import context
-from rlx.batcher.worker import Failure, WorkerOptions, serve
+from rlx.batcher.worker import Failure, serve
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.data import EnvSpecs
 from rlx.errors import EnvironmentFault, RlxError, SpecError, WorkerError
 

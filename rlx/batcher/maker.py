@@ -1,0 +1,13 @@
+"""How an algorithm is handed its batcher."""
+
+from typing import Protocol
+
+from rlx.batcher.batcher import Batcher
+
+
+class BatcherMaker(Protocol):
+    """How an algorithm makes its batcher: agent, environments, workers and seed are settled."""
+
+    def __call__(self, *, num_steps: int) -> Batcher:
+        """Return a batcher of pieces of `num_steps` steps."""
+        ...
