@@ -107,7 +107,7 @@ def launch(
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
-    with join(read_learner(config.get("learner"))) as ranks:
+    with join(read_learner(config.get("learner")), command) as ranks:
         _train(ranks, config, choices, command, resume, lock)
 
 
@@ -214,7 +214,10 @@ def resume_run(
     learner = written.get("learner")
     if learner is not None and "learner.timeout" in changes:
         learner = {**learner, "timeout": changes["learner.timeout"]}
-    with join(read_learner(learner)) as ranks, RunLock(directory) if ranks.rank == 0 else nullcontext() as lock:
+    with (
+        join(read_learner(learner), command) as ranks,
+        RunLock(directory) if ranks.rank == 0 else nullcontext() as lock,
+    ):
         if ranks.rank:
             tell = _say_nothing
         found = find_resumption(directory, changes, tell)

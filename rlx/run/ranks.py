@@ -17,7 +17,7 @@ from torch import distributed as torch_distributed
 
 from rlx.agent.normalizer import Moments
 from rlx.data import TemporalDictTensor, Trajectories
-from rlx.errors import RankError, RlxError, message_of
+from rlx.errors import RankError, RlxError, UserError, message_of
 from rlx.run.signals import StopRequested
 from rlx.run.watch import Watch
 
@@ -221,7 +221,7 @@ class Ranks:
             raise SystemExit(status if agreed or told is None else told[1]) from None
         if isinstance(error, RlxError):
             error.of_one_rank = True
-        if self.rank and isinstance(error, RlxError) and not isinstance(error, RankError):
+        if self.rank and isinstance(error, RlxError) and not isinstance(error, RankError | UserError):
             error.args = (f"rank {self.rank}: {error}", *error.args[1:])
 
 

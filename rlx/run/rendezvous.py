@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import distributed
 
 from rlx.errors import ConfigError, DeviceError, RankError
+from rlx.run.files import reason_of
 from rlx.run.ranks import Ranks
 from rlx.run.watch import Watch, here
 from rlx.validate import Range, validate
@@ -20,8 +22,8 @@ TCPStore: Any = vars(distributed)["TCPStore"]  # public, and not declared so
 PrefixStore: Any = vars(distributed)["PrefixStore"]
 
 _LOOK_SECONDS = 0.1
+_CONNECT_SECONDS = 5.0
 _FIRST_PORT, _PORTS = 20_000, 20_000
-COMMAND = "torchrun --standalone --nproc-per-node 2 -m rlx train learner=ddp"
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def first_host(nodes: str) -> str:
     return "" if match is None else match[1] + (match[2] or "")
 
 
-def join(learner: Mapping[str, Any]) -> Ranks:
+def join(learner: Mapping[str, Any], command: str | None = None) -> Ranks:
     """Return this process among its ranks, once all of them are there.
 
     Args:
         learner: what `read_learner` returned.
+        command: what started this process, `rlx train ...`, for the message that says how to.
 
     Raises:
         ConfigError: not started as a distributed learner is, or started as one that it is not to be.
@@ -140,7 +143,7 @@ def join(learner: Mapping[str, Any]) -> Ranks:
     if place is None:
         raise ConfigError(
             "learner=ddp: this process was started neither by torchrun nor by srun (RANK and WORLD_SIZE are not set); "
-            f"start it as\n  {COMMAND} ..."
+            f"start it as\n  torchrun --standalone --nproc-per-node 2 -m {command or 'rlx train learner=ddp'}"
         )
     return Ranks(place.rank, place.size, _watch(place, float(learner["timeout"])))
 
@@ -164,12 +167,12 @@ def device_of(device: str, ranks: Ranks) -> str:
     count = torch.cuda.device_count()
     if count == 1 and "SLURM_PROCID" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ:
         return "cuda:0"  # srun shows each rank its own only
-    if place.local_rank >= count:
+    if count and place.local_rank >= count:
         raise DeviceError(
             f"device: rank {place.rank} is the number {place.local_rank} on this machine, which has {count} CUDA "
             "devices; start as many ranks as there are GPUs, or give device=cpu"
         )
-    return f"cuda:{place.local_rank}"
+    return f"cuda:{place.local_rank}" if count else device
 
 
 def _watch(place: Place, timeout: float) -> Watch:
@@ -178,13 +181,16 @@ def _watch(place: Place, timeout: float) -> Watch:
     if place.local_size == place.size and os.path.isdir("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the machine's own name resolves to
     try:
-        first = TCPStore(place.host, place.port, None, place.serves, timedelta(seconds=timeout), wait_for_workers=False)
-        second = TCPStore(place.host, place.port, None, False, timedelta(seconds=timeout), wait_for_workers=False)
-    except RuntimeError as error:
+        if not place.serves:
+            _wait_until_served(place, deadline)
+        limit = timedelta(seconds=timeout)
+        first = TCPStore(place.host, place.port, None, place.serves, limit, wait_for_workers=False)
+        second = TCPStore(place.host, place.port, None, False, limit, wait_for_workers=False)
+    except (RuntimeError, OSError) as error:
         who = "rank 0 of this run cannot be served" if place.serves else "rank 0 does not answer"
         raise RankError(
             f"learner=ddp: rank {place.rank} of {place.size}: {who} at {place.host}:{place.port} within {timeout:g} s "
-            f"(learner.timeout): {str(error).splitlines()[0]}"
+            f"(learner.timeout): {reason_of(error).splitlines()[0]}"
         ) from None
     store, beats = (PrefixStore(f"rlx/{place.attempt}", one) for one in (first, second))
     store.set(f"place/{place.rank}", here())
@@ -220,6 +226,22 @@ def _watch(place: Place, timeout: float) -> Watch:
         watch.close()
         raise found from None
     return watch
+
+
+def _wait_until_served(place: Place, deadline: float) -> None:
+    """Wait until somebody listens there; torch's own wait hears no signals, and writes stack traces meanwhile.
+
+    Raises:
+        OSError: nobody does in time.
+    """
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), _CONNECT_SECONDS).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
 
 
 def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
