@@ -220,10 +220,11 @@ def train(
 
             trajectories = batcher.collect(DictTensor({"epsilon": explored**powers}))
             buffer.add(trajectories)
-            update_normalizers(agent, trajectories)
-            update_normalizers(target, trajectories)
+            update_normalizers(agent, trajectories, gather=run.ranks.gather)
+            update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+            begun = run.ranks.sum(buffer.num_added) >= learning_starts
+            for _ in range(num_updates if begun else 0):
                 if sequences:
                     batch = buffer.sample_sequences(
                         batch_size, generator, num_steps=sequences.length, gamma=gamma, beta=beta
@@ -235,7 +236,7 @@ def train(
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
-                run.average_gradients(agent)
+                run.average_gradients(agent, batch.num_steps)
                 terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                 optimizer.step(lr)
                 if prioritized_alpha is not None:

@@ -157,7 +157,8 @@ def train(
             trajectories = batcher.collect(exploring(progress))
             buffer.add(trajectories)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+            begun = run.ranks.sum(buffer.num_added) >= learning_starts
+            for _ in range(num_updates if begun else 0):
                 choices = buffer.sample(batch_size, generator, n_step=agent.option_steps, gamma=gamma, decision=NEW).to(
                     run.device
                 )
@@ -167,7 +168,7 @@ def train(
                 run.check_loss(terms["loss/worker"], steps, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
-                run.average_gradients(agent)
+                run.average_gradients(agent, steps.num_steps)
                 terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                 optimizer.step(lr)
                 target_parameters.lerp_(optimizer.parameters.detach(), tau)

@@ -185,10 +185,11 @@ def train(
             lr = at(learning_rate, run.env_steps / run.total_steps)
             trajectories = batcher.collect(random(run.env_steps < learning_starts))
             buffer.add(trajectories)
-            update_normalizers(agent, trajectories)
-            update_normalizers(target, trajectories)
+            update_normalizers(agent, trajectories, gather=run.ranks.gather)
+            update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+            begun = run.ranks.sum(buffer.num_added) >= learning_starts
+            for _ in range(num_updates if begun else 0):
                 if sequences:
                     batch = buffer.sample_sequences(batch_size, draws, num_steps=sequences.length, gamma=gamma).to(
                         run.device
@@ -200,7 +201,7 @@ def train(
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
-                run.average_gradients(agent)
+                run.average_gradients(agent, batch.num_steps)
                 if max_grad_norm is not None:
                     terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                 optimizer.step(lr)

@@ -17,7 +17,7 @@ from rlx.batcher.heartbeat import ALIVE, STOP, Heartbeat, Words
 from rlx.batcher.restart import OnFailure, RestartingHandle
 from rlx.batcher.serve import serve
 from rlx.batcher.start import started
-from rlx.batcher.worker import WorkerOptions
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.errors import RlxError, WorkerError
 
 _ASK_SECONDS = 0.5

@@ -14,7 +14,8 @@ from rlx.batcher.failure import Failure
 from rlx.batcher.heartbeat import ALIVE, Heartbeat
 from rlx.batcher.memory import Memory
 from rlx.batcher.start import outlive_stops
-from rlx.batcher.worker import Worker, WorkerOptions
+from rlx.batcher.worker import Worker
+from rlx.batcher.worker_options import WorkerOptions
 
 
 def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from rlx.errors import RlxError, RunWriteError
+from rlx.errors import RlxError, RunWriteError, UserError
 
 
 @contextmanager
@@ -22,7 +22,9 @@ def reported_errors() -> Generator[None]:
         yield
     except RlxError as error:
         sys.stdout.flush()
-        sys.stderr.write(f"{describe(error)}\n")
+        # What is wrong with a command line is found out by every process that torchrun starts with it.
+        if error.of_one_rank or not isinstance(error, UserError) or os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{describe(error)}\n")
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
         sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")

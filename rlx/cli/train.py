@@ -133,6 +133,8 @@ def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | Non
         directories=[path for path in (parsed.config_dir, parsed.config_path or conf) if path is not None],
         multirun=parsed.multirun,
     )
+    if parsed.multirun and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("-m: the jobs of a multirun are runs of their own, and torchrun starts one; leave out either")
     if parsed.multirun and (message := explain_sweep(composition)):
         raise ConfigError(message)
     try:

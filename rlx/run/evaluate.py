@@ -14,7 +14,8 @@ from torch import nn
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher, WorkerKind
 from rlx.batcher.sampler import Sampler
-from rlx.batcher.worker import EnvMaker, Worker
+from rlx.batcher.worker import Worker
+from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, EnvSpecs
 from rlx.run.policy import load_policy
 

@@ -2,9 +2,12 @@
 
 import gc
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -23,6 +26,9 @@ from rlx.run.lock import RunLock
 from rlx.run.loggers import logger_targets, read_loggers
 from rlx.run.options import RunOptions
 from rlx.run.policy import check_trust
+from rlx.run.rank_states import state_of_rank
+from rlx.run.ranks import Ranks
+from rlx.run.rendezvous import device_of, join, read_learner
 from rlx.run.resume import Resumption, check_belongs, check_left, check_run, find_resumption
 from rlx.run.run import Run
 from rlx.run.samplers import read_samplers, sampler_targets
@@ -32,7 +38,7 @@ from rlx.validate import Range, validate
 
 _log = logging.getLogger(__name__)
 PLAIN_LOGGER_KEYS = ("console", "every")
-GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation")
+GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation", "learner")
 
 
 def top_level(
@@ -94,7 +100,7 @@ def launch(
     *,
     side_by_side: int = 1,
 ) -> None:
-    """Check a configuration, build what it describes, and train.
+    """Check a configuration, build what it describes, and train; of several ranks, with the others.
 
     Args:
         config: the resolved configuration, plain data.
@@ -108,7 +114,22 @@ def launch(
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
-    cores = find_cores().shared_by(side_by_side)
+    with join(read_learner(config.get("learner")), command) as ranks:
+        _train(ranks, config, choices, command, resume, lock, side_by_side)
+
+
+def _train(
+    ranks: Ranks,
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    command: str | None,
+    resume: Resumption | None,
+    lock: RunLock | None,
+    side_by_side: int = 1,
+) -> None:
+    """Do what `launch` does, once all ranks are there."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.size > 1 else 1
+    cores = find_cores().shared_by(side_by_side * here)
     config = with_workers(config, cores)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     top = validate(top_level, plain)
@@ -120,19 +141,21 @@ def launch(
     make_env = maker("env", config["env"])
     make_agent = maker("agent", config["agent"])
     samplers = read_samplers(config["batcher"])
+    place = {"rank": ranks.rank} if ranks.size > 1 else {}
     make_batcher = cast(
         "partial[Batcher]",
-        partial(maker("batcher", _with(config["batcher"], samplers)), make_agent, make_env, seed=top["seed"]),
+        partial(maker("batcher", _with(config["batcher"], samplers)), make_agent, make_env, seed=top["seed"], **place),
     )
-    device = find_device(top["device"])
+    device = find_device(device_of(top["device"], ranks))
     env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
     shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
     algo = choices.get("algo", "algo")
     directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
     if resume is not None:
         directory = resume.directory
-    elif is_taken(directory):
+    elif ranks.rank == 0 and is_taken(directory):
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
+    directory = Path(ranks.exchange_text(str(directory))[0])  # whose name rank 0 has made up
     torch.set_num_threads(top["num_threads"])
     seed_global_generators(derive(top["seed"], "learner"))
     use, warning = describe_use(config, cores)
@@ -161,14 +184,14 @@ def launch(
         **writes,
     )
     evaluator = None
-    if evaluates["every"]:
+    if evaluates["every"] and ranks.rank == 0:
         workers = "local" if config["batcher"].get("workers") == "local" else "process"
         evaluator = Evaluator(
             make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], workers=workers, **samplers
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
-    with Run(options, evaluator) as run:
-        if warning is not None:
+    with Run(options, evaluator, ranks) as run:
+        if warning is not None and ranks.rank == 0:
             _log.warning(warning)
         train(run, make_agent, make_batcher)
 
@@ -204,21 +227,36 @@ def resume_run(
     """
     directory = run.expanduser().absolute()
     check_run(directory)
-    with RunLock(directory) as lock:
+    written = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
+    learner = written.get("learner")
+    if learner is not None and "learner.timeout" in changes:
+        learner = {**learner, "timeout": changes["learner.timeout"]}
+    with (
+        join(read_learner(learner), command) as ranks,
+        RunLock(directory) if ranks.rank == 0 else nullcontext() as lock,
+    ):
+        if ranks.rank:
+            tell = _say_nothing
         found = find_resumption(directory, changes, tell)
         config = found.checkpoint.config
         if not trust:
             also = sampler_targets(config["batcher"]) | logger_targets(config["logger"])
             for group in ("algo", "agent", "batcher"):
                 check_trust(found.path, config["env"], config[group], config_dir, also=also)
-        check_belongs(found, OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
+        check_belongs(found, written)
         validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
         if not even_if_done:
             check_left(found)
         for key, (old, new) in found.changes.items():
             tell(f"resume: {key}: {old} -> {new}")
         tell(f"resume: '{directory}' goes on from {found.path.name}")
-        launch(config, {}, command, found, lock)
+        own = state_of_rank(found.checkpoint.state, ranks.rank, ranks.size)
+        found = replace(found, checkpoint=found.checkpoint._replace(state=own))
+        _train(ranks, config, {}, command, found, lock)
+
+
+def _say_nothing(line: str) -> None:
+    """Leave it to rank 0."""
 
 
 def find_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from rlx.agent.agent import Agent, AgentMaker
-from rlx.batcher.worker import EnvMaker
+from rlx.batcher.worker_options import EnvMaker
 from rlx.data import EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
 from rlx.run.build import maker

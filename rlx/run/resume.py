@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "total_steps",
     "stop_at_return",
     "num_threads",
+    "learner.timeout",
     "logger.every",
     "logger.console",
     "checkpoint.minutes",

@@ -82,6 +82,16 @@ class StopSignals:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         return self.requested
 
+    def obey(self, agreed: signal.Signals | None) -> signal.Signals | None:
+        """Do the same with the signal that several ranks have agreed on, whichever of them it came to.
+
+        One that came just now, to this rank alone, waits for the next safe point.
+        """
+        if agreed is None:
+            return None
+        self.requested = agreed
+        return self.reached()
+
     def hold(self) -> None:
         """Note that the run ends now, asked to or not: from here on no limit interrupts it."""
         self._at_safe_point = True
