@@ -63,8 +63,8 @@ def learning(session: nox.Session) -> None:
 
 @nox.session
 def engines(session: nox.Session) -> None:
-    """Run the tests on real engines (SLURM: as root, installed by apt-get where it is missing)."""
-    session.install("-e", ".[test]", *CONSTRAINTS)
+    """Run the tests on real engines: Ray, torchrun, SLURM (as root, installed by apt-get where it is missing)."""
+    session.install("-e", ".[test,ray]", *CONSTRAINTS)
     session.run("pytest", "-m", "engines", *session.posargs)
 
 

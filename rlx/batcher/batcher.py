@@ -90,7 +90,7 @@ class Batcher:
             agent_info: for every `reset` that is given none; rows `[num_envs]`, or a `Sampler`.
             env_info: likewise.
             address: of the cluster, for `ray`: None for a local one, `auto` for the one on this machine, `host:port`.
-            cpus_per_worker: cores that each actor of `ray` asks the cluster for; None for none.
+            cpus_per_worker: cores that each actor of `ray` asks the cluster for; None for one.
             rank: of several learners that each have a batcher like this one: seeds go on where those of the ranks
                 before end, so that all together play what one batcher with all their workers would.
 

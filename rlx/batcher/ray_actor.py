@@ -85,7 +85,9 @@ class RayWorker:
         try:
             return self._do(name, arguments, weights)
         except SystemExit:
-            return None  # it was told to end
+            if not self._words[STOP]:
+                raise  # the environment's: the actor ends
+            return None
         except Exception as error:
             calls = self._words[CALLS]
             failure = Failure.of(error, made=self._worker is not None, restarted=self._restarted)

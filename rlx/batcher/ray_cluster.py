@@ -10,7 +10,9 @@ import logging
 import math
 import os
 import queue
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,8 +27,13 @@ ROOM_SECONDS = 30.0
 """How long free cores are waited for: nodes may be on their way, or another run about to end."""
 _KNOCK_SECONDS = 5.0
 
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-_HTTP2_SETTINGS = 4
+# A call to no method, as gRPC puts it on the line: HTTP/2's preface, no settings, and one frame of headers.
+_CALL = b"\x83\x86\x84\x41\x03ray\x5f\x10application/grpc\x40\x02te\x08trailers"
+_KNOCK = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + bytes([0, 0, len(_CALL), 1, 5, 0, 0, 0, 1]) + _CALL
+)
+_HEADERS = 1
+_STATUS_OK = 0x88  # gRPC says so even where there is no such method; a web server says that there is no such page
 
 # Ray reads these when it is imported. What the user has set stays.
 _VARIABLES = {
@@ -42,8 +49,6 @@ def require_ray() -> ModuleType:
     Raises:
         MissingPackageError: it is not installed.
     """
-    import sys
-
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     hook = sys.excepthook
@@ -128,6 +133,7 @@ class Connection:
             keeper.end()
             raise _as_error(problem, where)
         _keep_quiet()
+        _take_back_sigterm()
 
     @classmethod
     def open(cls, address: str | None) -> "Connection":
@@ -230,7 +236,7 @@ def _resolve(address: str) -> str:
         host = ray.util.get_node_ip_address()
     try:
         with socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") != "1" and not _speaks_http2(connection):
+            if os.environ.get("RAY_USE_TLS", "0") != "1" and not _speaks_grpc(connection):
                 raise ClusterError(f"batcher.address={address}: something answers there, and it is not Ray")
     except OSError as error:
         raise ClusterError(
@@ -240,14 +246,18 @@ def _resolve(address: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _speaks_http2(connection: socket.socket) -> bool:
-    """Return whether the other side speaks what Ray's control service (gRPC) is spoken in."""
-    try:
-        connection.sendall(_HTTP2_PREFACE)
-        answer = connection.recv(9)
-    except OSError:
-        return False
-    return len(answer) > 3 and answer[3] == _HTTP2_SETTINGS
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Return whether the other side speaks what Ray's control service is spoken in."""
+    with connection.makefile("rb") as answers:
+        try:
+            connection.sendall(_KNOCK)
+            while len(frame := answers.read(9)) == 9:
+                payload = answers.read(int.from_bytes(frame[:3], "big"))
+                if frame[3] == _HEADERS:
+                    return _STATUS_OK in payload[:4]
+        except OSError:
+            pass
+    return False
 
 
 def _as_error(problem: BaseException, where: str) -> ClusterError:
@@ -259,6 +269,13 @@ def _as_error(problem: BaseException, where: str) -> ClusterError:
         return ClusterError(f"{where}: no Ray runs on this machine; start one (ray start --head), or give host:port")
     lines = text.strip().splitlines() or [""]
     return ClusterError(f"{where}: Ray cannot be used here: {type(problem).__name__}: {lines[0]}")
+
+
+def _take_back_sigterm() -> None:
+    """Have SIGTERM reach Python again: Ray's C++ part has put a handler of its own there, which prints a stack."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _keep_quiet() -> None:

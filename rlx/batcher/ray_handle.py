@@ -7,6 +7,7 @@ a node. A command says which version it is for.
 
 import contextlib
 import importlib
+import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from rlx import __version__
 from rlx.batcher.failure import RemoteTraceback
 from rlx.batcher.handles import Command
-from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Words
+from rlx.batcher.heartbeat import CALLS, NUM_WORDS, Words
 from rlx.batcher.memory import Memory
 from rlx.batcher.ray_actor import Bytes, Failed, Piece, RayWorker, bytes_of, slot_extent
 from rlx.batcher.ray_cluster import ROOM_SECONDS, Connection, require_ray
@@ -42,13 +43,14 @@ class RayCrew:
         Args:
             address: see `Connection.open`.
             num_workers: how many actors there will be.
-            cpus_per_worker: cores that each asks for; a local Ray of our own gives without counting.
+            cpus_per_worker: cores that each asks for, None for one; a local Ray of our own gives without counting.
 
         Raises:
             RlxError: there is no such cluster, or no room in it.
         """
         self.connection = Connection.open(address)
-        self.cpus = 0.0 if self.connection.is_local else cpus_per_worker or 0.0
+        wanted = 1.0 if cpus_per_worker is None else cpus_per_worker
+        self.cpus = 0.0 if self.connection.is_local else wanted
         self._version = -1
         self._weights: Any = None
         try:
@@ -119,20 +121,17 @@ class RayHandle(RestartingHandle):
                     self._question = None
         if self._question is None:
             self._question = self._actor.progress.remote()
-        if not self._known[ALIVE]:
-            self._unborn += 1
-            if self._unborn * (self.look_every or _LOOK_SECONDS) > ROOM_SECONDS:
-                self._unborn = 0
-                if self._crew.connection.lacks_room(self._crew.cpus):
-                    what = f"{self._where()} finds no room: {self._crew.connection.room()}"
-                    self._fail(ClusterError(what), False)
+        overdue = not self._received and time.monotonic() - self._started > ROOM_SECONDS
+        if overdue and self._crew.connection.lacks_room(self._crew.cpus):
+            self._fail(self._no_room(), False)
         super().look()
 
     def close(self) -> None:
         """Ask the worker to end: it does so at its next step, or at once when it has nothing to do."""
         if self._running and self._closing is None:
-            self._actor.stop.remote()
-            self._closing = self._actor.end.remote()
+            with contextlib.suppress(_exceptions.RayError):
+                self._actor.stop.remote()
+                self._closing = self._actor.end.remote()
 
     @property
     def _words(self) -> Words:
@@ -160,7 +159,7 @@ class RayHandle(RestartingHandle):
         self._calls: int | None = None  # steps done when it failed, where it could say so
         self._question: Any = None
         self._closing: Any = None
-        self._unborn = 0
+        self._started = time.monotonic()
         self._sent = -1  # version of the weights that this actor has been sent
 
     def _transmit(self, command: Command) -> None:
@@ -205,8 +204,11 @@ class RayHandle(RestartingHandle):
             wrong.__cause__ = RemoteTraceback(f"\n{told}")
             return wrong, False
         if isinstance(error, _exceptions.ActorUnschedulableError):
-            return ClusterError(f"{self._where()} finds no room: {self._crew.connection.room()}"), False
+            return self._no_room(), False
         return WorkerError(f"{self._where()} died ({_how(told)}){self._doing()}"), True
+
+    def _no_room(self) -> ClusterError:
+        return ClusterError(f"{self._where()} finds no room: {self._crew.connection.room()}")
 
     def _calls_lost(self) -> int:
         """Return the steps that it had done; nobody knows those of one that is gone: all of the piece's are counted."""

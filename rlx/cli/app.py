@@ -161,6 +161,9 @@ def bench_collect(
     vectorization: Annotated[str, typer.Option(help="per_instance or native.")] = "per_instance",
     scaling: Annotated[bool, typer.Option("--scaling", help="Compare with one worker, too.")] = False,
     checks: Annotated[bool, typer.Option("--checks", help="Measure what the checks of numbers cost, too.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Compare with actors of Ray, too: local, auto or host:port.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure collection: rlx's steps per second, and those of a hand-written loop with the same work."""
@@ -176,6 +179,7 @@ def bench_collect(
             vectorization=vectorization,
             scaling=scaling,
             checks=checks,
+            ray=ray,
         )
         if as_json:
             emit(json.dumps(values))

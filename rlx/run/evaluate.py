@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from rlx.agent.agent import AgentMaker
-from rlx.batcher.batcher import Batcher, WorkerKind
+from rlx.batcher.batcher import Batcher
+from rlx.batcher.crew import WorkerKind
 from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker
@@ -86,6 +87,7 @@ class Evaluator:
         deterministic: bool = True,
         num_workers: int = 2,
         workers: WorkerKind = "process",
+        address: str | None = None,
         agent_info: Sampler | None = None,
         env_info: Sampler | None = None,
     ) -> None:
@@ -98,7 +100,8 @@ class Evaluator:
             seed: where seeds grow from; training with the same seed uses other environment seeds.
             deterministic: take the policy's mode instead of a draw.
             num_workers: number of workers.
-            workers: `process` or `local`.
+            workers: `process`, `local` or `ray`; actors of Ray ask for no cores of their own.
+            address: of Ray's cluster; see `Batcher`.
             agent_info: draws which kind of policy plays each episode, beside `deterministic`; None for nothing.
             env_info: draws each episode's task; None for nothing.
         """
@@ -109,6 +112,7 @@ class Evaluator:
         self._samplers = agent_info, env_info
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
         self._kind: WorkerKind = workers
+        self._address = address
         self._batcher: Batcher | None = None
         self._learner: Batcher | None = None
         self._found: list[tuple[float, int]] | None = None  # return and length of the episodes played; None: idle
@@ -139,6 +143,8 @@ class Evaluator:
                 num_steps=steps,
                 seed=self._seed,
                 workers=self._kind,
+                address=self._address,
+                cpus_per_worker=0.0,
                 evaluation=True,
                 stop_at_episode_end=True,
             )

@@ -185,9 +185,9 @@ def _train(
     )
     evaluator = None
     if evaluates["every"] and ranks.rank == 0:
-        workers = "local" if config["batcher"].get("workers") == "local" else "process"
+        kind = {key: config["batcher"][key] for key in ("workers", "address") if key in config["batcher"]}
         evaluator = Evaluator(
-            make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], workers=workers, **samplers
+            make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], **kind, **samplers
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator, ranks) as run:

@@ -31,6 +31,8 @@ MAY_CHANGE = (
     "evaluation.episodes",
     "batcher.on_failure",
     "batcher.step_timeout",
+    "batcher.address",
+    "batcher.cpus_per_worker",
 )
 """Keys that may be given with `resume=`; all others are the run's own, for good."""
 

@@ -26,6 +26,7 @@ def bench_collect(
     vectorization: str = "per_instance",
     scaling: bool = False,
     checks: bool = False,
+    ray: str | None = None,
 ) -> dict[str, Any]:
     """Measure collection with a policy of two hidden layers of 64, and a hand-written loop with the same work.
 
@@ -40,6 +41,8 @@ def bench_collect(
         vectorization: `per_instance` or `native`.
         scaling: measure both with one worker, too, in the same turns.
         checks: measure rlx without its checks of numbers, too, in the same turns.
+        ray: measure rlx with as many actors of Ray, too, in the same turns: the cluster's address (`auto`,
+            `host:port`), or `local` for a Ray of our own; None: do not.
 
     Returns:
         `steps_per_second` (valid transitions of rlx), `ceiling_steps_per_second`, `ratio` (median of the turns'),
@@ -47,7 +50,8 @@ def bench_collect(
         (the ceiling's rate over the workers' number times that), `shared_bytes` and what these are made of, and the
         arguments. With `scaling`, `gain` and `ceiling_gain` (rate over that of one worker) and `gain_ratio`, the first
         over the second. With `checks`, `unchecked_steps_per_second`, and `checks_cost`, the part of a piece's time
-        that its check takes, each the least in a worker's own time.
+        that its check takes, each the least in a worker's own time. With `ray`, `ray_steps_per_second`, and
+        `ray_ratio`, actors over processes.
 
     Raises:
         ConfigError: an environment that the hand-written loop cannot run, or one worker to compare with one.
@@ -59,8 +63,8 @@ def bench_collect(
     settings: dict[str, Any] = {"envs_per_worker": envs_per_worker, "num_steps": num_steps, "seed": 0}
     with ExitStack() as stack:
 
-        def started(workers: int, *, check_finite: bool = True) -> Batcher:
-            batcher = Batcher(_make_agent, make_env, num_workers=workers, check_finite=check_finite, **settings)
+        def started(count: int, **changes: Any) -> Batcher:
+            batcher = Batcher(_make_agent, make_env, num_workers=count, **(settings | changes))
             stack.enter_context(batcher)
             observation, action = batcher.specs.observation, batcher.specs.action
             if list(observation) != ["obs"] or "action" not in action or action["action"].kind != "discrete":
@@ -81,6 +85,9 @@ def bench_collect(
         if checks:
             batcher.call(time_checks)
             runs["unchecked"] = partial(_collect, started(num_workers, check_finite=False))
+        if ray is not None:
+            actors = started(num_workers, workers="ray", address=None if ray == "local" else ray)
+            runs["ray"] = partial(_collect, actors)
         raw: list[float] = []
 
         def measure_raw() -> None:
@@ -107,6 +114,9 @@ def bench_collect(
     if checks:
         found["unchecked_steps_per_second"] = statistics.median(rates["unchecked"])
         found["checks_cost"] = cost
+    if ray is not None:
+        found["ray_steps_per_second"] = statistics.median(rates["ray"])
+        found["ray_ratio"] = median_ratio(rates["ray"], ours)
     return found | {
         "env": env,
         "num_workers": num_workers,
