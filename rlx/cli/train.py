@@ -176,6 +176,8 @@ def _launch(config: DictConfig, settings: Any) -> None:
     if settings.mode is RunMode.MULTIRUN:
         base = values.get("run_dir") or settings.sweep.dir
         values["run_dir"] = str(Path(base) / str(settings.job.num))
+    if "tune" in values:
+        raise ConfigError(f"tune={choices.get('tune')}: a search space is for rlx tune; rlx train takes a value a key")
     see_own_code()
     from rlx.run.launch import launch
 

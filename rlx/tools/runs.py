@@ -12,6 +12,9 @@ from rlx.run.console import format_value
 from rlx.run.directory import is_run_directory
 from rlx.tools.record import METRIC, RunRecord, read_run
 
+STUDY, CONF = "study.yaml", "conf"
+"""What `rlx tune` writes beside the runs of a study."""
+
 
 def list_runs(
     folder: Path | str,
@@ -123,9 +126,13 @@ def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
         problems.append(f"{folder}: cannot be read: {error.strerror}")
         return
     inside: list[str] = []
-    any_run = False
+    any_run = study = any(entry.name == STUDY for entry in found)
     for entry in found:
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+        if (
+            entry.is_dir(follow_symlinks=False)
+            and not entry.name.startswith(".")
+            and not (study and entry.name == CONF)
+        ):
             for run in _walk(Path(entry.path), inside):
                 any_run = True
                 yield run
