@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,7 @@ def tune(
         from rlx.tools.tune import run_trials
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4 has some for common options
         if config_dir is not None and not config_dir.is_dir():
             raise ConfigError(f"--config-dir: there is no directory '{config_dir}'")
         typed = read_words(words or [])
@@ -108,6 +110,7 @@ def _found(study: Any) -> tuple[dict[str, Any], list[str]]:
     """Return what a study has found, and the same as lines; the recipe and the pictures are written on the way."""
     from rlx.cli.plan import RECIPE, write_recipe
     from rlx.tools.runs import CONF
+    from rlx.tools.search_space import as_override
     from rlx.tools.tune_report import describe_study, draw_study, table
 
     found = describe_study(study)
@@ -123,7 +126,7 @@ def _found(study: Any) -> tuple[dict[str, Any], list[str]]:
         conf = shlex.quote(str(_short(study.directory / CONF)))
         again = f"rlx train experiment={RECIPE} --config-dir {conf}"
         if study.plan.config_dir is not None:
-            where = shlex.quote(f"hydra.searchpath=[file://{study.directory / CONF}]")
+            where = shlex.quote(as_override("hydra.searchpath", [f"file://{study.directory / CONF}"]))
             again = f"rlx train experiment={RECIPE} --config-dir {shlex.quote(study.plan.config_dir)} {where}"
         found |= {"runs": runs, "recipe": str(path), "command": again}
         lines += ["", again]

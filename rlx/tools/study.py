@@ -11,7 +11,6 @@ Any number of processes may work on it at once, on one machine or on several tha
 
 import os
 import secrets
-import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -216,22 +215,12 @@ def open_study(directory: Path, plan: Plan) -> Study:
         ConfigError: the study there is another one, or its storage cannot be opened.
     """
     directory = directory.expanduser().absolute()
-    if not is_study(directory) and directory.exists():
-        others = [path.name for path in directory.iterdir() if path.name not in (PROCESSES, JOURNAL)]
-        if not directory.is_dir() or others:
-            raise RunDirectoryError(f"study_dir: '{directory}' exists already, and is no study; give another path")
+    ours = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not ours and not is_study(directory) and not (directory / PROCESSES).is_dir():  # which is made first
+        raise RunDirectoryError(f"study_dir: '{directory}' exists already, and is no study; give another path")
+    if plan.storage is not None and not is_study(directory):
+        _storage(directory, plan)  # before anything is written
     (directory / PROCESSES).mkdir(parents=True, exist_ok=True)
-    try:
-        return _open(directory, plan)
-    except ConfigError:
-        if not is_study(directory):  # nothing is left of what could not begin
-            shutil.rmtree(directory / PROCESSES, ignore_errors=True)
-            with suppress(OSError):
-                directory.rmdir()
-        raise
-
-
-def _open(directory: Path, plan: Plan) -> Study:
     with locked(directory):
         if is_study(directory):
             there = read_plan(directory)

@@ -26,10 +26,11 @@ from optuna.trial import TrialState
 from rlx.tools.study import open_study
 from tests.tools.studies import plan
 with open_study(Path(sys.argv[1]), plan()) as study:
-    while (trial := study.begin(int(sys.argv[2]))) is not None:
-        if sys.argv[3] == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        study.end(trial, TrialState.COMPLETE, 1.0)
+    for wanted in range(1, int(sys.argv[2]) + 1):  # a race for each
+        while (trial := study.begin(wanted)) is not None:
+            if sys.argv[3] == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            study.end(trial, TrialState.COMPLETE, 1.0)
 """
 
 
