@@ -201,7 +201,7 @@ def make_plan(
         own.append(f"evaluation.every={every}")
     shown = base.choices["env"] if base.choices["env"] != "gym" else str(config["env"]["id"])
     title, usual = f"{base.choices['algo']} on {shown}", default_run_directory(shown, base.choices["algo"]).parent
-    drawn = {one.key: one.drawn_for(_at(config, one.key)) for one in parameters}
+    drawn = {one.key: one.drawn_for(base.choices.get(one.key) or _at(config, one.key)) for one in parameters}
     plan = Plan(
         title=title,
         overrides=words.overrides,

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from rlx.errors import RlxError
@@ -68,7 +68,7 @@ class _Loop:
                 if trial is None:
                     return
                 outcome = self._run(trial)
-            except OSError as error:
+            except (OSError, StorageInternalError) as error:
                 raise RlxError(f"the study in '{self._study.directory}' cannot go on: {reason_of(error)}") from error
             with self._telling:
                 self._tell(self._line(trial, outcome))

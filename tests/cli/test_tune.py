@@ -66,7 +66,9 @@ def test_study_from_its_beginning_to_a_recipe_that_gives_the_best_trial_again(he
     for config in configs:
         del config["run_dir"], config["logger"]
     assert configs[0] == configs[1]
-    assert call("runs", str(study), "--json") == 0
+    listed = json.loads(rlx(here, "runs", "--json").stdout)
+    assert [run["status"] for run in listed["runs"]] == ["done", "done"]
+    assert listed["problems"] == []
 
 
 def test_process_killed_in_the_middle_leaves_a_study_that_others_finish(
@@ -138,6 +140,14 @@ def test_what_was_typed_is_not_tuned_and_first_trial_has_what_is_left() -> None:
     assert plan.defaults["algo.num_steps"] == 128
     assert usual == Path("runs/CartPole/ppo/tune")
     assert "evaluation.every=100" in plan.own
+
+
+def test_members_of_a_group_can_be_searched_over(here: Path) -> None:
+    space = "defaults: [ppo, _self_]\nspace: {agent: {choices: [gru, actor_critic]}, algo.vf_coef: null}\n"
+    (here / "conf" / "tune" / "mine.yaml").write_text(space)
+    plan = make_plan(read_words(["tune=mine"]), here / "conf", seeds=1, jobs=1, storage=None)[0]
+    assert plan.defaults["agent"] == "actor_critic"
+    assert "algo.vf_coef" not in plan.space
 
 
 def test_jobs_share_the_cores_and_keep_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
