@@ -18,6 +18,7 @@ from rlx.cli.report import only_json_on_stdout, reported_errors
 from rlx.cli.results import results
 from rlx.cli.start import run_train
 from rlx.cli.submit import cluster
+from rlx.cli.tune import tuning
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 # Flags, --help included, go to Hydra as they stand.
@@ -40,6 +41,7 @@ bench = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(results)
 app.add_typer(cluster)
+app.add_typer(tuning)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 ConfigDir = Annotated[

@@ -192,12 +192,19 @@ def run_sweep_job(sweep: Sweep, number: int, config: DictConfig, settings: Any) 
 
 
 def choices_of(settings: Any) -> dict[str, str]:
-    """Return which member of each group was chosen."""
-    return {
+    """Return which member of each group was chosen.
+
+    Raises:
+        ConfigError: a search space was, which is for another command.
+    """
+    choices = {
         group: str(member)
         for group, member in settings.runtime.choices.items()
         if member is not None and not group.startswith("hydra/")
     }
+    if "tune" in choices:
+        raise ConfigError(f"tune={choices['tune']}: a search space is for rlx tune; rlx train takes a value a key")
+    return choices
 
 
 def command_of(settings: Any) -> str:

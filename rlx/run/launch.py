@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -23,7 +23,7 @@ from rlx.run.cores import describe_use, find_cores, with_workers
 from rlx.run.directory import CONFIG, default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator
 from rlx.run.lock import RunLock
-from rlx.run.loggers import logger_targets, read_loggers
+from rlx.run.loggers import LoggerMaker, logger_targets, read_loggers
 from rlx.run.options import RunOptions
 from rlx.run.policy import check_trust
 from rlx.run.rank_states import state_of_rank
@@ -91,6 +91,45 @@ def evaluation(*, every: Annotated[int, Range(0)], episodes: Annotated[int, Rang
     return dict(locals())
 
 
+class Parts(NamedTuple):
+    """A configuration whose every key has been checked: plain values by name, and makers."""
+
+    top: dict[str, Any]
+    loggers: dict[str, LoggerMaker]
+    writes: dict[str, Any]
+    saves: dict[str, Any]
+    evaluates: dict[str, Any]
+    train: "partial[Any]"
+    make_env: "partial[Any]"
+    make_agent: "partial[Any]"
+    make_batcher: "partial[Any]"
+    samplers: dict[str, Any]
+
+
+def read_config(config: Mapping[str, Any]) -> Parts:
+    """Check a configuration; imports what it names, and makes nothing.
+
+    Args:
+        config: resolved, plain data, the number of workers a number.
+
+    Raises:
+        ConfigError: a wrong key, type, range or target; names it.
+    """
+    samplers = read_samplers(config["batcher"])
+    return Parts(
+        top=validate(top_level, {key: value for key, value in config.items() if key not in GROUPS}),
+        loggers=read_loggers(config["logger"], PLAIN_LOGGER_KEYS),
+        writes=validate(logger, {key: config["logger"][key] for key in PLAIN_LOGGER_KEYS}, "logger"),
+        saves=validate(checkpoint, config["checkpoint"], "checkpoint"),
+        evaluates=validate(evaluation, config["evaluation"], "evaluation"),
+        train=maker("algo", config["algo"]),
+        make_env=maker("env", config["env"]),
+        make_agent=maker("agent", config["agent"]),
+        make_batcher=maker("batcher", _with(config["batcher"], samplers)),
+        samplers=samplers,
+    )
+
+
 def launch(
     config: Mapping[str, Any],
     choices: Mapping[str, str],
@@ -131,20 +170,11 @@ def _train(
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.size > 1 else 1
     cores = find_cores().shared_by(side_by_side * here)
     config = with_workers(config, cores)
-    plain = {key: value for key, value in config.items() if key not in GROUPS}
-    top = validate(top_level, plain)
-    loggers = read_loggers(config["logger"], PLAIN_LOGGER_KEYS)
-    writes = validate(logger, {key: config["logger"][key] for key in PLAIN_LOGGER_KEYS}, "logger")
-    saves = validate(checkpoint, config["checkpoint"], "checkpoint")
-    evaluates = validate(evaluation, config["evaluation"], "evaluation")
-    train = maker("algo", config["algo"])
-    make_env = maker("env", config["env"])
-    make_agent = maker("agent", config["agent"])
-    samplers = read_samplers(config["batcher"])
+    parts = read_config(config)
+    top, make_env, make_agent = parts.top, parts.make_env, parts.make_agent
     place = {"rank": ranks.rank} if ranks.size > 1 else {}
     make_batcher = cast(
-        "partial[Batcher]",
-        partial(maker("batcher", _with(config["batcher"], samplers)), make_agent, make_env, seed=top["seed"], **place),
+        "partial[Batcher]", partial(parts.make_batcher, make_agent, make_env, seed=top["seed"], **place)
     )
     device = find_device(device_of(top["device"], ranks))
     env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
@@ -171,29 +201,29 @@ def _train(
         compile=top["compile"],
         precision=top["precision"],
         stop_at_return=top["stop_at_return"],
-        checkpoint_minutes=saves["minutes"],
-        checkpoint_every=saves["every"],
-        keep_last=saves["keep_last"],
-        keep_every=saves["keep_every"],
-        save_buffer=saves["buffer"],
-        evaluate_every=evaluates["every"],
+        checkpoint_minutes=parts.saves["minutes"],
+        checkpoint_every=parts.saves["every"],
+        keep_last=parts.saves["keep_last"],
+        keep_every=parts.saves["keep_every"],
+        save_buffer=parts.saves["buffer"],
+        evaluate_every=parts.evaluates["every"],
         cores=use,
         resume=resume,
         lock=lock,
-        loggers=loggers,
-        **writes,
+        loggers=parts.loggers,
+        **parts.writes,
     )
     evaluator = None
-    if evaluates["every"] and ranks.rank == 0:
+    if parts.evaluates["every"] and ranks.rank == 0:
         kind = {key: config["batcher"][key] for key in ("workers", "address") if key in config["batcher"]}
         evaluator = Evaluator(
-            make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], **kind, **samplers
+            make_agent, make_env, episodes=parts.evaluates["episodes"], seed=top["seed"], **kind, **parts.samplers
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator, ranks) as run:
         if warning is not None and ranks.rank == 0:
             _log.warning(warning)
-        train(run, make_agent, make_batcher)
+        parts.train(run, make_agent, make_batcher)
 
 
 def _with(group: Any, samplers: Mapping[str, Any]) -> Any:

@@ -14,6 +14,9 @@ from rlx.run.sweep import is_sweep
 from rlx.tools.queued import sweeps_of, with_jobs
 from rlx.tools.record import METRIC, RunRecord, read_run
 
+STUDY, CONF = "study.yaml", "conf"
+"""What `rlx tune` writes beside the runs of a study."""
+
 
 def list_runs(
     folder: Path | str,
@@ -140,9 +143,9 @@ def _walk(folder: Path, problems: list[str], sweeps: list[Path]) -> Iterator[Pat
         problems.append(f"{folder}: cannot be read: {error.strerror}")
         return
     inside: list[str] = []
-    any_run = False
+    any_run = study = any(entry.name == STUDY for entry in found)
     for entry in found:
-        if of_sweep and entry.name == PREPARED:
+        if (of_sweep and entry.name == PREPARED) or (study and entry.name == CONF):
             continue
         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
             for run in _walk(Path(entry.path), inside, sweeps):

@@ -41,6 +41,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) 
         (["seed=1,2"], "seed: got several values, 1,2; add -m for one run each", None),
         (["-m", "seed=1,2", "algo=ppo,dqq"], "algo=ppo,dqq: there is no 'dqq' in the group 'algo'.", None),
         (["-m", "sed=1,2"], "sed=1,2: there is no key 'sed'.", "seed"),
+        (["tune=ppo"], "tune=ppo: a search space is for rlx tune", None),
         (["env=gym"], "env.id: a value is needed, give it as env.id=VALUE", None),
         (["seed=${nowhere}"], "seed: Interpolation key 'nowhere' not found", None),
         (["--seed", "3"], "--seed: there is no such flag. Keys take no dashes: seed=VALUE.", None),

@@ -27,7 +27,7 @@ def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom rlx.cli.main import main\nsys.argv = ['rlx', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'hydra', 'gymnasium', 'rich', 'numpy') if name in sys.modules])"
+        "print([name for name in ('torch', 'hydra', 'gymnasium', 'rich', 'numpy', 'optuna') if name in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert loaded.stdout.splitlines()[-1] == "[]"
