@@ -99,7 +99,7 @@ class RunLock:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            if owner and not (owner.get("host") == platform.node() and not _runs(owner.get("pid"))):
+            if owner and not _is_gone(owner):
                 hint = f"; if it is gone, remove '{self._path}'"
                 raise RunDirectoryError(f"{self._taken(owner)}{hint}") from None
 
@@ -109,7 +109,22 @@ class RunLock:
 
 
 def _own() -> dict[str, Any]:
-    return {"host": platform.node(), "pid": os.getpid()}
+    own: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
+    if "SLURM_JOB_ID" in os.environ:
+        own |= {"slurm_job": os.environ["SLURM_JOB_ID"], "restarts": _restarts()}
+    return own
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Return whether who wrote a file has surely ended: SLURM starts a job again only then, perhaps elsewhere."""
+    if owner.get("host") == platform.node() and not _runs(owner.get("pid")):
+        return True
+    same_job = "slurm_job" in owner and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID")
+    return same_job and owner.get("restarts", 0) < _restarts()
 
 
 def _owner(descriptor: int) -> dict[str, Any]:
