@@ -1,6 +1,7 @@
 """A worker in an actor of Ray, on whichever machine: it has a memory of its own, and hands each piece over as bytes."""
 
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import Sequence
@@ -153,6 +154,7 @@ class RayWorker:
         self._restarted = options.incarnation > 0
         self._words[ALIVE] = 1
         self._worker = Worker(options, self._words)
+        gc.freeze()  # what was imported stays, Ray's much included: the collector need not walk through it
 
     def _packed(self, index: int, report: PieceReport) -> Piece:
         """Return a piece as views of the memory; Ray copies them once, into its object store."""

@@ -42,6 +42,11 @@ _VARIABLES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without a GPU is not told so; Ray warns of the change
 }
 
+_SETTINGS = {
+    "worker_niceness": 0,  # 15 as it comes: the workers would give way to whatever else the machine does
+    "prestart_worker_first_driver": False,
+}
+
 
 def require_ray() -> ModuleType:
     """Return `ray`, imported so that it leaves this process's exception hook alone.
@@ -120,7 +125,7 @@ class Connection:
         resolved = None if address is None else _resolve(address)
         options: dict[str, Any] = {"address": resolved, "log_to_driver": False, "configure_logging": False}
         if address is None:
-            options |= {"address": "local", "num_cpus": 1, "include_dashboard": False}
+            options |= {"address": "local", "num_cpus": 1, "include_dashboard": False, "_system_config": _SETTINGS}
         keeper = self._keeper = _Keeper()
         where = "a local Ray" if address is None else f"batcher.address={address}"
         try:
@@ -196,10 +201,6 @@ class Connection:
         nodes = _nodes()
         free = _free_cpus()
         return f"the cluster has {sum(nodes):g} CPUs on {len(nodes)} nodes, {free:g} of them free"
-
-    def lacks_room(self, cpus: float) -> bool:
-        """Return whether not even one worker more finds free cores."""
-        return not self.is_local and bool(cpus) and not _has_room(1, cpus)
 
 
 def _nodes() -> list[float]:

@@ -17,11 +17,11 @@ import numpy as np
 from rlx import __version__
 from rlx.batcher.failure import RemoteTraceback
 from rlx.batcher.handles import Command
-from rlx.batcher.heartbeat import CALLS, NUM_WORDS, Words
+from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Words
 from rlx.batcher.memory import Memory
 from rlx.batcher.ray_actor import Bytes, Failed, Piece, RayWorker, bytes_of, slot_extent
-from rlx.batcher.ray_cluster import ROOM_SECONDS, Connection, require_ray
-from rlx.batcher.restart import OnFailure, RestartingHandle
+from rlx.batcher.ray_cluster import Connection, require_ray
+from rlx.batcher.restart import START_SECONDS, OnFailure, RestartingHandle
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.worker_options import WorkerOptions
@@ -121,8 +121,8 @@ class RayHandle(RestartingHandle):
                     self._question = None
         if self._question is None:
             self._question = self._actor.progress.remote()
-        overdue = not self._received and time.monotonic() - self._started > ROOM_SECONDS
-        if overdue and self._crew.connection.lacks_room(self._crew.cpus):
+        unborn = not self._received and not self._known[ALIVE]
+        if unborn and time.monotonic() - self._started > START_SECONDS:
             self._fail(self._no_room(), False)
         super().look()
 
@@ -208,7 +208,9 @@ class RayHandle(RestartingHandle):
         return WorkerError(f"{self._where()} died ({_how(told)}){self._doing()}"), True
 
     def _no_room(self) -> ClusterError:
-        return ClusterError(f"{self._where()} finds no room: {self._crew.connection.room()}")
+        return ClusterError(
+            f"{self._where()} has not begun within {START_SECONDS:.0f} s: {self._crew.connection.room()}"
+        )
 
     def _calls_lost(self) -> int:
         """Return the steps that it had done; nobody knows those of one that is gone: all of the piece's are counted."""

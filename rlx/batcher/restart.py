@@ -29,8 +29,10 @@ OnFailure = Literal["restart", "raise"]
 MOST_RESTARTS = 3
 """Restarts without an answer in between; the failure after them is raised."""
 
+START_SECONDS = 120.0
+"""How long Python may take to start and import what the makers need."""
+
 _LOOKS = 20  # during the time that a step may take
-_START_SECONDS = 120.0  # for Python to start and import what the makers need
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ class RestartingHandle(ABC):
         stepping = doing == "run" and (self._words[CALLS] or not _begins_anew(self._unanswered[0]))
         limit = self._limit * (1 if stepping else self.options.num_envs)
         if not self._words[ALIVE]:
-            limit = max(limit, _START_SECONDS)
+            limit = max(limit, START_SECONDS)
         if self._still > limit:
             self._fail(self._hang(), True)
 

@@ -11,9 +11,11 @@ QUICK = {
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
+    "worker_niceness": 0,
     "prestart_worker_first_driver": False,
 }
-"""A node that is gone is noticed within two seconds; no process is started before there is something for it to do."""
+"""A node that is gone is noticed within two seconds; no process is started before there is something for it to do; and
+actors do not give way to whatever else the machine does."""
 
 
 class TwoNodes:
