@@ -24,6 +24,7 @@ def test_defaults_are_plain_and_complete(launches: Launches) -> None:
         "env": "CartPole",
         "agent": "actor_critic",
         "batcher": "process",
+        "learner": "alone",
     }
     assert type(job["algo"]) is dict
     assert "hydra" not in job
