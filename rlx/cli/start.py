@@ -25,6 +25,9 @@ def run_train(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: it failed, and a message has been written to standard error.
     """
+    if "RANK" in os.environ or "SLURM_STEP_NODELIST" in os.environ:
+        # Else torch's C++ part writes a stack for each thing that it finds gone, where one message of ours says so.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with reported_errors(), _stoppable():
         others = _server_pid()
         if _needs_workers(arguments):

@@ -185,7 +185,8 @@ class Ranks:
         watch = self._watch
         assert watch is not None
         watch.collectives += 1
-        work: Any = None
+        if watch.lost:
+            raise watch.failure(RankError("the store is gone"))
         try:
             work = begin()
             wait, began = watch.waiting(), time.monotonic()
@@ -215,9 +216,9 @@ class Ranks:
         agreed = isinstance(error, StopRequested) and error.safe
         status = getattr(error, "exit_status", 130 if isinstance(error, KeyboardInterrupt) else 1)
         first = self.rank == 0 if agreed else watch.tell(status, _in_short(error))
-        watch.close()
+        told = None if first else watch.told()
+        watch.part()
         if not first:
-            told = watch.told()
             raise SystemExit(status if agreed or told is None else told[1]) from None
         if isinstance(error, RlxError):
             error.of_one_rank = True
