@@ -62,7 +62,8 @@ def _stoppable() -> Generator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(number) is _stop:  # else the run has seen to its own end
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
