@@ -26,6 +26,9 @@ def run_train(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: it failed, and a message has been written to standard error.
     """
+    if "RANK" in os.environ or "SLURM_STEP_NODELIST" in os.environ:
+        # Else torch's C++ part writes a stack for each thing that it finds gone, where one message of ours says so.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with reported_errors(), _stoppable(), _workers(arguments):
         if is_resume(arguments):
             from rlx.cli.resume import run_resume
@@ -88,7 +91,8 @@ def _stoppable() -> Generator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(number) is _stop:  # else the run has seen to its own end
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -4,6 +4,8 @@ Alone, each of these calls returns at once what it was given, so that an algorit
 """
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from datetime import timedelta
@@ -185,7 +187,8 @@ class Ranks:
         watch = self._watch
         assert watch is not None
         watch.collectives += 1
-        work: Any = None
+        if watch.lost:
+            raise watch.failure(RankError("the store is gone"))
         try:
             work = begin()
             wait, began = watch.waiting(), time.monotonic()
@@ -212,12 +215,16 @@ class Ranks:
             watch.close()
             distributed.destroy_process_group()
             return
+        if threading.current_thread() is threading.main_thread():
+            # This process is at its end. torchrun tells those that are left to end when the first one has, which must
+            # not change the exit status of who is about to leave.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         agreed = isinstance(error, StopRequested) and error.safe
         status = getattr(error, "exit_status", 130 if isinstance(error, KeyboardInterrupt) else 1)
         first = self.rank == 0 if agreed else watch.tell(status, _in_short(error))
-        watch.close()
+        told = None if first else watch.told()
+        watch.part()
         if not first:
-            told = watch.told()
             raise SystemExit(status if agreed or told is None else told[1]) from None
         if isinstance(error, RlxError):
             error.of_one_rank = True

@@ -210,7 +210,9 @@ def _watch(place: Place, timeout: float) -> Watch:
         if absent:
             time.sleep(_LOOK_SECONDS)
     places = [store.get(key).decode() for key in keys]
-    watch = Watch(store, beats, place.rank, places, timeout)
+    watch = Watch(
+        store, beats, place.rank, places, timeout, own_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         # Waits are the watch's affair: the limit here only has to lie behind it.

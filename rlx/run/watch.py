@@ -16,6 +16,7 @@ from rlx.errors import RankError
 
 _BEAT_SECONDS = 1.0
 _DEAD_SECONDS = 3.0
+_PART_SECONDS = 5.0
 _LONGEST_LOOK = 2.0  # seconds that one look may add to a wait: perhaps all of us were stopped
 
 
@@ -30,9 +31,12 @@ class Watch:
     Attributes:
         timeout: seconds that one wait may last.
         collectives: exchanges that this rank has begun.
+        lost: whether the store is gone: with rank 0, or with torchrun, whichever served it.
     """
 
-    def __init__(self, store: Any, beats: Any, rank: int, places: list[str], timeout: float) -> None:
+    def __init__(
+        self, store: Any, beats: Any, rank: int, places: list[str], timeout: float, *, own_store: bool
+    ) -> None:
         """Begin to leave signs of life.
 
         Args:
@@ -41,8 +45,11 @@ class Watch:
             rank: of this process.
             places: where each rank is.
             timeout: see above.
+            own_store: whether rank 0 serves the store; else torchrun does.
         """
         self.timeout = timeout
+        self.lost = False
+        self._own_store = own_store
         self.collectives = 0
         self._store, self._beats = store, beats
         self._rank, self._places = rank, places
@@ -69,16 +76,19 @@ class Watch:
         own = f"{self._rank}:{status}:{message}"
         try:
             return bool(self._store.compare_set("failed", "", own) == own.encode())
-        except Exception:  # whoever held the store is gone; nobody else can be asked
-            return self._rank == 1 or len(self._places) == 1
+        except Exception:  # it is gone: nobody can be asked who is the first
+            return self._rank == (1 if self._own_store else 0)
 
     def told(self) -> tuple[int, int, str] | None:
         """Return who failed first: rank, exit status and message; None while nobody has."""
+        if self.lost:
+            return None
         try:
             if not self._store.check(["failed"]):
                 return None
             rank, status, message = self._store.get("failed").decode(errors="replace").split(":", 2)
         except Exception:
+            self.lost = True
             return None
         return int(rank), int(status), message
 
@@ -91,10 +101,13 @@ class Watch:
         told = self._told_by_another()
         if told is not None:
             return told
-        silent = [rank for rank, (moves, _, _) in self._look_around().items() if not moves]
+        silent = [] if self.lost else [rank for rank, (moves, _, _) in self._look_around().items() if not moves]
         told = self._told_by_another()  # which it may have done meanwhile
         if told is not None:
             return told
+        if self.lost:
+            who = self._name([0]) if self._own_store else "torchrun, which started this process,"
+            return RankError(f"{who} does not answer any more: it died, or cannot be reached")
         if silent:
             return RankError(f"{self._name(silent)} does not answer any more: it died, or cannot be reached")
         return RankError(f"the ranks lost each other: {' '.join(str(error).split())[:300]}")
@@ -114,6 +127,17 @@ class Watch:
             return None
         who = self._name(list(absent)) if absent else "another rank"
         return RankError(f"{who} has not come to exchange {self.collectives} for {limit}, though it runs")
+
+    def part(self) -> None:
+        """Leave where something has failed: a store that is rank 0's own stays until the others have read of it."""
+        with contextlib.suppress(Exception):
+            self._store.set(f"left/{self._rank}", "")
+            if self._own_store and self._rank == 0:
+                deadline = time.monotonic() + _PART_SECONDS
+                keys = [f"left/{rank}" for rank in range(1, len(self._places))]
+                while time.monotonic() < deadline and not self._store.check(keys):
+                    self._ended.wait(_BEAT_SECONDS / 10)
+        self.close()
 
     def close(self) -> None:
         """End the thread."""
@@ -137,7 +161,7 @@ class Watch:
         before = {rank: self._sign_of(rank) for rank in others}
         deadline = time.monotonic() + _DEAD_SECONDS
         after = dict(before)
-        while time.monotonic() < deadline and any(after[rank] == before[rank] for rank in others):
+        while not self.lost and time.monotonic() < deadline and any(after[rank] == before[rank] for rank in others):
             self._ended.wait(_BEAT_SECONDS / 4)
             after = {rank: self._sign_of(rank) for rank in others}
         found: dict[int, tuple[bool, int, str]] = {}
@@ -150,6 +174,7 @@ class Watch:
         try:
             count, collectives, doing = self._store.get(f"beat/{rank}").decode().split(":", 2)
         except Exception:
+            self.lost = True
             return -1, -1, ""
         return int(count), int(collectives), doing
 
@@ -159,7 +184,8 @@ class Watch:
             count += 1
             try:
                 self._beats.set(f"beat/{self._rank}", f"{count}:{self.collectives}:{self._busy}")
-            except Exception:  # whoever held the store is gone; the next exchange says so
+            except Exception:  # the next exchange says so
+                self.lost = True
                 return
             if self._ended.wait(_BEAT_SECONDS):
                 return
@@ -183,7 +209,7 @@ class Wait:
         self._waited, self._looked = self._waited + min(now - self._looked, _LONGEST_LOOK), now
         told = self._watch.told()
         error: RankError | None = None
-        if told is not None:
+        if told is not None or self._watch.lost:
             error = self._watch.failure(RankError("failed"))
         elif self._waited > self._watch.timeout:
             error = self._watch.late()

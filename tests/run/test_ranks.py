@@ -49,7 +49,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 def found() -> list[dict[str, Any]]:
     """What each of two ranks found, the second of which fails at the end."""
     port = free_port()
-    both = [ended(process) for process in [start(rank, port, FAILS="yes") for rank in (0, 1)]]
+    both = [ended(process) for process in [start(rank, port, FAILS="1") for rank in (0, 1)]]
     assert [status for status, _, _ in both] == [2, 2], both
     results = [json.loads(output) for _, output, _ in both]
     for result, (_, _, errors) in zip(results, both, strict=True):
@@ -119,6 +119,14 @@ def test_a_checkpoint_has_what_is_alike_once_and_what_is_not_for_each_rank(found
 
 def test_the_rank_that_fails_tells_and_the_others_end_alike(found: list[dict[str, Any]]) -> None:
     assert [result["told"] for result in found] == [[], ["told: rank 1 alone is wrong"]]
+
+
+def test_rank_0_that_serves_the_store_is_heard_when_it_fails() -> None:
+    port = free_port()
+    both = [ended(process) for process in [start(rank, port, FAILS="0", SHORT="yes") for rank in (0, 1)]]
+    assert [status for status, _, _ in both] == [2, 2]
+    told = [[line for line in errors.splitlines() if line.startswith("told: ")] for _, _, errors in both]
+    assert told == [["told: rank 0 alone is wrong"], []]
 
 
 def test_a_rank_that_never_comes_is_named_within_the_limit() -> None:
