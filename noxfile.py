@@ -55,13 +55,6 @@ def trackers(session: nox.Session) -> None:
 
 
 @nox.session
-def engines(session: nox.Session) -> None:
-    """Run the tests on real engines: torchrun."""
-    session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", "-m", "engines", *session.posargs)
-
-
-@nox.session
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)
