@@ -34,7 +34,7 @@ def tuned(directory: Path, ways: list[str], jobs: int = 1, **changes: Any) -> tu
 
 
 def test_trial_is_worth_the_mean_of_its_last_evaluations(tmp_path: Path) -> None:
-    study, lines = tuned(tmp_path / "study", ["good", "better"], jobs=2)
+    study, lines = tuned(tmp_path / "study", ["good", "better"], jobs=2, pruner=None)
     assert [trial.value for trial in study.trials()] == [35.0, 55.0]
     assert study.trials()[0].intermediate_values == {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0}
     assert sorted(lines) == ["trial 0: 35.00 (x=good)", "trial 1: 55.00 (x=better)"]
@@ -50,7 +50,7 @@ def test_bad_trial_is_stopped_early(tmp_path: Path) -> None:
 
 
 def test_trial_that_fails_has_its_reason_and_takes_no_other_along(tmp_path: Path) -> None:
-    study, _ = tuned(tmp_path / "study", ["fails", "good", "dies", "better"], jobs=2)
+    study, _ = tuned(tmp_path / "study", ["fails", "good", "dies", "better"], jobs=2, pruner=None)
     states = [trial.state for trial in study.trials()]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert study.trials()[0].user_attrs[REASON] == "x: got 'fails', expected something else"
