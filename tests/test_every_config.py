@@ -49,6 +49,8 @@ def test_every_shipped_configuration_trains_two_iterations(overrides: str, tmp_p
         pytest.importorskip("gym", reason="gym is not installed: nox -s legacy_gym")
     if "envpool" in overrides:
         pytest.importorskip("envpool", reason="envpool is not installed: nox -s envpool")
+    if "batcher=ray" in overrides:
+        pytest.importorskip("ray", reason="ray is not installed: nox -s engines")
     small = ["algo.num_steps=8", "batcher.envs_per_worker=2", "logger.console=false", "logger.every=0"]
     small += [f"run_dir='{tmp_path / 'run'}'"]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):

@@ -92,12 +92,12 @@ class RayHandle(RestartingHandle):
     @staticmethod
     def wait(sources: Collection[Any], seconds: float | None) -> Collection[Any]:
         """Wait for answers of actors; see `Handle.wait`."""
-        return ray.wait(list(sources), num_returns=1, timeout=seconds)[0]
+        return ray.wait(list(sources), num_returns=len(sources) if seconds == 0 else 1, timeout=seconds)[0]
 
     @property
     def sources(self) -> list[Any]:
         """Return where the oldest answer will be: what there is to wait for."""
-        return [self._refs[0]]
+        return [self._refs[0]] if self._refs else []
 
     @property
     def actor(self) -> Any:
@@ -119,8 +119,9 @@ class RayHandle(RestartingHandle):
                 if ray.wait([self._question], timeout=0)[0]:
                     self._known = ray.get(self._question)
                     self._question = None
-        if self._question is None:
-            self._question = self._actor.progress.remote()
+        now = time.monotonic()
+        if self._question is None and now - self._asked_at >= (self.look_every or 0.0):  # some look all the time
+            self._question, self._asked_at = self._actor.progress.remote(), now
         unborn = not self._received and not self._known[ALIVE]
         if unborn and time.monotonic() - self._started > START_SECONDS:
             self._fail(self._no_room(), False)
@@ -158,6 +159,7 @@ class RayHandle(RestartingHandle):
         self._known: Words = [0] * NUM_WORDS
         self._calls: int | None = None  # steps done when it failed, where it could say so
         self._question: Any = None
+        self._asked_at = 0.0
         self._closing: Any = None
         self._started = time.monotonic()
         self._sent = -1  # version of the weights that this actor has been sent

@@ -15,7 +15,7 @@ from rlx.batcher import Batcher, EpisodeBatcher
 from rlx.batcher.worker import Worker
 from rlx.data import DictTensor, Trajectories
 from rlx.env import make
-from rlx.errors import EnvironmentFault, UserError, WorkerError
+from rlx.errors import EnvironmentFault, WorkerError
 from rlx.seeding import env_seed
 from tests.batcher.ledger import Counter
 from tests.batcher.tasks import SkilledWithMemory, sample_skill, sample_task
@@ -320,8 +320,3 @@ def test_what_cannot_travel_is_refused(on_ray: dict) -> None:
     lock = __import__("threading").Lock()
     with pytest.raises(WorkerError, match="must be picklable to reach an actor of Ray"):
         Batcher(Counter, partial(make, ledger.ID, kwargs={"books": lock}), **SETTINGS, **on_ray)
-
-
-def test_an_address_without_ray_is_refused() -> None:
-    with pytest.raises(UserError, match=r"batcher\.address: got 'auto' with workers=process"):
-        Batcher(Counter, MODES["per_instance"], **SETTINGS, workers="process", address="auto")
