@@ -22,6 +22,7 @@ from tests.batcher.tasks import SkilledWithMemory, sample_skill, sample_task
 from tests.batcher.test_batcher import MODES
 from tests.engines.clusters import TwoNodes, two_nodes
 from tests.faults import ledger, sick
+from tests.faults.test_injection import Still
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -246,8 +247,8 @@ def test_a_killed_node_costs_its_unfinished_pieces_and_ten_seconds_at_most(
 def sick_batcher(way: str, place: str, on_ray: dict, **changes) -> Batcher:
     make_env = partial(make, sick.ID, kwargs={"way": way, "place": place})
     options = {"num_workers": 1, "envs_per_worker": 1, "num_steps": 8, "seed": 1} | on_ray | changes
-    batcher = Batcher(Counter, make_env, **options)
-    batcher.publish(Counter(batcher.specs))
+    batcher = Batcher(Still, make_env, **options)
+    batcher.publish(Still(batcher.specs))
     return batcher
 
 
