@@ -118,6 +118,7 @@ class RayHandle(RestartingHandle):
             with contextlib.suppress(_exceptions.RayError):  # of a dead actor the answer that is waited for tells
                 if ray.wait([self._question], timeout=0)[0]:
                     self._known = ray.get(self._question)
+                    self._known[ALIVE] |= bool(self._received)  # it may have been asked before
                     self._question = None
         now = time.monotonic()
         if self._question is None and now - self._asked_at >= (self.look_every or 0.0):  # some look all the time
@@ -187,6 +188,7 @@ class RayHandle(RestartingHandle):
             return None, (wrong, False)
         except _exceptions.RayError as error:
             return None, self._death(error)
+        self._known[ALIVE], self._known[CALLS] = 1, 0  # what was told of the last command is out of date
         if isinstance(answer, Failed):
             self._calls = answer.calls
             return answer.failure, None

@@ -22,7 +22,6 @@ from tests.batcher.tasks import SkilledWithMemory, sample_skill, sample_task
 from tests.batcher.test_batcher import MODES
 from tests.engines.clusters import TwoNodes, two_nodes
 from tests.faults import ledger, sick
-from tests.faults.test_injection import Still
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -230,12 +229,14 @@ def test_a_killed_node_costs_its_unfinished_pieces_and_ten_seconds_at_most(
             account.take()
         batcher.execute()
         cluster.kill(node)
-        started = time.monotonic()
-        account.take()
-        if not batcher.restarts:  # the piece was done before the node was gone
-            batcher.execute()
+        longest, begun = 0.0, time.monotonic()
+        while not batcher.restarts and time.monotonic() - begun < 20:  # its actors may live a little longer
+            started = time.monotonic()
             account.take()
-        assert time.monotonic() - started <= 10
+            longest = max(longest, time.monotonic() - started)
+            batcher.execute()
+        account.take()
+        assert longest <= 10
         assert batcher.restarts == victims
         for _ in range(3):
             batcher.execute()
@@ -247,8 +248,8 @@ def test_a_killed_node_costs_its_unfinished_pieces_and_ten_seconds_at_most(
 def sick_batcher(way: str, place: str, on_ray: dict, **changes) -> Batcher:
     make_env = partial(make, sick.ID, kwargs={"way": way, "place": place})
     options = {"num_workers": 1, "envs_per_worker": 1, "num_steps": 8, "seed": 1} | on_ray | changes
-    batcher = Batcher(Still, make_env, **options)
-    batcher.publish(Still(batcher.specs))
+    batcher = Batcher(make_seeded, make_env, **options)
+    batcher.publish(make_seeded(batcher.specs))
     return batcher
 
 
