@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 
 LONG = [
     *("algo=ppo", "algo.num_steps=32", "algo.batch_size=128", "algo.num_epochs=1", "batcher.envs_per_worker=4"),
-    *("logger.console=false", "logger.tensorboard=false", "checkpoint.minutes=0", "checkpoint.every=2560"),
+    *("logger.console=false", "logger=csv", "checkpoint.minutes=0", "checkpoint.every=2560"),
     *("total_steps=256_000", "seed=3"),
 ]
 """1,000 iterations of 256 steps, ten seconds or more: long enough to be put back into the queue three times."""
