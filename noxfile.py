@@ -18,14 +18,14 @@ nox.options.sessions = ["tests", "lint", "types", "floors", "wheel"]
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, faults included; what follows -- goes to pytest."""
+    """Run the tests, faults included but for the longest; what follows -- goes to pytest."""
     session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", "-m", "not learning and not engines", *session.posargs)
+    session.run("pytest", "-m", "not learning and not engines and not matrix", *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Only what kills, stops and breaks things, to see what is left behind; `tests` has it, too."""
+    """Only what kills, stops and breaks things, to see what is left behind: here at every point at which it may."""
     session.install("-e", ".[test]", *CONSTRAINTS)
     session.run("pytest", "-m", "faults", *session.posargs)
 
@@ -48,10 +48,10 @@ def envpool(session: nox.Session) -> None:
 
 
 @nox.session
-def engines(session: nox.Session) -> None:
-    """Run what needs another engine beside it: a real cluster of Ray, on this machine."""
-    session.install("-e", ".[test,ray]", *CONSTRAINTS)
-    session.run("pytest", "-m", "engines", *session.posargs)
+def trackers(session: nox.Session) -> None:
+    """Run the tests of loggers with the real packages of Weights & Biases and MLflow."""
+    session.install("-e", ".[test,wandb,mlflow]", *CONSTRAINTS)
+    session.run("pytest", "tests/run/test_loggers.py", *session.posargs)
 
 
 @nox.session
@@ -59,6 +59,13 @@ def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)
     session.run("pytest", "-m", "learning", "--timeout", "3600", *session.posargs)
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """Run the tests on real engines: Ray, torchrun, SLURM (as root, installed by apt-get where it is missing)."""
+    session.install("-e", ".[test,ray]", *CONSTRAINTS)
+    session.run("pytest", "-m", "engines", *session.posargs)
 
 
 @nox.session

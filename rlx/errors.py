@@ -13,6 +13,7 @@ RlxError                      something rlx can explain in one message
 │   └── CheckpointError       a checkpoint that is missing, damaged or of something else
 ├── EnvironmentFault          the user's environment raised or broke its contract (exit status 1)
 ├── WorkerError               a worker process failed or died                  (exit status 1)
+├── RankError                 another rank of a distributed learner failed, died or did not come  (exit status 1)
 ├── LossError                 a loss is not finite; the run stops before the step  (exit status 1)
 ├── RunWriteError             a file of a run cannot be written: a full disk   (exit status 1)
 └── DataRevokedError          Trajectories used after their slot was handed back (exit status 1)
@@ -27,9 +28,12 @@ class RlxError(Exception):
 
     Attributes:
         exit_status: what the command line exits with when this error ends a command.
+        of_one_rank: of several processes that train together, this one is to tell of it; otherwise the first one does,
+            of what all of them find wrong.
     """
 
     exit_status: int = 1
+    of_one_rank: bool = False
 
 
 class UserError(RlxError):
@@ -84,6 +88,10 @@ class EnvironmentFault(RlxError):
 
 class WorkerError(RlxError):
     """A worker process failed or died."""
+
+
+class RankError(RlxError):
+    """Another rank of a distributed learner failed, died or did not come."""
 
 
 class LossError(RlxError):

@@ -117,6 +117,13 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("return x.mean() if mask is None else mean_of_valid(x, mask)", "return x.mean()"),
         ("next_q = target.q(", "next_q = agent.critics.q("),
     ],
+    "hdqn": [
+        ('{"agent/action": choices.steps[OPTION]}', '{"agent/action": choices.steps["agent/action"]}'),
+        ('steps.steps["next/terminated"] | achieved', 'steps.steps["next/terminated"]'),
+        ('steps.steps["next/terminated"] | achieved', "achieved"),
+        ("target.worker", "agent.worker"),
+        ("target.manager", "agent.manager"),
+    ],
     "diayn": [
         ("log_prob.detach() + math.log", "log_prob.detach() - math.log"),
         ("logits.argmax(-1) == skill", "logits.argmin(-1) == skill"),

@@ -1,6 +1,6 @@
-"""The code on the documentation's pages runs.
+"""The code on the documentation's pages runs, and their links lead somewhere.
 
-Every ```python block of `docs/*.md` is executed: the blocks of a page in order and in one namespace, in an empty
+Every ```python block of `docs/**/*.md` is executed: the blocks of a page in order and in one namespace, in an empty
 working directory. A block under the HTML comment `<!-- not run -->` is left out.
 """
 
@@ -15,7 +15,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(
     r"^(?P<skip><!-- not run -->\n+)?(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
-PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`[^`\n]*`")
 
 
 def code_blocks(text: str) -> list[tuple[int, str]]:
@@ -29,10 +32,44 @@ def code_blocks(text: str) -> list[tuple[int, str]]:
     return blocks
 
 
+def anchors(text: str) -> set[str]:
+    """Return the names that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    """Return the links of a page to files, and to headings of pages, that are not there."""
+    dead: list[str] = []
+    for link in LINK.findall(SPAN.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", *(f"docs/{page}" for page in PAGES)])
+def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
+    assert dead_links(DOCS.parent / page) == []
+
+
+def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("# What is `there`, and why?\n```\n# no heading\n```\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](there.md) [b](there.md#what-is-there-and-why) [c](https://example.com) ![d](#here) `[e](f)`\n"
+        "# Here\n[g](gone.md) ![h](gone.png) [i](there.md#gone) [j](there.md#no-heading) [k](#gone)\n"
+    )
+    assert dead_links(page) == ["gone.md", "gone.png", "there.md#gone", "there.md#no-heading", "#gone"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = DOCS / page
-    name = f"docs_{path.stem.replace('-', '_')}"
+    name = "docs_" + re.sub(r"\W", "_", page)
     module = ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)

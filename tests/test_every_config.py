@@ -16,7 +16,10 @@ def members(group: str) -> list[str]:
 
 
 # Agents that one algorithm alone can use.
-CHOSEN_BY = ("q_network", "recurrent_q_network", "conv_q_network", "soft_actor_critic", "recurrent_soft_actor_critic")
+CHOSEN_BY = (
+    "q_network", "recurrent_q_network", "conv_q_network", "hierarchical_q_network", "soft_actor_critic",
+    "recurrent_soft_actor_critic",
+)  # fmt: skip
 
 CASES = [
     *(f"env={name}" for name in members("env") if name not in ("gym", "legacy_gym", "atari", "envpool")),
@@ -25,12 +28,13 @@ CASES = [
     "env=envpool env.id=CartPole-v1",
     "env=atari env.game=SpaceInvaders agent=conv",
     *(f"agent={name}" for name in members("agent") if name not in ("conv", "skills", *CHOSEN_BY)),
-    *(f"algo={name}" for name in members("algo") if name not in ("sac", "diayn")),
+    *(f"algo={name}" for name in members("algo") if name not in ("sac", "diayn", "hdqn")),
     "algo=sac env=Pendulum",
     "algo=sac env=Pendulum agent=recurrent_soft_actor_critic",
     "algo=dqn env=Acrobot agent=recurrent_q_network agent.cell=lstm agent.prev_action=true",
     "algo=dqn env=atari env.game=Pong agent=conv_q_network",
     "algo=diayn env=Pendulum",
+    "algo=hdqn env=Errand",
     *(f"batcher={name}" for name in members("batcher")),
     *(f"+experiment={name}" for name in members("experiment")),
 ]

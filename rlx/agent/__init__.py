@@ -5,6 +5,7 @@ from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, re
 from rlx.agent.convolution import ConvActorCritic, ConvQNetwork
 from rlx.agent.flat import flatten_parameters
 from rlx.agent.heads import ActionHead
+from rlx.agent.hierarchical import HierarchicalQNetwork
 from rlx.agent.masking import ActionMasking, apply_mask, draw_allowed
 from rlx.agent.memory import MemoryAgent
 from rlx.agent.mixture import MixtureAgent
@@ -36,6 +37,7 @@ __all__ = [
     "ConvQNetwork",
     "Critics",
     "GRUActorCritic",
+    "HierarchicalQNetwork",
     "LSTMActorCritic",
     "MemoryAgent",
     "MixtureAgent",

@@ -34,7 +34,7 @@ class Place:
         """Return the place of the step that `position` `[B]` int64 steps of its episode came before."""
         slots = torch.arange(window, device=position.device)
         age = (position.unsqueeze(1) - slots).remainder(window).unsqueeze(1)
-        row = torch.arange(len(position), device=position.device)
+        row = torch.arange(position.shape[0], device=position.device)
         return cls(row, position.remainder(window), age, age > position.view(-1, 1, 1))
 
 
@@ -94,7 +94,7 @@ class WindowBlock(nn.Module):
             cache: `[B, 2, H, W, D]`.
             place: of this step.
         """
-        projected = self.query_key_value(self.attention_norm(x)).view(len(x), 3, self.num_heads, -1)
+        projected = self.query_key_value(self.attention_norm(x)).view(x.shape[0], 3, self.num_heads, -1)
         query = projected[:, 0] * self.scale
         if torch.is_grad_enabled():
             cache = cache.clone()

@@ -136,7 +136,9 @@ class MultiCategorical(Distribution):
         self.num_parameters = sum(spec.nvec)
         self._logits, self._action = f"logits{suffix}", f"action{suffix}"
         widest = max(spec.nvec)
-        self._present = torch.arange(widest) < torch.tensor(spec.nvec).unsqueeze(-1)  # [K, widest]
+        counts, places = torch.tensor(spec.nvec).unsqueeze(-1), torch.arange(widest)
+        self._absent = places >= counts  # [K, widest]
+        self._place = (places.minimum(counts - 1) + counts.cumsum(0) - counts).flatten()  # [K * widest], in the logits
 
     def outputs(self, parameters: Tensor) -> dict[str, Tensor]:
         """Return `logits` `[B, sum(nvec)]`, the choices one after the other."""
@@ -144,10 +146,10 @@ class MultiCategorical(Distribution):
 
     def _padded(self, outputs: Fields) -> Tensor:
         logits = outputs[self._logits]
-        present = self._present.to(logits.device)
-        padded = logits.new_full((*logits.shape[:-1], *present.shape), _ABSENT)
-        padded[..., present] = logits
-        return padded
+        if logits.device != self._place.device:
+            self._place, self._absent = self._place.to(logits.device), self._absent.to(logits.device)
+        each = logits.index_select(-1, self._place).view(*logits.shape[:-1], *self._absent.shape)
+        return each.masked_fill(self._absent, _ABSENT)
 
     def sample(self, outputs: Fields, deterministic: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw each choice by the exponential race."""

@@ -4,6 +4,9 @@ So they are published to the workers, saved in every checkpoint, and stay as the
 `update_normalizers`, which an algorithm calls with what it has learned from, moves them.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +15,44 @@ from rlx.data import Trajectories
 _LIMIT = 10.0  # standard deviations, beyond which an observation is cut
 
 
+Gather = Callable[[Tensor], Tensor]
+"""Takes a learner's row `[K]` float64, and returns the rows of all learners, `[learners, K]`."""
+
+
+class Moments(NamedTuple):
+    """Of some values of one shape.
+
+    Attributes:
+        number: `[]` float64, how many.
+        mean: `[*shape]` float64.
+        squares: `[*shape]` float64, the sum of the squares of their differences from the mean.
+    """
+
+    number: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Return those of values `[N, *shape]`; without values, zeros."""
+        values = values.double()
+        if not len(values):
+            nothing = values.new_zeros(values.shape[1:])
+            return cls(values.new_zeros(()), nothing, nothing)
+        mean = values.mean(0)
+        return cls(values.new_tensor(len(values)), mean, (values - mean).square().sum(0))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Return those of both (Chan et al. 1979, eq. 2.1)."""
+        count = self.number + other.number
+        share = other.number / count.clamp(min=1.0)
+        difference = other.mean - self.mean
+        squares = self.squares + other.squares + difference.square() * (self.number * share)
+        return Moments(count, self.mean + difference * share, squares)
+
+
 class Normalizer(nn.Module):
-    """The running mean and variance of all values so far, merged exactly (Chan et al. 1979, eq. 2.1).
+    """The running mean and variance of all values so far, merged exactly (see `Moments.merge`).
 
     However what was seen is divided among calls, and calls among workers, the moments are those of all of it.
 
@@ -44,22 +83,26 @@ class Normalizer(nn.Module):
         """Return values `[N, *shape]` that are in standard deviations from the mean as what they stand for."""
         return values * self.scale + self.shift
 
-    @torch.no_grad()
     def update(self, values: Tensor) -> None:
         """Take values `[N, *shape]` into the moments."""
-        if not len(values):
+        self.merge(Moments.of(values.to(self._mean)))
+
+    @torch.no_grad()
+    def merge(self, moments: Moments) -> None:
+        """Take values into the moments that somebody else has seen, another learner or another normaliser."""
+        if not moments.number:
             return
-        values = values.to(self._mean)
-        mean = values.mean(0)
-        squares = (values - mean).square().sum(0)
-        total = self._count + len(values)
-        difference = mean - self._mean
-        self._squares += squares + difference.square() * (self._count * len(values) / total)
-        self._mean += difference * (len(values) / total)
-        self._count.copy_(total)
-        deviation = (self._squares / total).sqrt()
-        self.shift.copy_(self._mean)
+        merged = self.moments.merge(moments)
+        for own, new in zip(self.moments, merged, strict=True):
+            own.copy_(new)
+        deviation = (merged.squares / merged.number).sqrt()
+        self.shift.copy_(merged.mean)
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+
+    @property
+    def moments(self) -> Moments:
+        """Return the moments of all values so far; views."""
+        return Moments(self._count, self._mean, self._squares)
 
 
 class ReturnNormalizer(Normalizer):
@@ -83,7 +126,10 @@ class ObservationNormalizer(Normalizer):
         self.key = key
 
 
-def update_normalizers(agent: nn.Module, trajectories: Trajectories, returns: Tensor | None = None) -> None:
+@torch.no_grad()
+def update_normalizers(
+    agent: nn.Module, trajectories: Trajectories, returns: Tensor | None = None, gather: Gather | None = None
+) -> None:
     """Take all steps into the moments of all normalisers in the agent; nothing where it has none.
 
     Call it when the batch has been learned from, before `publish`: so the losses see what the workers saw.
@@ -92,13 +138,28 @@ def update_normalizers(agent: nn.Module, trajectories: Trajectories, returns: Te
         agent: any module that holds normalisers.
         trajectories: steps `[B, T]`; padding counts nothing.
         returns: `[B, T]`, for a normaliser of returns.
+        gather: of several learners that take each other's steps in too, `run.ranks.gather`; all have to call this.
     """
     steps = trajectories.steps
+    found: list[tuple[Normalizer, Moments]] = []
     for module in agent.modules():
         if isinstance(module, ObservationNormalizer):
-            module.update(_valid(steps[f"env/{module.key}"], trajectories))
+            found.append((module, Moments.of(_valid(steps[f"env/{module.key}"], trajectories).to(module.moments.mean))))
         elif isinstance(module, ReturnNormalizer) and returns is not None:
-            module.update(_valid(returns, trajectories))
+            found.append((module, Moments.of(_valid(returns, trajectories).to(module.moments.mean))))
+    if gather is None or not found:
+        for module, moments in found:
+            module.merge(moments)
+        return
+    row = torch.cat([part.flatten() for _, moments in found for part in moments])  # all normalisers in one exchange
+    for one in gather(row):
+        place = 0
+        for module, moments in found:
+            parts: list[Tensor] = []
+            for like in moments:
+                parts.append(one[place : place + like.numel()].view_as(like))
+                place += like.numel()
+            module.merge(Moments(*parts))
 
 
 def _valid(values: Tensor, trajectories: Trajectories) -> Tensor:

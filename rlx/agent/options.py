@@ -246,7 +246,7 @@ class _Actor(Agent):
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
     """Return `values[n, index[n]]`, `[N, ...]` of `[N, K, ...]`."""
-    return values[torch.arange(len(index), device=index.device), index]
+    return values[torch.arange(index.shape[0], device=index.device), index]
 
 
 def _in_force(option: Tensor, new: Tensor, is_first: Tensor, state: DictTensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker
 from rlx.data import Trajectories
 from rlx.errors import AgentError
-from rlx.run import Run
+from rlx.run import Run, StdMean
 from rlx.validate import Range
 
 
@@ -34,6 +34,7 @@ def loss(
     ent_coef: float,
     vf_coef: float,
     normalize_advantage: bool,
+    std_mean: StdMean | None = None,
 ) -> dict[str, Tensor]:
     """Return A2C's loss on a batch, under `loss/total`, and what it is made of.
 
@@ -51,6 +52,8 @@ def loss(
         ent_coef: usually 0 to 0.02.
         vf_coef: usually 0.25 to 0.5.
         normalize_advantage: whether advantages get mean 0 and standard deviation 1 in the batch.
+        std_mean: gives standard deviation and mean of the advantages of all ranks, where this is a part of a batch
+            over several; None for the batch's own.
 
     Returns:
         0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/value`, `loss/entropy` and
@@ -67,7 +70,9 @@ def loss(
     advantage = gae(steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask)
     returns = advantage + value
     target = valid(returns)
-    weight = normalize(valid(advantage)) if normalize_advantage else valid(advantage)
+    weight = valid(advantage)
+    if normalize_advantage:
+        weight = normalize(weight, None if std_mean is None else std_mean(weight))
 
     policy_loss = -(weight * valid(agent.log_prob(outputs, steps.group("agent")))).mean()
     value_loss = 0.5 * ((valid(outputs["value"]) - target) / agent.value_scale).square().mean()
@@ -133,15 +138,16 @@ def train(
                 ent_coef=entropy_coef,
                 vf_coef=vf_coef,
                 normalize_advantage=normalize_advantage,
+                std_mean=run.ranks.std_mean,
             )
             run.check_loss(terms["loss/total"], trajectories, agent)
             optimizer.zero_grad()
             terms["loss/total"].backward()
-            run.average_gradients(agent)
+            run.average_gradients(agent, trajectories.num_steps)
             terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
             optimizer.step(lr)
 
-            update_normalizers(agent, trajectories, terms.pop("return"))
+            update_normalizers(agent, trajectories, terms.pop("return"), run.ranks.gather)
             batcher.publish(agent)
             logged = {name: term.detach() for name, term in terms.items()}
             run.log({**logged, "learning_rate": lr, "ent_coef": entropy_coef}, env_steps=trajectories.num_steps)

@@ -149,7 +149,8 @@ def train(
         num_skills = agent.encoder.num_skills
         discriminator = Discriminator(batcher.specs, num_skills, discriminator_hidden_sizes).to(run.device)
         target = deepcopy(agent.critics)
-        optimizer = FlatAdam(nn.ModuleList([agent, discriminator]), eps=adam_eps)
+        everything = nn.ModuleList([agent, discriminator])
+        optimizer = FlatAdam(everything, eps=adam_eps)
         moving, followed = flatten_parameters(target).detach(), list(agent.critics.parameters())
         skill = {"agent_info/skill": Spec((), torch.int64)}
         buffer = ReplayBuffer(batcher.specs, capacity=buffer_size, num_envs=batcher.num_envs, extra=skill)
@@ -173,16 +174,17 @@ def train(
             lr = at(learning_rate, run.env_steps / run.total_steps)
             trajectories = batcher.collect()
             buffer.add(trajectories)
-            update_normalizers(agent, trajectories)
-            update_normalizers(target, trajectories)
+            update_normalizers(agent, trajectories, gather=run.ranks.gather)
+            update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+            begun = run.ranks.sum(buffer.num_added) >= learning_starts
+            for _ in range(num_updates if begun else 0):
                 batch = buffer.sample(batch_size, draws, gamma=gamma).to(run.device)
                 terms = compute(agent, target, discriminator, batch, noise, target_entropy=entropy)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
-                run.average_gradients(agent)
+                run.average_gradients(everything, batch.num_steps)
                 optimizer.step(lr)
                 with torch.no_grad():
                     moving.lerp_(torch.cat([parameter.reshape(-1) for parameter in followed]), tau)

@@ -28,6 +28,7 @@ from rlx.agent import (
     state_specs,
     update_normalizers,
 )
+from rlx.algo.hindsight import hindsight_of
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
@@ -142,6 +143,7 @@ def train(
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     n_step: Annotated[int, Range(1)],
+    hindsight: Annotated[float, Range(0, 1)] | None,
     double: bool,
     target_update_interval: Annotated[int, Range(1)],
     tau: Annotated[float, Range(0, 1, low_open=True)],
@@ -168,6 +170,8 @@ def train(
         adam_eps: Adam's epsilon.
         gamma: discount, usually 0.97 to 0.999.
         n_step: see `loss`; usually 1 to 5.
+        hindsight: part of the transitions that get another goal, one that was reached later in their episode, usually
+            0.8; None for none. For environments that pursue goals; see `rlx.data.Hindsight`.
         double: see `loss`.
         target_update_interval: updates between two of the target network, usually 10 to 10,000; 1 with a small `tau`.
         tau: how far the target network then moves: 1 for all the way, or usually 0.001 to 0.01.
@@ -178,7 +182,7 @@ def train(
         prioritized_beta: how far weights make up for that; usually rises from 0.4 to 1.
         max_grad_norm: norm at which the gradient is cut, usually 1 to 40.
     """
-    with make_batcher(num_steps=num_steps) as batcher:
+    with make_batcher(num_steps=num_steps) as batcher, hindsight_of(hindsight, batcher) as relabel:
         agent = make_agent(batcher.specs).to(run.device)
         if not isinstance(agent, QAgent):
             raise AgentError(f"algo=dqn needs a Q-network such as agent=q_network, got {type(agent).__name__}")
@@ -193,6 +197,7 @@ def train(
             state=state_specs(agent) if sequences else None,
             state_every=num_steps,
             alpha=prioritized_alpha,
+            hindsight=relabel,
         )
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
         powers = 1 + epsilon_spread * torch.linspace(0, 1, batcher.num_envs)
@@ -215,10 +220,11 @@ def train(
 
             trajectories = batcher.collect(DictTensor({"epsilon": explored**powers}))
             buffer.add(trajectories)
-            update_normalizers(agent, trajectories)
-            update_normalizers(target, trajectories)
+            update_normalizers(agent, trajectories, gather=run.ranks.gather)
+            update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+            begun = run.ranks.sum(buffer.num_added) >= learning_starts
+            for _ in range(num_updates if begun else 0):
                 if sequences:
                     batch = buffer.sample_sequences(
                         batch_size, generator, num_steps=sequences.length, gamma=gamma, beta=beta
@@ -230,7 +236,7 @@ def train(
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
-                run.average_gradients(agent)
+                run.average_gradients(agent, batch.num_steps)
                 terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                 optimizer.step(lr)
                 if prioritized_alpha is not None:

@@ -37,6 +37,7 @@ def loss(
     ent_coef: float,
     vf_coef: float,
     normalize_advantage: bool,
+    moments: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return PPO's loss on a minibatch, under `loss/total`, and what it is made of.
 
@@ -55,6 +56,8 @@ def loss(
         ent_coef: usually 0 to 0.02.
         vf_coef: usually 0.5.
         normalize_advantage: whether advantages get mean 0 and standard deviation 1 in the minibatch.
+        moments: standard deviation and mean of the advantages, 0-dimensional, where this is a part of a minibatch over
+            several ranks; None for its own.
 
     Returns:
         0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/value`, `loss/entropy`,
@@ -72,7 +75,7 @@ def loss(
         entropy = valid(agent.entropy(outputs)).mean()
     advantage = valid(steps["advantage"])
     if normalize_advantage:
-        advantage = normalize(advantage)
+        advantage = normalize(advantage, moments)
 
     log_ratio = valid(log_prob - steps["log_prob"])
     ratio = log_ratio.exp()
@@ -157,10 +160,13 @@ def train(
             trajectories = batcher.collect().to(run.device)
             batch = with_advantages(agent, trajectories, gamma=gamma, gae_lambda=gae_lambda)
             samples = batch if is_stateful(agent) else batch.split_steps()
+            number = run.ranks.num_minibatches(samples, batch_size)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_epochs):
+            epochs = 0
+            for epochs in range(1, num_epochs + 1):  # noqa: B007  (how many there were is logged)
                 epoch_start = len(updates)
-                for minibatch in samples.minibatches(batch_size, generator):
+                for minibatch in samples.minibatches(batch_size, generator, number):
+                    moments = run.ranks.std_mean_of(minibatch.steps, "advantage") if normalize_advantage else None
                     terms = compute(
                         agent,
                         minibatch,
@@ -169,18 +175,21 @@ def train(
                         ent_coef=entropy_coef,
                         vf_coef=vf_coef,
                         normalize_advantage=normalize_advantage,
+                        moments=moments,
                     )
                     run.check_loss(terms["loss/total"], minibatch, agent)
                     optimizer.zero_grad()
                     terms["loss/total"].backward()
-                    run.average_gradients(agent)
+                    run.average_gradients(agent, minibatch.num_steps)
                     terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                     optimizer.step(lr)
                     updates.append({name: term.detach() for name, term in terms.items()})
-                if target_kl is not None and mean_terms(updates[epoch_start:])["ppo/approx_kl"] > target_kl:
-                    break
+                if target_kl is not None:
+                    approx_kl = mean_terms(updates[epoch_start:])["ppo/approx_kl"]
+                    if run.ranks.mean(approx_kl, samples.num_steps) > target_kl:
+                        break
 
-            update_normalizers(agent, trajectories, batch.steps["return"])
+            update_normalizers(agent, trajectories, batch.steps["return"], run.ranks.gather)
             batcher.publish(agent)
             known, target = batch.steps.select("value", "return").flatten().values()
             run.log(
@@ -190,7 +199,7 @@ def train(
                     "learning_rate": lr,
                     "clip_coef": clip,
                     "ent_coef": entropy_coef,
-                    "ppo/num_epochs": len(updates) / max(1, -(-samples.num_steps // batch_size)),
+                    "ppo/num_epochs": float(epochs),
                 },
                 env_steps=trajectories.num_steps,
             )

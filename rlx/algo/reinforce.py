@@ -19,7 +19,7 @@ from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker, EpisodeBatcher
 from rlx.data import Trajectories
 from rlx.errors import AgentError, ConfigError
-from rlx.run import Run
+from rlx.run import Run, StdMean
 from rlx.validate import Range
 
 
@@ -32,6 +32,7 @@ def loss(
     ent_coef: float,
     vf_coef: float,
     normalize_advantage: bool,
+    std_mean: StdMean | None = None,
 ) -> dict[str, Tensor]:
     """Return REINFORCE's loss on whole episodes, under `loss/total`, and what it is made of.
 
@@ -50,6 +51,8 @@ def loss(
         ent_coef: usually 0 to 0.02.
         vf_coef: usually 0.5; of no matter without a baseline.
         normalize_advantage: whether what the log-probabilities are weighed by gets mean 0 and standard deviation 1.
+        std_mean: gives standard deviation and mean of the advantages of all ranks, where this is a part of a batch
+            over several; None for the batch's own.
 
     Returns:
         0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/entropy`, and `loss/value` with a
@@ -66,7 +69,9 @@ def loss(
     cut = after.masked_fill(~steps["next/truncated"], 0.0)
     returns = gae(rewards, torch.zeros_like(rewards), cut, *ends, gamma=gamma, gae_lambda=1.0, mask=mask)
     advantage = (returns - known)[mask]
-    weight = normalize(advantage) if normalize_advantage else advantage
+    weight = advantage
+    if normalize_advantage:
+        weight = normalize(weight, None if std_mean is None else std_mean(weight))
 
     policy_loss = -(weight * agent.log_prob(outputs, steps.group("agent"))[mask]).mean()
     entropy = agent.entropy(outputs)[mask].mean()
@@ -131,15 +136,16 @@ def train(
                 ent_coef=entropy_coef,
                 vf_coef=vf_coef,
                 normalize_advantage=normalize_advantage,
+                std_mean=run.ranks.std_mean,
             )
             run.check_loss(terms["loss/total"], episodes, agent)
             optimizer.zero_grad()
             terms["loss/total"].backward()
-            run.average_gradients(agent)
+            run.average_gradients(agent, episodes.num_steps)
             terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
             optimizer.step(lr)
 
-            update_normalizers(agent, episodes, terms.pop("return"))
+            update_normalizers(agent, episodes, terms.pop("return"), run.ranks.gather)
             batcher.publish(agent)
             logged = {name: term.detach() for name, term in terms.items()}
             run.log({**logged, "learning_rate": lr, "ent_coef": entropy_coef}, env_steps=episodes.num_steps)

@@ -112,9 +112,15 @@ def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
     return 1.0 - (target - predicted).var() / variance.clamp(min=torch.finfo(target.dtype).tiny)
 
 
-def normalize(values: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """Return `(values - mean) / (standard deviation + epsilon)`; a single value becomes 0."""
-    if values.numel() < 2:
+def normalize(values: Tensor, moments: tuple[Tensor, Tensor] | None = None, epsilon: float = 1e-8) -> Tensor:
+    """Return `(values - mean) / (standard deviation + epsilon)`; a single value becomes 0.
+
+    Args:
+        values: `[N]`.
+        moments: standard deviation and mean, 0-dimensional, where they are those of more values; None for their own.
+        epsilon: keeps values that are all alike finite.
+    """
+    if moments is None and values.numel() < 2:
         return values - values.mean()
-    std, mean = torch.std_mean(values)
+    std, mean = torch.std_mean(values) if moments is None else moments
     return (values - mean) / (std + epsilon)

@@ -25,6 +25,7 @@ from rlx.agent import (
     state_specs,
     update_normalizers,
 )
+from rlx.algo.hindsight import hindsight_of
 from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
@@ -115,6 +116,7 @@ def train(
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
     gamma: Annotated[float, Range(0, 1)],
     n_step: Annotated[int, Range(1)],
+    hindsight: Annotated[float, Range(0, 1)] | None,
     tau: Annotated[float, Range(0, 1, low_open=True)],
     target_entropy: float | None,
     max_grad_norm: Annotated[float, Range(0, low_open=True)] | None,
@@ -137,11 +139,13 @@ def train(
         adam_eps: Adam's epsilon.
         gamma: discount, usually 0.98 to 0.999.
         n_step: steps before the next value takes over, usually 1; entropy counts at the last one only.
+        hindsight: part of the transitions that get another goal, one that was reached later in their episode, usually
+            0.8; None for none. For environments that pursue goals; see `rlx.data.Hindsight`.
         tau: how far the target critics move at each update, usually 0.005.
         target_entropy: see `loss`; None for minus the number of action places.
         max_grad_norm: norm at which the gradient of all three losses is cut; None for never.
     """
-    with make_batcher(num_steps=num_steps) as batcher:
+    with make_batcher(num_steps=num_steps) as batcher, hindsight_of(hindsight, batcher) as relabel:
         agent = make_agent(batcher.specs).to(run.device)
         if not isinstance(agent, SoftActorCriticAgent):
             raise AgentError(f"algo=sac needs agent=soft_actor_critic, got {type(agent).__name__}")
@@ -151,7 +155,12 @@ def train(
         sequences = sequences_of(agent, sequence_length, burn_in_steps)
         state = state_specs(agent) if sequences else None
         buffer = ReplayBuffer(
-            batcher.specs, capacity=buffer_size, num_envs=batcher.num_envs, state=state, state_every=num_steps
+            batcher.specs,
+            capacity=buffer_size,
+            num_envs=batcher.num_envs,
+            state=state,
+            state_every=num_steps,
+            hindsight=relabel,
         )
         draws = torch.Generator().manual_seed(derive(run.seed, "replay"))
         noise = torch.Generator(run.device).manual_seed(derive(run.seed, "noise"))
@@ -176,10 +185,11 @@ def train(
             lr = at(learning_rate, run.env_steps / run.total_steps)
             trajectories = batcher.collect(random(run.env_steps < learning_starts))
             buffer.add(trajectories)
-            update_normalizers(agent, trajectories)
-            update_normalizers(target, trajectories)
+            update_normalizers(agent, trajectories, gather=run.ranks.gather)
+            update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
-            for _ in range(num_updates if buffer.num_added >= learning_starts else 0):
+            begun = run.ranks.sum(buffer.num_added) >= learning_starts
+            for _ in range(num_updates if begun else 0):
                 if sequences:
                     batch = buffer.sample_sequences(batch_size, draws, num_steps=sequences.length, gamma=gamma).to(
                         run.device
@@ -191,7 +201,7 @@ def train(
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
                 terms["loss/total"].backward()
-                run.average_gradients(agent)
+                run.average_gradients(agent, batch.num_steps)
                 if max_grad_norm is not None:
                     terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                 optimizer.step(lr)

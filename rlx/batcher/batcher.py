@@ -22,7 +22,7 @@ from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import WeightsLayout, copy_all
-from rlx.batcher.worker import EnvMaker, WorkerOptions
+from rlx.batcher.worker_options import EnvMaker, WorkerOptions
 from rlx.data import DictTensor, EnvSpecs, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
@@ -37,6 +37,7 @@ class Batcher:
     Attributes:
         specs: what the environments show and take.
         num_envs: B, over all workers.
+        make_env: makes environments like those of the workers.
         episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
         collect_seconds: time the caller has spent waiting in `get`.
         cpu_seconds: CPU time that the workers have spent on the pieces handed over.
@@ -64,6 +65,7 @@ class Batcher:
         env_info: Info | None = None,
         address: str | None = None,
         cpus_per_worker: Annotated[float, Range(0)] | None = None,
+        rank: int = 0,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -87,9 +89,10 @@ class Batcher:
                 with the weights that they have, while the learner computes. Steps then carry `agent/policy_version`.
             agent_info: for every `reset` that is given none; rows `[num_envs]`, or a `Sampler`.
             env_info: likewise.
-            address: of the cluster, for `ray`: None for a local one of our own, `auto` for the one that runs on this
-                machine, or `host:port`.
+            address: of the cluster, for `ray`: None for a local one, `auto` for the one on this machine, `host:port`.
             cpus_per_worker: cores that each actor of `ray` asks the cluster for; None for one.
+            rank: of several learners that each have a batcher like this one: seeds go on where those of the ranks
+                before end, so that all together play what one batcher with all their workers would.
 
         Raises:
             ClusterError: the cluster cannot be reached, is of another version, or has no room.
@@ -100,13 +103,12 @@ class Batcher:
         self.num_envs = num_workers * envs_per_worker
         self.num_steps = num_steps
         self.episodes: list[Episode] = []
-        self.collect_seconds = 0.0
-        self.cpu_seconds = 0.0
+        self.collect_seconds = self.cpu_seconds = 0.0
         self.workers: WorkerKind = workers
         self.asynchronous = asynchronous
         self.waiting = False
         self._resets_first = False  # the next piece begins with new episodes
-        self._make_agent = make_agent
+        self._make_agent, self.make_env = make_agent, make_env
         self._crew = Crew(
             workers,
             num_workers=num_workers,
@@ -119,24 +121,24 @@ class Batcher:
         self._layout: Layout | None = None
         self._in_flight: list[int] = []
         self._next_slot = 0
-        self._version = -1
-        self._version_executed = -1
+        self._version = self._version_executed = -1
         self._current: Trajectories | None = None
         try:
             for index in range(num_workers):
-                self._crew.add(
-                    WorkerOptions(
-                        index=index,
-                        first_row=index * envs_per_worker,
-                        num_envs=envs_per_worker,
-                        make_env=make_env,
-                        make_agent=make_agent,
-                        seed=seed,
-                        evaluation=evaluation,
-                        stop_at_episode_end=stop_at_episode_end,
-                        check_finite=check_finite,
-                    )
+                options = WorkerOptions(
+                    index=index,
+                    first_row=index * envs_per_worker,
+                    num_envs=envs_per_worker,
+                    make_env=make_env,
+                    make_agent=make_agent,
+                    seed=seed,
+                    evaluation=evaluation,
+                    stop_at_episode_end=stop_at_episode_end,
+                    check_finite=check_finite,
+                    workers_before=rank * num_workers,
+                    envs_before=rank * self.num_envs,
                 )
+                self._crew.add(options)
             found: list[EnvSpecs] = receive_all(self._handles)
             self.specs = agreed_specs(found)
         except BaseException:

@@ -195,7 +195,7 @@ def _has_unfit(block: Tensor, spec: Spec | None = None) -> bool:
     """Return whether any number is not finite, or no action of `spec`, at the least cost."""
     if block.dtype.is_floating_point:
         return not bool(torch.isfinite(block).all())
-    if spec is None or not block.numel():
+    if spec is None or spec.kind == "continuous" or not block.numel():  # a Box of integers is clipped, as any Box
         return False
     least, greatest = torch.aminmax(block)
     return int(least) < 0 or int(greatest) >= min(spec.nvec, default=2)
@@ -218,7 +218,7 @@ def _unfit(block: Tensor, spec: Spec | None) -> Tensor:
     """Return which numbers are not finite, or no action of `spec`, as bool of the shape of `block`."""
     if block.dtype.is_floating_point:
         return ~torch.isfinite(block)
-    if spec is None:
+    if spec is None or spec.kind == "continuous":
         return torch.zeros_like(block, dtype=torch.bool)
     most = torch.tensor(spec.nvec or 2, device=block.device)
     return (block < 0) | (block >= (most.reshape(spec.shape) if spec.nvec else most))

@@ -7,7 +7,7 @@ from typing import Literal
 from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle
 from rlx.batcher.process import ProcessHandle
 from rlx.batcher.restart import OnFailure
-from rlx.batcher.worker import WorkerOptions
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.errors import UserError
 
 WorkerKind = Literal["local", "process", "ray"]

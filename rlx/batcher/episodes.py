@@ -12,7 +12,7 @@ from rlx.batcher.crew import WorkerKind
 from rlx.batcher.pieces import Episode
 from rlx.batcher.restart import OnFailure
 from rlx.batcher.sampler import Info
-from rlx.batcher.worker import EnvMaker
+from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
@@ -49,6 +49,7 @@ class EpisodeBatcher(Batcher):
         env_info: Info | None = None,
         address: str | None = None,
         cpus_per_worker: Annotated[float, Range(0)] | None = None,
+        rank: int = 0,
     ) -> None:
         """Start the workers and wait until they have made their environments.
 
@@ -69,6 +70,7 @@ class EpisodeBatcher(Batcher):
             env_info: see there.
             address: see there.
             cpus_per_worker: see there.
+            rank: see there.
 
         Raises:
             ClusterError: see there.
@@ -92,6 +94,7 @@ class EpisodeBatcher(Batcher):
             env_info=env_info,
             address=address,
             cpus_per_worker=cpus_per_worker,
+            rank=rank,
         )
         self.num_episodes = self.num_envs if num_episodes is None else num_episodes
         self._rounds: list[_Round] = []

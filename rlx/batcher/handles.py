@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from rlx.batcher.memory import Memory
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
-from rlx.batcher.worker import Worker, WorkerOptions
+from rlx.batcher.worker import Worker
+from rlx.batcher.worker_options import WorkerOptions
 
 CLOSE_SECONDS = 1.0
 """How long workers have to end by themselves."""

@@ -9,7 +9,7 @@ stopped in between or not, and whoever its neighbours are.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,15 +33,18 @@ class _Reset(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """The actions of a piece, `[T, B, ...]`, and how many each row had done before it and does in it, `[B]`."""
+    """The actions of a piece, `[T, B, ...]`, and how many each row had done before it and does in it."""
 
-    before: np.ndarray[Any, Any]
-    lengths: np.ndarray[Any, Any]
+    before: list[int]
+    lengths: list[int]
     actions: dict[str, Tensor]
 
 
 class Journal:
-    """Gives rows their seeds, and keeps their resets and actions since then."""
+    """Gives rows their seeds, and keeps their resets and actions since then.
+
+    Rows are few, and asked for one by one: lists of numbers are faster for that than arrays are.
+    """
 
     def __init__(self, num_envs: int, actions: Mapping[str, Spec], seed_of: Callable[[int, int], int]) -> None:
         """Begin with nothing kept.
@@ -54,8 +57,8 @@ class Journal:
         self._num_envs, self._actions, self._seed_of = num_envs, dict(actions), seed_of
         self._seeds = [0] * num_envs
         self._numbers = [0] * num_envs  # seeds so far, besides the first
-        self._steps = np.zeros(num_envs, np.int64)  # each row's steps so far
-        self._seeded_at = np.zeros(num_envs, np.int64)
+        self._steps = [0] * num_envs  # each row's steps so far
+        self._seeded_at = [0] * num_envs
         self._resets: list[list[_Reset]] = [[] for _ in range(num_envs)]
         self._pieces: deque[_Piece] = deque()
         self._seen: dict[str, Tensor] = {}  # `[B, ...]`, each row's last observation
@@ -76,18 +79,20 @@ class Journal:
             env_info: one row for each of them, or None.
             after: steps that they have done in the piece that is being played.
         """
-        given: list[int | None] = [None] * len(rows) if seeds is None else list(seeds)
+        given: list[int | None] = [] if seeds is None else list(seeds)
         for place, row in enumerate(rows):
-            step = int(self._steps[row]) + after
-            if given[place] is None and step - self._seeded_at[row] >= RESEED_AFTER:
+            step = self._steps[row] + after
+            seed = None if seeds is None else seeds[place]
+            if seed is None and step - self._seeded_at[row] >= RESEED_AFTER:
                 self._numbers[row] += 1
-                given[place] = self._seed_of(row, self._numbers[row])
-            seed = given[place]
+                seed = self._seed_of(row, self._numbers[row])
+                given = given or [None] * len(rows)
+                given[place] = seed
             if seed is not None:
                 self._seeds[row], self._seeded_at[row] = seed, step
                 self._resets[row].clear()
             self._resets[row].append(_Reset(step, None if env_info is None else env_info[[place]].clone()))
-        return None if all(seed is None for seed in given) else given
+        return given or None
 
     def saw(self, obs: Mapping[str, Tensor]) -> None:
         """Note what all rows show, `[B, ...]`."""
@@ -95,31 +100,39 @@ class Journal:
 
     def add(self, slot: Slot) -> None:
         """Note the piece that `slot` holds, its lengths included."""
-        lengths = slot.length
-        longest = int(lengths.max())
-        rows = (lengths > 0).nonzero().squeeze(1)
-        for key, value in self._seen.items():
-            value[rows] = slot.obs[key][lengths[rows], rows]
+        lengths = cast("list[int]", slot.length.tolist())
+        longest = max(lengths)
+        if min(lengths) == longest > 0:
+            for key, value in self._seen.items():
+                value.copy_(slot.obs[key][longest])
+        else:
+            rows = slot.length.nonzero().squeeze(1)
+            for key, value in self._seen.items():
+                value[rows] = slot.obs[key][slot.length[rows], rows]
         actions = {key: slot.outputs[key][:longest].clone() for key in self._actions}
-        self._pieces.append(_Piece(self._steps.copy(), lengths.numpy().copy(), actions))
-        self._steps += self._pieces[-1].lengths
-        lost = self._lost()
-        while self._pieces:
-            oldest = self._pieces[0]
-            if ((oldest.before + oldest.lengths > self._seeded_at) & ~lost).any():
-                break
+        self._pieces.append(_Piece(self._steps, lengths, actions))
+        self._steps = [step + length for step, length in zip(self._steps, lengths, strict=True)]
+        while self._pieces and not self._is_needed(self._pieces[0]):
             self._pieces.popleft()
+
+    def _is_needed(self, piece: _Piece) -> bool:
+        """Return whether a row that is not given up did something in the piece since its last seed."""
+        rows = zip(piece.before, piece.lengths, self._seeded_at, self._steps, strict=True)
+        return any(
+            before + length > seeded_at and step - seeded_at <= MOST_STEPS for before, length, seeded_at, step in rows
+        )
 
     def get_state(self) -> dict[str, Any] | None:
         """Return what brings new environments here; None where a row has gone too far since its seed."""
-        if self._lost().any():
+        steps = np.array(self._steps)
+        lengths = steps - self._seeded_at
+        if lengths.max() > MOST_STEPS:
             return None
-        lengths = self._steps - self._seeded_at
         rows = range(self._num_envs)
         return {
             "seeds": list(self._seeds),
             "numbers": list(self._numbers),
-            "steps": self._steps.copy(),
+            "steps": steps,
             "lengths": lengths,
             "resets": [[reset.step for reset in resets] for resets in self._resets],
             "env_info": [
@@ -137,9 +150,9 @@ class Journal:
             None, or what went differently than it had: then the environments are anywhere.
         """
         self._seeds, self._numbers = list(state["seeds"]), list(state["numbers"])
-        self._steps[:] = state["steps"]
-        lengths = np.array(state["lengths"])
-        self._seeded_at = self._steps - lengths
+        self._steps = [int(step) for step in state["steps"]]
+        lengths = [int(length) for length in state["lengths"]]
+        self._seeded_at = [step - length for step, length in zip(self._steps, lengths, strict=True)]
         self._resets = [
             [
                 _Reset(step, None if info is None else DictTensor(dict(info), 1))
@@ -150,12 +163,12 @@ class Journal:
         actions: dict[str, Tensor] = {}
         for key in self._actions:
             values: Tensor = state["actions"][key]
-            actions[key] = values.new_zeros(int(lengths.max()), self._num_envs, *values.shape[1:])
+            actions[key] = values.new_zeros(max(lengths), self._num_envs, *values.shape[1:])
             start = 0
-            for row, length in enumerate(lengths.tolist()):
+            for row, length in enumerate(lengths):
                 actions[key][:length, row] = values[start : start + length]
                 start += length
-        self._pieces = deque([_Piece(self._seeded_at.copy(), lengths, actions)])
+        self._pieces = deque([_Piece(list(self._seeded_at), lengths, actions)])
         self._play(env)
         wrong = [row for row in range(self._num_envs) if self._digest(row) != state["seen"][row]]
         return (
@@ -166,7 +179,7 @@ class Journal:
 
     def _play(self, env: VecEnv) -> None:
         """Repeat what the only piece holds: each row's resets and actions, so that all rows end at once."""
-        (_, lengths, actions), out = self._pieces[0], env.allocate()
+        actions, lengths, out = self._pieces[0].actions, np.array(self._pieces[0].lengths), env.allocate()
         waiting = [deque(resets) for resets in self._resets]
         every = torch.arange(self._num_envs)
         seeded: list[bool] = [False] * self._num_envs
@@ -188,8 +201,8 @@ class Journal:
         """Return what a row did since its last seed, `[N, ...]`."""
         found = [self._actions[key].zeros(0)]
         for before, lengths, actions in self._pieces:
-            first = max(0, int(self._seeded_at[row] - before[row]))
-            found.append(actions[key][first : int(lengths[row]), row])
+            first = max(0, self._seeded_at[row] - before[row])
+            found.append(actions[key][first : lengths[row], row])
         return torch.cat(found)
 
     def _digest(self, row: int) -> str:
@@ -198,7 +211,3 @@ class Journal:
         for key in sorted(self._seen):
             digest.update(self._seen[key][row].numpy().tobytes())
         return digest.hexdigest()
-
-    def _lost(self) -> "np.ndarray[Any, Any]":
-        """Return the rows that went on for too long without a new seed, `[B]` bool."""
-        return self._steps - self._seeded_at > MOST_STEPS

@@ -16,8 +16,8 @@ from rlx.batcher.handles import CLOSE_SECONDS, Command
 from rlx.batcher.heartbeat import ALIVE, STOP, Heartbeat, Words
 from rlx.batcher.restart import OnFailure, RestartingHandle
 from rlx.batcher.serve import serve
-from rlx.batcher.start import context
-from rlx.batcher.worker import WorkerOptions
+from rlx.batcher.start import started
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.errors import RlxError, WorkerError
 
 _ASK_SECONDS = 0.5
@@ -65,7 +65,7 @@ class ProcessHandle(RestartingHandle):
 
     def _start(self) -> None:
         """Start a process; it will send its specs."""
-        starting: Any = context()
+        starting: Any = started()
         self._connection, other = starting.Pipe()
         self._beat = Heartbeat()
         self._process = starting.Process(

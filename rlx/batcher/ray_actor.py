@@ -18,7 +18,8 @@ from rlx.batcher.memory import Memory
 from rlx.batcher.ray_cluster import require_ray
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
-from rlx.batcher.worker import Worker, WorkerOptions
+from rlx.batcher.worker import Worker
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.errors import UserError
 
 ray: Any = require_ray()

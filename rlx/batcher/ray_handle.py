@@ -24,7 +24,7 @@ from rlx.batcher.ray_cluster import Connection, require_ray
 from rlx.batcher.restart import START_SECONDS, OnFailure, RestartingHandle
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
-from rlx.batcher.worker import WorkerOptions
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.errors import ClusterError, RlxError, WorkerError, message_of
 
 ray: Any = require_ray()

@@ -20,7 +20,7 @@ from rlx.batcher.memory import Memory
 from rlx.batcher.rollout import PieceReport
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
-from rlx.batcher.worker import WorkerOptions
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.data import EnvSpecs
 from rlx.errors import RlxError, SpecError, WorkerError
 

@@ -112,6 +112,23 @@ def fitting(name: str, info: Info | None, num_envs: int, planned: Mapping[str, S
     return info
 
 
+def first_draw(name: str, sampler: Sampler, row: int, seed: int) -> DictTensor:
+    """Return what `Drawn` draws for the first episode of a row, `[1]`.
+
+    Args:
+        name: `agent_info` or `env_info`.
+        sampler: what draws.
+        row: index of the environment among all workers'.
+        seed: where the rows' generators grow from.
+    """
+    drawn = sampler(row, _generator(seed, name, row))
+    return DictTensor({key: value.unsqueeze(0) for key, value in drawn.items()}, 1)
+
+
+def _generator(seed: int, name: str, row: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive(seed, name, row))
+
+
 class Drawn:
     """The rows of one worker's environments, each drawn at its episode's beginning.
 
@@ -137,9 +154,7 @@ class Drawn:
         self._name, self._specs, self._first_row = name, dict(specs), first_row
         self._fields = {key: spec.zeros(num_rows) for key, spec in specs.items()}
         self.rows = DictTensor.trusted(self._fields, num_rows)
-        self._generators = [
-            torch.Generator().manual_seed(derive(seed, name, first_row + row)) for row in range(num_rows)
-        ]
+        self._generators = [_generator(seed, name, first_row + row) for row in range(num_rows)]
 
     def draw(self, rows: Iterable[int]) -> None:
         """Draw these rows anew.

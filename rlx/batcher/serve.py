@@ -13,7 +13,9 @@ from rlx.batcher import wire
 from rlx.batcher.failure import Failure
 from rlx.batcher.heartbeat import ALIVE, Heartbeat
 from rlx.batcher.memory import Memory
-from rlx.batcher.worker import Worker, WorkerOptions
+from rlx.batcher.start import outlive_stops
+from rlx.batcher.worker import Worker
+from rlx.batcher.worker_options import WorkerOptions
 
 
 def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
@@ -27,8 +29,7 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
         parcel: holds the `WorkerOptions`.
         beat: where signs of life are left.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    outlive_stops()
     _die_with_parent()
     beat.answer_when_asked(lambda: () if worker is None else getattr(worker.env, "envs", ()))
     beat.words[ALIVE] = 1

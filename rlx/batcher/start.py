@@ -6,11 +6,16 @@ then imports torch while the command itself does. Plain fork is never used (torc
 
 import multiprocessing
 import multiprocessing.context
+import os
+import signal
 import sys
-from typing import cast
+from types import FrameType
+from typing import Any, cast
 
 # What a worker needs, imported once by the server. Missing ones are passed over.
 _PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.serve", "rlx.env", "rlx.agent"]
+
+_STOPS: Any = {signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
 
 _prepared = False
 
@@ -41,6 +46,36 @@ def _launchers_own() -> list[str]:
 def prestart() -> None:
     """Start the server now, so that it imports while the caller does something else. Returns at once."""
     if context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # which would unblock what is blocked below
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            forkserver.ensure_running()  # the server keeps them blocked
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def started() -> multiprocessing.context.BaseContext:
+    """Return `context()`, its server running."""
+    prestart()
+    return context()
+
+
+def outlive_stops() -> None:
+    """Let this process, a worker, go on after a signal that asks a run to stop: the learner decides when it ends.
+
+    Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job. What the worker's
+    environments start for themselves hears these signals as ever.
+    """
+    worker = os.getpid()
+
+    def pass_over(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != worker:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in _STOPS:
+        signal.signal(number, pass_over)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)

@@ -51,8 +51,7 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
     if problem is not None:
         # With seeds of their own, so that nothing is played twice.
         root = derive(options.root, "resumed", state["rollout"]["total_steps"])
-        rows = range(options.first_row, options.first_row + options.num_envs)
-        rollout.seeds = [env_seed(root, row) for row in rows]
+        rollout.seeds = [env_seed(root, row) for row in options.places]
         worker.begin_again()
     return problem if problem is None else f"{worker.env.name}: {problem}"
 

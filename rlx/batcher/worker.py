@@ -6,13 +6,12 @@ A `Worker` lives in the batcher's own process (`local`), behind a pipe in anothe
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlx.agent.agent import AgentMaker
 from rlx.batcher.check import PieceCheck, check_outputs
 from rlx.batcher.heartbeat import CALLS, NUM_WORDS, Words
 from rlx.batcher.journal import Journal
@@ -21,64 +20,10 @@ from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.data import DictTensor, EnvSpecs
-from rlx.env.vec_env import VecEnv
 from rlx.errors import AgentError, EnvironmentFault
 from rlx.seeding import derive, env_seed
-
-
-class EnvMaker(Protocol):
-    """How a batcher makes its environments: `make_env(num_envs=B)`, picklable."""
-
-    def __call__(self, *, num_envs: int) -> VecEnv:
-        """Return `num_envs` new environments, stepped together."""
-        ...
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """All that a worker is made from; it travels to another process once.
-
-    Attributes:
-        index: which of the batcher's workers.
-        first_row: index of its first environment among all workers'.
-        num_envs: how many environments it has.
-        make_env: see `EnvMaker`.
-        make_agent: see `AgentMaker`.
-        seed: the run's seed.
-        evaluation: whether environment seeds come from the evaluation half.
-        stop_at_episode_end: see `Rollout`.
-        check_finite: whether pieces are checked, by `PieceCheck`.
-        incarnation: how many processes this worker has had before; its environments' seeds depend on it, so that
-            nothing is played twice.
-    """
-
-    index: int
-    first_row: int
-    num_envs: int
-    make_env: EnvMaker
-    make_agent: AgentMaker
-    seed: int
-    evaluation: bool
-    stop_at_episode_end: bool
-    check_finite: bool
-    incarnation: int = 0
-
-    @property
-    def columns(self) -> slice:
-        """Return which of all environments are this worker's."""
-        return slice(self.first_row, self.first_row + self.num_envs)
-
-    @property
-    def root(self) -> int:
-        """Return the seed from which those of this incarnation's environments and draws derive."""
-        return derive(self.seed, "incarnation", self.incarnation) if self.incarnation else self.seed
-
-    @property
-    def env_seeds(self) -> list[int]:
-        """Return the reset seed of each environment."""
-        rows = range(self.first_row, self.first_row + self.num_envs)
-        return [env_seed(self.root, row, evaluation=self.evaluation) for row in rows]
 
 
 class Worker:
@@ -151,7 +96,11 @@ class Worker:
             first_row=options.first_row,
             seeds=seeds,
             generator=torch.Generator().manual_seed(
-                derive(options.root, "evaluation" if options.evaluation else "act", options.index)
+                derive(
+                    options.root,
+                    "evaluation" if options.evaluation else "act",
+                    options.workers_before + options.index,
+                )
             ),
             agent_info=agent_info if isinstance(agent_info, DictTensor) else DictTensor.empty(options.num_envs),
             env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
@@ -244,7 +193,7 @@ class Worker:
         options, prefix = self.options, f"{name}/"
         specs = {key.removeprefix(prefix): spec for key, spec in layout.sampled.items() if key.startswith(prefix)}
         root = derive(options.root, "evaluation") if options.evaluation else options.root
-        return Drawn(name, info, specs, first_row=options.first_row, num_rows=options.num_envs, seed=root)
+        return Drawn(name, info, specs, first_row=options.places.start, num_rows=options.num_envs, seed=root)
 
     def _journal(self) -> Journal | None:
         """Return what keeps the environments' ways for a checkpoint: where one is made of them, and they need it."""
@@ -253,7 +202,7 @@ class Worker:
             return None
 
         def seed_of(row: int, number: int) -> int:
-            return env_seed(derive(self.options.root, "again", number), options.first_row + row)
+            return env_seed(derive(self.options.root, "again", number), options.places[row])
 
         return Journal(options.num_envs, self.env.specs.action, seed_of)
 

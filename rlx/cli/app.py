@@ -17,6 +17,8 @@ from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout, reported_errors
 from rlx.cli.results import results
 from rlx.cli.start import run_train
+from rlx.cli.submit import cluster
+from rlx.cli.tune import tuning
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 # Flags, --help included, go to Hydra as they stand.
@@ -38,6 +40,8 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(results)
+app.add_typer(cluster)
+app.add_typer(tuning)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 ConfigDir = Annotated[
@@ -53,6 +57,12 @@ class Kind(StrEnum):
     algos = "algos"
     agents = "agents"
     batchers = "batchers"
+
+
+class Render(StrEnum):
+    """How `rlx eval` can show episodes."""
+
+    human = "human"
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,7 +94,10 @@ def train(
 @app.command("eval")
 def evaluate(
     paths: Annotated[list[Path], typer.Argument(help="Run directories (their newest checkpoint) and checkpoints.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Exactly this many whole episodes.")] = 100,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Exactly this many whole episodes.  [default: 100; of those to be seen 1]"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Where the environments' and the agent's seeds grow from.")] = 0,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions; else the best one.")] = False,
     trust: Annotated[
@@ -93,6 +106,10 @@ def evaluate(
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Every checkpoint of each run: a curve.")
     ] = False,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Record each episode: a file .mp4, or a folder of them.")
+    ] = None,
+    render: Annotated[Render | None, typer.Option("--render", help="Show each episode in a window.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write one row an episode to this file.")] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
@@ -107,7 +124,14 @@ def evaluate(
 
         options: dict[str, Any] = {"stochastic": stochastic, "trust": trust, "config_dir": config_dir}
         found = evaluate_paths(
-            paths, all_checkpoints=all_checkpoints, csv_path=csv, episodes=episodes, seed=seed, **options
+            paths,
+            all_checkpoints=all_checkpoints,
+            csv_path=csv,
+            video=video,
+            human=render is not None,
+            episodes=episodes or (1 if video or render else 100),
+            seed=seed,
+            **options,
         )
         if as_json:
             emit(json.dumps(found[0] if len(paths) == 1 and not all_checkpoints else {"evaluations": found}))
@@ -125,6 +149,8 @@ def evaluate(
                 f"  mean within {low:.2f} to {high:.2f} (95 % bootstrap), median {values['median']:.2f}, "
                 f"interquartile mean {values['iqm']:.2f}"
             )
+            for file in values.get("videos", ()):
+                emit(file)
 
 
 @bench.command("collect")

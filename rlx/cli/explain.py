@@ -141,6 +141,8 @@ def _explain_member(override: Override, composition: Composition) -> str | None:
     """Return what is wrong with the group or the member that `override` names, if anything is."""
     group, groups = override.key_or_group, composition.groups
     typed = cast(str, override.input_line)
+    if group == "slurm":
+        return f"{typed}: this is for rlx submit, as --cluster NAME"
     if group not in groups:
         if "/" not in group and not override.package:
             return None

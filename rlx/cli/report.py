@@ -1,12 +1,16 @@
 """How a command ends: results on standard output, one message on standard error, and the exit status."""
 
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from rlx.errors import RlxError, RunWriteError
+from rlx.errors import RlxError, RunWriteError, UserError
+
+_RANK_0_SECONDS = 10.0  # to come as far as another rank
 
 
 @contextmanager
@@ -22,11 +26,21 @@ def reported_errors() -> Generator[None]:
         yield
     except RlxError as error:
         sys.stdout.flush()
-        sys.stderr.write(f"{describe(error)}\n")
+        # What is wrong with a command line is found out by every process that torchrun starts with it.
+        if error.of_one_rank or not isinstance(error, UserError) or os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{describe(error)}\n")
+        else:
+            _leave_it_to_rank_0()
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
         sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
         raise SystemExit(getattr(interrupt, "exit_status", 130)) from None
+
+
+def _leave_it_to_rank_0() -> None:
+    """Give rank 0 the time to say it: whoever started the ranks ends all of them as soon as one has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_RANK_0_SECONDS)
 
 
 def describe(error: RlxError) -> str:

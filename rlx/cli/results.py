@@ -33,9 +33,17 @@ class Statistic(StrEnum):
     median = "median"
 
 
+class Format(StrEnum):
+    """What `rlx export` can write."""
+
+    onnx = "onnx"
+    torchscript = "torchscript"
+
+
 class Status(StrEnum):
     """How a run stands."""
 
+    pending = "pending"
     running = "running"
     done = "done"
     stopped = "stopped"
@@ -154,3 +162,46 @@ def compare(
 
         found = compare_runs(ours, theirs, metric)
         emit(json.dumps(found) if as_json else "\n".join(describe_comparison(found, ours, theirs)))
+
+
+@results.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A run directory (its newest checkpoint) or a checkpoint.")],
+    format: Annotated[Format, typer.Option(help="What runs the file: onnxruntime, or torch alone.")] = Format.onnx,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file.  [default: policy.onnx or policy.pt]")
+    ] = None,
+    agent_info: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE, which policy it is where the agent is several: skill=3 (repeatable)."),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import the code that the checkpoint names, whatever it is.")
+    ] = False,
+    config_dir: Annotated[
+        Path | None, typer.Option("--config-dir", help="A configuration directory of your own.", file_okay=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+) -> None:
+    """Write the acting policy as a file that runs without rlx, checked against it: rlx export runs/CartPole/ppo/..."""
+    with reported_errors(), only_json_on_stdout(as_json) as emit:
+        if trust or config_dir is not None:
+            from rlx.cli.members import see_own_code
+
+            see_own_code()
+        from rlx.tools.export import export_policy
+
+        output = output or Path("policy.onnx" if format is Format.onnx else "policy.pt")
+        written = export_policy(
+            path, output, format=format.value, agent_info=agent_info or [], trust=trust, config_dir=config_dir
+        )
+        if as_json:
+            emit(json.dumps(written.to_dict()))
+            return
+        emit(f"{written.path}")
+        for kind in ("inputs", "outputs"):
+            emit(f"  {kind}: {', '.join(f'{key} {what}' for key, what in written.metadata[kind].items())}")
+        emit(
+            f"  the same actions as rlx's on {written.num_checked:,} observations of {written.metadata['env_id']} "
+            f"(largest difference {written.difference:.2g})"
+        )

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ _NO_WORKERS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-
 _ELSEWHERE = ("batcher=local", "batcher=ray", "hydra/launcher=")
 
 
-_STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
+_STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if name in signal.Signals.__members__]
 
 
 def run_train(arguments: Sequence[str]) -> None:
@@ -25,21 +26,48 @@ def run_train(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: it failed, and a message has been written to standard error.
     """
+    if "RANK" in os.environ or "SLURM_STEP_NODELIST" in os.environ:
+        # Else torch's C++ part writes a stack for each thing that it finds gone, where one message of ours says so.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with reported_errors(), _stoppable(), _workers(arguments):
+        if is_resume(arguments):
+            from rlx.cli.resume import run_resume
+
+            run_resume(arguments)
+        else:
+            from rlx.cli.train import run_hydra
+
+            run_hydra(arguments)
+
+
+def run_job(directory: Path, number: int, *, requeue: bool) -> None:
+    """Run `rlx job`.
+
+    Raises:
+        SystemExit: it failed, and a message has been written to standard error.
+    """
     with reported_errors(), _stoppable():
-        others = _server_pid()
-        if _needs_workers(arguments):
-            _start_server()
-        try:
-            if is_resume(arguments):
-                from rlx.cli.resume import run_resume
+        from rlx.run.sweep import Sweep
 
-                run_resume(arguments)
-            else:
-                from rlx.cli.train import run_hydra
+        sweep = Sweep(directory)
+        with _workers(sweep.job(number).overrides):
+            from rlx.cli.job import run_one
 
-                run_hydra(arguments)
-        finally:
-            _end_server(others)  # it would hold the terminal's output for a second after the command has ended
+            run_one(sweep, number, requeue=requeue)
+
+
+@contextmanager
+def _workers(arguments: Sequence[str]) -> Generator[None]:
+    """Let the workers' server begin to import what they need, and end it with the command."""
+    others = _server_pid()
+    if _needs_workers(arguments):
+        from rlx.batcher.start import prestart
+
+        prestart()
+    try:
+        yield
+    finally:
+        _end_server(others)  # it would hold the terminal's output for a second after the command has ended
 
 
 class _Stopped(KeyboardInterrupt):
@@ -47,10 +75,14 @@ class _Stopped(KeyboardInterrupt):
 
     exit_status = 143
 
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name}")
+        self.signal = number
+
 
 @contextmanager
 def _stoppable() -> Generator[None]:
-    """Let SIGTERM and SIGUSR1 end the command from its first line on; a run, once it is there, obeys in its own way."""
+    """Let SIGTERM and its like end the command from its first line on; a run, once there, obeys in its own way."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -59,11 +91,12 @@ def _stoppable() -> Generator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(number) is _stop:  # else the run has seen to its own end
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    raise _Stopped(f"stopped by {signal.Signals(number).name}")
+    raise _Stopped(signal.Signals(number))
 
 
 def is_resume(arguments: Sequence[str]) -> bool:
@@ -74,20 +107,6 @@ def is_resume(arguments: Sequence[str]) -> bool:
 def _needs_workers(arguments: Sequence[str]) -> bool:
     """Return whether, as far as the bare arguments tell, workers will be started by this process."""
     return not any(word.split("=")[0] in _NO_WORKERS or word.startswith(_ELSEWHERE) for word in arguments)
-
-
-def _start_server() -> None:
-    from rlx.batcher.start import prestart
-
-    if threading.current_thread() is not threading.main_thread():
-        prestart()
-        return
-    # Ctrl-C reaches the server too, which is not to write a traceback of what it was just importing.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        prestart()
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _server_pid() -> int | None:

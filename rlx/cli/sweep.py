@@ -1,92 +1,171 @@
-"""The jobs of a multirun: where they write, and which of them failed, whatever process a launcher ran them in."""
+"""The jobs of a multirun: which are left to do, where they write, and what became of them."""
 
 import contextlib
-import json
+import importlib.util
 import os
 import secrets
+import sys
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
+from omegaconf import DictConfig
 
-from rlx.errors import RlxError, RunDirectoryError, message_of
+from rlx.errors import ConfigError, MissingPackageError, RlxError
+from rlx.run.cores import find_cores
+from rlx.run.sweep import FAILED, RUNNING, Job, Sweep, is_sweep, own_overrides
+from rlx.tools import slurm
 
-FAILED_JOBS = "failed.jsonl"
-"""In a multirun's folder, one line a job that failed; there is none where all went well."""
+_CURRENT: ContextVar[Sweep | None] = ContextVar("current sweep", default=None)
+"""The sweep of the command that this process runs, once its configuration has said where it is."""
+_OWN = "command-line"
+"""What Hydra calls where --config-dir came from."""
+_LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "submitit"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "submitit"),
+}
+"""What brings a launcher: the module, its package, and the extra of rlx."""
 
 
 class SweepError(RlxError):
     """Jobs of a multirun failed; all others ran."""
 
 
-def sweep_directory(overrides: Sequence[str]) -> str:
-    """Return where the jobs of a multirun go: the `run_dir` that was typed, or a new directory; as Hydra takes it.
+def sweep_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return what is to be added to a multirun's overrides, so that Hydra knows where its jobs go.
 
     Raises:
-        RunDirectoryError: the `run_dir` holds something.
+        ConfigError: `run_dir` is a list of choices.
+        MissingPackageError: the launcher is not installed.
+        SubmitError: it needs SLURM, which is not here or does not remember enough.
     """
-    typed = _last(overrides, "run_dir")
-    if typed is not None and not typed.is_sweep_override() and typed.value() is not None:
-        directory = Path(str(typed.value())).expanduser()
-        if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
-            raise RunDirectoryError(
-                f"run_dir: '{directory}' exists already; give the jobs of a multirun a path that does not exist yet"
-            )
-        return "${run_dir}"
-    # Hydra's own default is a time: two sweeps of the same second would write into each other.
-    return f"'runs/multirun/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}'"
+    launcher = last(overrides, "hydra/launcher")
+    brought = None if launcher is None else _LAUNCHERS.get(str(launcher.value()))
+    if brought is not None and not _is_installed(brought[0]):
+        assert launcher is not None
+        raise MissingPackageError(f"hydra/launcher={launcher.value()}", brought[1], brought[2])
+    if launcher is not None and launcher.value() == "submitit_slurm":
+        slurm.check_accounting()
+    if last(overrides, "hydra.sweep.dir") is not None:
+        return []
+    typed = last(overrides, "run_dir")
+    if typed is not None and typed.is_sweep_override():
+        raise ConfigError(f"{typed.input_line}: expected one directory; each job gets a folder of its own in it")
+    if typed is not None and typed.value() is not None:
+        return ["hydra.sweep.dir=${run_dir}"]
+    return [f"hydra.sweep.dir='{new_directory()}'"]
 
 
-def note_failed(folder: Path, number: int, overrides: str, error: Exception) -> None:
-    """Note in a multirun's folder that a job failed; one write, so that jobs of several processes may do so at once."""
-    line = json.dumps({"job": number, "overrides": overrides, "reason": _reason(error)}) + "\n"
-    with contextlib.suppress(OSError):  # it has been told on standard error already
-        descriptor = os.open(folder / FAILED_JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+def new_directory() -> Path:
+    """Return where a sweep goes that was told no `run_dir`.
+
+    Hydra's own default is a time: two sweeps of the same second would write into each other.
+    """
+    return Path("runs/multirun") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
 
 
-def tell_failed(overrides: Sequence[str]) -> str | None:
-    """Return a message that lists the jobs that failed, by number, or None where none noted that it did.
+def left_to_do(config: DictConfig | None, jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Note the jobs of a multirun in its directory, and return the overrides of those that are left to do.
 
     Args:
-        overrides: of the multirun, `hydra.sweep.dir=` among them.
+        config: of the multirun itself.
+        jobs: the overrides of each.
+
+    Raises:
+        RunDirectoryError: the directory holds something else.
     """
-    folder = _folder(overrides)
-    try:
-        lines = [] if folder is None else (folder / FAILED_JOBS).read_text(encoding="utf-8").splitlines()
-    except OSError:
+    assert config is not None
+    sweep = _sweep_of(config)
+    known = is_sweep(sweep.directory)
+    asked = sweep.ask(jobs, flags=own_flags(config.hydra))
+    _CURRENT.set(sweep)
+    unique = {number: list(job) for number, job in zip(asked, jobs, strict=True)}
+    plan = sweep.plan()
+    found = {number: sweep.job(number, plan) for number in unique}
+    done = [number for number, job in found.items() if sweep.is_done(job, plan)]
+    for number in done:
+        sweep.finish(found[number])
+    elsewhere = [number for number in unique if number not in done and sweep.is_held(number)]
+    left = [job for number, job in unique.items() if number not in done and number not in elsewhere]
+    counts = [(len(done), "done already"), (len(elsewhere), "run by other processes"), (len(left), "to run")]
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    again = "" if known or config.get("run_dir") else f"; to go on with it later: run_dir={sweep.directory}"
+    sys.stderr.write(f"sweep '{sweep.directory}': {len(unique)} jobs, {told}{again}\n")
+    return left
+
+
+def job_of(config: DictConfig, settings: Any) -> tuple[Sweep, int]:
+    """Return the sweep and the number there of the job that this process runs for a launcher."""
+    sweep = _sweep_of(config)
+    _CURRENT.set(sweep)
+    wanted = sorted(own_overrides(settings.overrides.task))
+    if is_sweep(sweep.directory):
+        for number, job in enumerate(sweep.plan().jobs):
+            if sorted(job) == wanted:
+                return sweep, number
+    # Another sweeper than rlx's finds its jobs as it goes.
+    return sweep, sweep.ask([settings.overrides.task], flags=own_flags(settings), more=True)[0]
+
+
+def own_flags(settings: Any) -> list[str]:
+    """Return the flags that a job's command needs, as they hold in any working directory."""
+    paths = [source.path for source in settings.runtime.config_sources if source.provider == _OWN]
+    return [f"--config-dir={os.path.abspath(path)}" for path in paths]
+
+
+def tell_failed() -> str | None:
+    """Return a message that lists the jobs of this command's multirun that failed, or None where none did."""
+    sweep = _CURRENT.get()
+    if sweep is None:
         return None
-    jobs: list[dict[str, Any]] = sorted(map(json.loads, lines), key=lambda job: job["job"])
-    if not jobs:
+    plan = sweep.plan()
+    failed = [job for number in plan.asked if _failed(sweep, job := sweep.job(number, plan))]
+    if not failed:
         return None
-    told = "\n".join(f"  job {job['job']} ({job['overrides']}): {job['reason']}" for job in jobs)
-    return f"{len(jobs)} job{'s' if len(jobs) > 1 else ''} failed, all others ran; see '{folder}':\n{told}"
+    told = "\n".join(
+        f"  job {job.number} ({' '.join(job.overrides)}): {job.reason or 'it was killed'}" for job in failed
+    )
+    many = "s" if len(failed) > 1 else ""
+    return f"{len(failed)} job{many} failed, all others ran; see '{sweep.directory}':\n{told}"
 
 
-def _folder(overrides: Sequence[str]) -> Path | None:
-    """Return the folder that `hydra.sweep.dir=` names, or None where it is made up of other keys."""
-    sweep = _last(overrides, "hydra.sweep.dir")
-    value = "" if sweep is None else str(sweep.value())
-    if value == "${run_dir}":
-        typed = _last(overrides, "run_dir")
-        value = "" if typed is None else str(typed.value())
-    return Path(value) if value and "${" not in value else None
+def side_by_side(settings: Any, jobs: int) -> int:
+    """Return how many jobs share this machine's cores, as the launcher has it."""
+    launcher = str(settings.launcher.get("_target_", "")).rpartition(".")[2]
+    if launcher == "LocalLauncher":
+        return jobs
+    if launcher == "JoblibLauncher":
+        wanted = int(settings.launcher.n_jobs or 1)
+        return min(jobs, wanted if wanted > 0 else max(1, find_cores().count + 1 + wanted))
+    return 1
 
 
-def _last(overrides: Sequence[str], key: str) -> Override | None:
+def last(overrides: Sequence[str], key: str) -> Override | None:
+    """Return the last override of a key, or None where there is none."""
     with contextlib.suppress(OverrideParseException):  # composing the configuration tells of it
         found = [one for one in OverridesParser.create().parse_overrides(list(overrides)) if one.key_or_group == key]
         return found[-1] if found else None
     return None
 
 
-def _reason(error: Exception) -> str:
-    text = message_of(error).splitlines()
-    return (text[0] if text else "") if isinstance(error, RlxError) else f"{type(error).__name__}: {' '.join(text)}"
+def _sweep_of(config: DictConfig) -> Sweep:
+    settings = config.hydra if "hydra" in config else HydraConfig.get()
+    return Sweep(Path(str(config.get("run_dir") or settings.sweep.dir)))
+
+
+def _failed(sweep: Sweep, job: Job) -> bool:
+    return job.state == FAILED or (job.state == RUNNING and not sweep.is_held(job.number))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # there is no hydra_plugins at all
+        return False

@@ -4,13 +4,15 @@ import contextlib
 import io
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +26,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlx.cli.explain import Composition, explain, explain_sweep
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
-from rlx.cli.sweep import SweepError, note_failed, sweep_directory, tell_failed
+from rlx.cli.sweep import SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
 from rlx.errors import ConfigError, RlxError, did_you_mean
+from rlx.run.job import run_job
+from rlx.run.signals import StopRequested
+from rlx.run.sweep import Sweep
 
+_SUBMITITS = "SIGUSR2"
+"""What submitit tells its jobs with that their time is over."""
 _FLAG_CUTOFF = 0.75
 """How like a flag a word must be to be a slip of one, rather than a key written as one: --seed is no --resolve."""
-_OWN = "command-line"
-"""What Hydra calls where --config-dir came from."""
 
 
 class JobError(BaseException):
@@ -104,8 +109,12 @@ def parse(arguments: Sequence[str]) -> Arguments:
     )
 
 
-def run_hydra(arguments: Sequence[str]) -> None:
+def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | None = None) -> None:
     """Compose the configuration and run the job, or the jobs, that it describes.
+
+    Args:
+        arguments: what follows `rlx train`.
+        task: what to do with the configuration; None to train.
 
     Raises:
         ConfigError: what was typed makes no configuration.
@@ -115,8 +124,8 @@ def run_hydra(arguments: Sequence[str]) -> None:
     if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
         raise ConfigError(f"--config-dir: there is no directory '{parsed.config_dir}'")
     overrides = list(parsed.overrides)
-    if parsed.multirun and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-        overrides.append(f"hydra.sweep.dir={sweep_directory(overrides)}")
+    if parsed.multirun:
+        overrides.extend(sweep_overrides(overrides))
     conf = str(config_directory())
     composition = Composition(
         overrides=parsed.overrides,
@@ -124,15 +133,17 @@ def run_hydra(arguments: Sequence[str]) -> None:
         directories=[path for path in (parsed.config_dir, parsed.config_path or conf) if path is not None],
         multirun=parsed.multirun,
     )
+    if parsed.multirun and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("-m: the jobs of a multirun are runs of their own, and torchrun starts one; leave out either")
     if parsed.multirun and (message := explain_sweep(composition)):
         raise ConfigError(message)
     try:
         with _hydra_process(["rlx", *overrides, *parsed.flags]):
-            hydra.main(version_base="1.3", config_path=conf, config_name="config")(job)()
+            hydra.main(version_base="1.3", config_path=conf, config_name="config")(task or job)()
     except JobError as carrier:
         raise carrier.error from carrier.error.__cause__
     except Exception as error:
-        if parsed.multirun and (failed := tell_failed(overrides)):
+        if parsed.multirun and (failed := tell_failed()):
             raise SweepError(failed) from None
         if isinstance(error, RlxError):
             raise
@@ -152,40 +163,57 @@ def job(config: DictConfig) -> None:
     settings = HydraConfig.get()
     if settings.mode is not RunMode.MULTIRUN:
         try:
-            _launch(config, settings)
+            see_own_code()
+            from rlx.run.launch import launch
+
+            launch(resolve(config), choices_of(settings), command_of(settings))
         except Exception as error:
             raise JobError(error) from error
         return
+    sweep, number = job_of(config, settings)
     try:
-        _launch(config, settings)
+        run_sweep_job(sweep, number, config, settings)
+    except StopRequested as stop:
+        if stop.signal.name == _SUBMITITS and callable(signal.getsignal(stop.signal)):
+            signal.raise_signal(stop.signal)  # all is saved: now its own handler puts the job back into the queue
+        raise
     except Exception as error:
         text = describe(error) if isinstance(error, RlxError) else traceback.format_exc().rstrip()
-        sys.stderr.write(f"{text}\nJob {settings.job.num} failed: {settings.job.override_dirname}\n")
-        typed = " ".join(word for word in settings.overrides.task if not word.startswith("run_dir="))
-        note_failed(Path(settings.sweep.dir), settings.job.num, typed, error)
+        sys.stderr.write(f"{text}\nJob {number} failed: {' '.join(sweep.job(number).overrides)}\n")
         raise
 
 
-def _launch(config: DictConfig, settings: Any) -> None:
-    values = resolve(config)
+def run_sweep_job(sweep: Sweep, number: int, config: DictConfig, settings: Any) -> None:
+    """Run a job of a sweep with the configuration that was composed for it."""
+    see_own_code()
+    jobs = side_by_side(settings, len(sweep.plan().asked)) if settings.mode is RunMode.MULTIRUN else 1
+    command, choices = command_of(settings), choices_of(settings)
+    run_job(sweep, number, partial(resolve, config), choices, command, tell=_tell, side_by_side=jobs)
+
+
+def choices_of(settings: Any) -> dict[str, str]:
+    """Return which member of each group was chosen.
+
+    Raises:
+        ConfigError: a search space was, which is for another command.
+    """
     choices = {
         group: str(member)
         for group, member in settings.runtime.choices.items()
         if member is not None and not group.startswith("hydra/")
     }
-    if settings.mode is RunMode.MULTIRUN:
-        base = values.get("run_dir") or settings.sweep.dir
-        values["run_dir"] = str(Path(base) / str(settings.job.num))
-    see_own_code()
-    from rlx.run.launch import launch
-
-    launch(values, choices, _command(settings))
+    if "tune" in choices:
+        raise ConfigError(f"tune={choices['tune']}: a search space is for rlx tune; rlx train takes a value a key")
+    return choices
 
 
-def _command(settings: Any) -> str:
+def command_of(settings: Any) -> str:
     """Return the command that runs this one job, wherever it runs and whichever sweep it is of."""
-    own = [f"--config-dir={source.path}" for source in settings.runtime.config_sources if source.provider == _OWN]
-    return shlex.join(["rlx", "train", *settings.overrides.task, *own])
+    return shlex.join(["rlx", "train", *settings.overrides.task, *own_flags(settings)])
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def compose_env(overrides: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from rlx.data.action_mask import ACTION_MASK, MASK_KEY, find_mask, masked_action
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.fields import MissingFieldError
+from rlx.data.hindsight import Hindsight
 from rlx.data.lazy import Lazy
 from rlx.data.pytree import register
 from rlx.data.replay_buffer import ReplayBuffer
@@ -17,6 +18,7 @@ __all__ = [
     "MASK_KEY",
     "DictTensor",
     "EnvSpecs",
+    "Hindsight",
     "Lazy",
     "MissingFieldError",
     "ReplayBuffer",

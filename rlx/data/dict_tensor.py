@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 import torch
 from torch import Tensor
 from torch._C import TensorBase
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from rlx.data.fields import Fields, check_devices, check_keys, check_leading
 from rlx.data.interop import Array, from_arrays, from_nested, to_nested
@@ -46,7 +46,7 @@ class DictTensor(Fields):
         """
         own: dict[str, Field] = {**fields}
         # The checks in three calls of C; at any doubt (and where the compiler cannot follow), one by one.
-        if is_dynamo_compiling():
+        if is_compiling():
             size, others = 0, ()
         else:
             try:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
+from rlx.data.hindsight import Hindsight
 from rlx.data.lazy import Lazy
-from rlx.data.rings import Array, Index, Rings, Written, arrays
+from rlx.data.rings import Array, Index, Rings
 from rlx.data.spec import EnvSpecs, Spec
-from rlx.data.storage import allocate, check_room, show_bytes
+from rlx.data.storage import check_room, show_bytes
+from rlx.data.stored_states import StoredStates
 from rlx.data.sum_tree import SumTree
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
@@ -44,6 +46,7 @@ class ReplayBuffer:
         state: Mapping[str, Spec] | None = None,
         state_every: int = 1,
         alpha: float | None = None,
+        hindsight: Hindsight | None = None,
         directory: Path | str | None = None,
     ) -> None:
         """Take the memory.
@@ -57,23 +60,30 @@ class ReplayBuffer:
                 Sequences then begin there, or where an episode does.
             state_every: steps of each piece that will be added, where `state` is given.
             alpha: how far priorities count, usually 0.4 to 0.7; 0 for not at all, None for no priorities.
+            hindsight: how transitions that are drawn get other goals; None for those that were pursued.
             directory: where files are made to keep the steps in; None to keep them in memory.
 
         Raises:
             SpecError: it would not fit; says how much it takes and how much there is.
+            UserError: both `state` and `hindsight` are given.
         """
+        if state and hindsight is not None:
+            raise UserError(
+                "algo.hindsight: only single transitions get other goals; a recurrent agent needs sequences"
+            )
         self.num_envs = num_envs
-        self._rings = rings = Rings(specs, capacity=capacity, num_envs=num_envs, extra=extra or {})
+        self._hindsight = hindsight
+        self._rings = rings = Rings(
+            specs, capacity=capacity, num_envs=num_envs, extra=extra or {}, track_episodes=hindsight is not None
+        )
         self.num_slots = rings.num_slots
         self.num_added = 0
         self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
         self._alpha = alpha
         prioritised = alpha is not None or state is not None
-        self._num_states = -(-rings.size // max(1, state_every)) + 2 if state else 0
-        states = self._num_states * num_envs
-        self.num_bytes = rings.num_bytes + (SumTree.num_bytes(self.num_slots) if prioritised else 0)
-        if state:
-            self.num_bytes += self.num_slots * 4 + states * (8 + sum(spec.num_bytes for spec in state.values()))
+        self._states = StoredStates(state or {}, num_slots=self.num_slots, num_envs=num_envs, num_steps=state_every)
+        self.num_bytes = rings.num_bytes + self._states.num_bytes
+        self.num_bytes += SumTree.num_bytes(self.num_slots) if prioritised else 0
         place = None if directory is None else Path(directory)
         check_room(
             self.num_bytes,
@@ -82,13 +92,11 @@ class ReplayBuffer:
             advice="lower algo.buffer_size" + ("" if directory else ", or keep it on disk"),
         )
         rings.allocate(place)
-        self._states = arrays(allocate(state or {}, states))
-        self._state_of = np.full(self.num_slots if state else 0, -1, np.int32)
-        self._slot_of_state = np.full(states, -1, np.int64)
+        self._states.allocate()
         self._tree = SumTree(self.num_slots) if prioritised else None
         self._max_priority = 1.0
-        self._num_pieces = 0
         self._count: int | None = 0
+        self._decisions: dict[str, Index] = {}
         # Which fields go where, found out once: a draw is a matter of calls.
         self._info_names = tuple(name for name in rings.specs if name.startswith(("agent_info/", "env_info/")))
         observed = {f"env/{key}" for key in self._observation}
@@ -114,32 +122,22 @@ class ReplayBuffer:
         Raises:
             SpecError: a piece does not fit into the whole buffer, or is of another number of environments.
         """
+        if self._hindsight is not None and not self.num_added and self._hindsight.goal.startswith("env/"):
+            self._hindsight.check(trajectories)
         written = self._rings.write(trajectories)
+        self._decisions.clear()
         self.num_added += len(written.slots)
         self._count = None
         if self._tree is None or not len(written.rows):
             return
         priority = 1.0 if self._alpha is None else self._max_priority**self._alpha
         self._tree.set(torch.from_numpy(written.cleared), 0.0)
-        if not self._states:
+        if not self._states.num_pieces:
             self._tree.set(torch.from_numpy(written.slots), priority)
             return
-        stale = self._keep_states(trajectories, written)
+        stale = self._states.keep(trajectories, written, self._rings.fields["env/is_first"])
         self._tree.set(torch.from_numpy(np.concatenate([written.slots, stale])), 0.0)
         self._tree.set(torch.from_numpy(np.concatenate([written.begins, written.first])), priority)
-
-    def _keep_states(self, trajectories: Trajectories, written: Written) -> Index:
-        """Keep the states that a piece began with; return the slots whose states made room: none may begin there."""
-        self._state_of[written.slots] = -1
-        kept = (self._num_pieces % self._num_states) * self.num_envs + written.rows
-        known = self._slot_of_state[kept] >= 0
-        stale, its_state = self._slot_of_state[kept[known]], kept[known]
-        stale = stale[(self._state_of[stale] == its_state) & ~self._rings.fields["env/is_first"][stale]]
-        for key, memory in self._states.items():
-            memory[kept] = trajectories.info[f"agent_state/{key}"].detach().cpu().numpy()[written.rows]
-        self._state_of[written.first], self._slot_of_state[kept] = kept, written.first
-        self._num_pieces += 1
-        return stale
 
     # -- what goes out
 
@@ -151,6 +149,7 @@ class ReplayBuffer:
         n_step: int = 1,
         gamma: float = 1.0,
         beta: float = 0.0,
+        decision: str | None = None,
     ) -> Trajectories:
         """Return transitions, each as a sequence of one step `[N, 1]`, with replacement.
 
@@ -165,6 +164,9 @@ class ReplayBuffer:
             n_step: steps, usually 1 to 5.
             gamma: discount of a step.
             beta: how far weights make up for priorities, 0 to 1 (`info["weight"]`, at most 1; 1 where there are none).
+            decision: for transitions of a semi-Markov process: full name of a bool field that was kept, which says at
+                which steps something was decided (`agent/new_option`). Only these are drawn, evenly and with their own
+                goals, and a transition goes on to the next one, over `n_step` steps at most.
 
         Returns:
             Trajectories whose `info` has `slot` `[N]` (for `update_priorities`), `weight` `[N]` and what was kept of
@@ -173,28 +175,40 @@ class ReplayBuffer:
         Raises:
             UserError: there is nothing to draw yet.
         """
-        slots, weight = self._draw(batch_size, generator, beta)
+        slots, weight = self._draw(batch_size, generator, beta, decision)
         own = self._rings.fields
         fields = {name: _column(own[name].take(slots, 0)) for name in self._kept_names}
-        if n_step == 1:
+        hindsight = self._hindsight if decision is None else None
+        goal = None
+        if n_step == 1 and hindsight is None:
             ends = slots
             fields["next/reward"] = _column(own["next/reward"].take(slots))
             fields["next/discount"] = torch.full((batch_size, 1), gamma)
+            fields["next/terminated"] = _column(own["next/terminated"].take(ends))
         else:
             path = (slots[:, None] + self.num_envs * np.arange(n_step)) % self.num_slots
-            alive = self._rings.is_step.take(path).cumprod(1)
-            count = alive.sum(1)
+            alive = self._rings.is_step.take(path)
+            reward, terminated = own["next/reward"].take(path), own["next/terminated"].take(path)
+            if decision is not None:
+                alive[:, 1:] &= ~own[decision].take(path[:, 1:])
+            if hindsight is not None:
+                goal = hindsight.relabel(self._rings, path, reward, terminated, generator)
+                alive[:, 1:] &= ~terminated[:, :-1]
+            alive = alive.cumprod(1)
+            row, last = np.arange(batch_size), alive.sum(1) - 1
             alive = alive.astype(np.float32)
             discount = np.power(gamma, np.arange(n_step + 1), dtype=np.float32)
-            ends = path[np.arange(batch_size), count - 1]
-            fields["next/reward"] = _column((own["next/reward"].take(path) * (alive * discount[:-1])).sum(1))
-            fields["next/discount"] = _column(discount[count])
-        fields["next/terminated"] = _column(own["next/terminated"].take(ends))
+            ends = path[row, last]
+            fields["next/reward"] = _column((reward * (alive * discount[:-1])).sum(1))
+            fields["next/discount"] = _column(discount[last + 1])
+            fields["next/terminated"] = _column(terminated[row, last])
         fields["next/truncated"] = _column(own["next/truncated"].take(ends))
         following = (ends + self.num_envs) % self.num_slots
         for key in self._observation:
             fields[f"env/{key}"] = _column(self._rings.look(key, slots))
             fields[f"next/{key}"] = _column(self._rings.look(key, following))
+        if hindsight is not None and goal is not None:
+            fields |= {name: goal.unsqueeze(1) for name in {hindsight.goal, hindsight.goal.replace("env/", "next/")}}
         steps = TemporalDictTensor.trusted(fields, torch.from_numpy(np.ones(batch_size, np.int64)), 1)
         return Trajectories(self._info(slots, weight), steps, lambda: _bootstrap(steps), num_steps=batch_size)
 
@@ -214,8 +228,10 @@ class ReplayBuffer:
             beta: as for `sample`.
 
         Raises:
-            UserError: there is nothing to draw yet.
+            UserError: there is nothing to draw yet, or transitions shall get other goals, which sequences cannot.
         """
+        if self._hindsight is not None:
+            raise UserError("sample_sequences() of a buffer with hindsight: only sample() gives other goals")
         slots, weight = self._draw(batch_size, generator, beta)
         path = (slots[:, None] + self.num_envs * np.arange(num_steps)) % self.num_slots
         lengths = torch.from_numpy(self._rings.is_step[path].cumprod(1).sum(1))
@@ -261,10 +277,15 @@ class ReplayBuffer:
         self._max_priority = max(self._max_priority, float(priority.max()))
         self._tree.set(slots, priority**self._alpha)
 
-    def _draw(self, batch_size: int, generator: torch.Generator, beta: float) -> tuple[Index, Tensor | None]:
+    def _draw(
+        self, batch_size: int, generator: torch.Generator, beta: float, decision: str | None = None
+    ) -> tuple[Index, Tensor | None]:
         """Return slots `[N]`, and their weights where there are priorities."""
         if not self.num_added:
             raise UserError("sample() from an empty replay buffer: call add() first")
+        if decision is not None:
+            among = self._deciding(decision)
+            return among[torch.randint(len(among), (batch_size,), generator=generator).numpy()], None
         if self._tree is not None:
             places = self._tree.draw(batch_size, generator)
             if self._alpha is None:
@@ -280,16 +301,22 @@ class ReplayBuffer:
             wrong = (~is_step).nonzero()[0]
             slots[wrong] = torch.randint(self._rings.used, (len(wrong),), generator=generator).numpy()
 
+    def _deciding(self, decision: str) -> Index:
+        """Return the slots of the steps at which something was decided; looked for once after each `add`."""
+        known = self._decisions.get(decision)
+        if known is None:
+            known = self._decisions[decision] = (self._rings.is_step & self._rings.fields[decision]).nonzero()[0]
+            if not len(known):
+                raise UserError(f"sample(decision={decision!r}): no step has it yet")
+        return known
+
     def _info(self, slots: Index, weight: Tensor | None) -> DictTensor:
         count = len(slots)
         fields = {"slot": torch.from_numpy(slots)}
         fields["weight"] = torch.from_numpy(np.ones(count, np.float32)) if weight is None else weight
         for name in self._info_names:
             fields[name] = torch.from_numpy(self._rings.fields[name].take(slots, 0))
-        if self._states:
-            kept = self._state_of[slots].clip(0)  # none at an episode's first step: it begins anew there
-            fields |= {f"agent_state/{key}": torch.from_numpy(memory[kept]) for key, memory in self._states.items()}
-        return DictTensor.trusted(fields, count)
+        return DictTensor.trusted(fields | self._states.of(slots), count)
 
     # -- checkpoints
 
@@ -297,12 +324,9 @@ class ReplayBuffer:
         """Return all that is kept: as much as the buffer holds."""
         return {
             "rings": self._rings.state_dict(),
-            "states": {name: torch.from_numpy(memory) for name, memory in self._states.items()},
-            "state_of": torch.from_numpy(self._state_of),
-            "slot_of_state": torch.from_numpy(self._slot_of_state),
+            **self._states.state_dict(),
             "priorities": self._tree.weights if self._tree is not None else None,
             "max_priority": self._max_priority,
-            "num_pieces": self._num_pieces,
             "num_added": self.num_added,
         }
 
@@ -313,15 +337,13 @@ class ReplayBuffer:
             SpecError: it is of other sizes or fields.
         """
         self._rings.load_state_dict(state["rings"])
-        self._state_of[:] = state["state_of"].numpy()
-        self._slot_of_state[:] = state["slot_of_state"].numpy()
-        for name, memory in self._states.items():
-            memory[:] = state["states"][name].numpy()
+        self._states.load_state_dict(state)
         if self._tree is not None:
             self._tree.set(torch.arange(self.num_slots), state["priorities"])
         self._max_priority = state["max_priority"]
-        self._num_pieces, self.num_added = state["num_pieces"], state["num_added"]
+        self.num_added = state["num_added"]
         self._count = None
+        self._decisions.clear()
 
     def __repr__(self) -> str:
         return f"ReplayBuffer({len(self):,} of {self.num_slots:,} steps, {show_bytes(self.num_bytes)})"

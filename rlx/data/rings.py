@@ -62,7 +62,15 @@ class Rings:
         used: slots from this one on have not been written to.
     """
 
-    def __init__(self, specs: EnvSpecs, *, capacity: int, num_envs: int, extra: Mapping[str, Spec]) -> None:
+    def __init__(
+        self,
+        specs: EnvSpecs,
+        *,
+        capacity: int,
+        num_envs: int,
+        extra: Mapping[str, Spec],
+        track_episodes: bool = False,
+    ) -> None:
         """Lay them out; `allocate` takes the memory.
 
         Args:
@@ -70,6 +78,7 @@ class Rings:
             capacity: slots; rounded up to the same number for each environment.
             num_envs: environments, B.
             extra: other fields of each step, by their full names.
+            track_episodes: whether `steps_left` can be asked for.
 
         Raises:
             SpecError: frames of one observation are stacked to different heights.
@@ -93,12 +102,17 @@ class Rings:
         self.specs |= {f"agent/{key}": spec for key, spec in specs.action.items()}
         self.specs |= {"next/reward": _NUMBER, "next/terminated": _FLAG, "next/truncated": _FLAG} | self._extra
         self.num_bytes = self.num_slots * (1 + sum(spec.num_bytes for spec in self.specs.values()))
+        self.num_bytes += 16 * self.num_slots * track_episodes
         self.fields: dict[str, Array] = {}
         self.is_step = np.zeros(0, np.bool_)
         self.used = 0
         self._head = np.zeros(num_envs, np.int64)  # where each environment's next step goes; grows for ever
         self._is_open = np.zeros(num_envs, np.bool_)  # whether its newest step's episode goes on
         self._row = np.arange(num_envs)
+        self._track_episodes = track_episodes
+        # Episodes are counted for each environment and have places like steps; there are never more of them than slots.
+        self._begun = np.zeros(num_envs, np.int64)
+        self._episode = self._behind = np.zeros(0, np.int64)  # of each slot its episode, of each episode its end
 
     def allocate(self, directory: Path | None) -> None:
         """Take the memory, or make the files.
@@ -108,6 +122,8 @@ class Rings:
         """
         self.fields = arrays(allocate(self.specs, self.num_slots, directory=directory))
         self.is_step = np.zeros(self.num_slots, np.bool_)
+        if self._track_episodes:
+            self._episode, self._behind = np.zeros((2, self.num_slots), np.int64)
 
     def _one_frame(self, key: str, spec: Spec) -> Spec:
         if key not in self._stacks:
@@ -161,6 +177,11 @@ class Rings:
         gone = [next_slots, *(self._slot(head + i, self._row) for i in range(max(1, self._depth - 1) + 1))]
         if self._depth > 1:
             gone.extend(self._write_first_frames(steps, begins, place))
+        if self._track_episodes:
+            begun = self._begun[:, None] + begins.cumsum(1)
+            self._episode[slots] = episode = self._slot(begun[at], at[0])
+            self._behind[episode] = place[at] + 1  # of each episode the last one stands: time goes on along a row
+            self._begun = begun[:, -1]
         self.is_step[slots] = True
         cleared = np.concatenate(gone)
         self.is_step[cleared] = False
@@ -210,6 +231,13 @@ class Rings:
             written.append(slots)
         return written
 
+    def steps_left(self, slots: Index) -> Index:
+        """Return how many steps `[N]` there are from each of these on, itself included, to the end of its episode.
+
+        Of an episode that goes on, or was cut off, those that are known.
+        """
+        return (self._behind[self._episode[slots]] - slots // self.num_envs) % self.size
+
     def look(self, key: str, slots: Index) -> Array:
         """Return the observations `[N, *shape]` at some slots, frames stacked."""
         memory = self.fields[f"env/{key}"]
@@ -226,7 +254,13 @@ class Rings:
             "is_step": torch.from_numpy(self.is_step),
             "head": torch.from_numpy(self._head),
             "is_open": torch.from_numpy(self._is_open),
-        }
+        } | self._episodes_state()
+
+    def _episodes_state(self) -> dict[str, Any]:
+        if not self._track_episodes:
+            return {}
+        own = {"begun": self._begun, "episode": self._episode[: self.used], "behind": self._behind[: self.used]}
+        return {name: torch.from_numpy(values) for name, values in own.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what others of the same sizes held.
@@ -245,6 +279,10 @@ class Rings:
             memory[: self.used] = fields[name].numpy()
         self.is_step[:] = state["is_step"].numpy()
         self._head, self._is_open = state["head"].numpy().copy(), state["is_open"].numpy().copy()
+        if self._track_episodes:
+            self._begun = state["begun"].numpy().copy()
+            self._episode[: self.used] = state["episode"].numpy()
+            self._behind[: self.used] = state["behind"].numpy()
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -117,7 +117,13 @@ class Trajectories:
         steps = TemporalDictTensor.trusted(fields, lengths, 1)
         return Trajectories(info, steps, DictTensor.empty(0), num_steps=count)
 
-    def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator["Trajectories"]:
+    def num_minibatches(self, batch_size: int) -> int:
+        """Return how many `minibatches` of `batch_size` steps there are."""
+        return max(1, -(-self.batch_size // self._rows_of(batch_size)))
+
+    def minibatches(
+        self, batch_size: int, generator: torch.Generator, number: int | None = None
+    ) -> Iterator["Trajectories"]:
         """Yield all sequences once, in a random order, about `batch_size` steps (of whole sequences) at a time.
 
         The rows are permuted once; each minibatch is then a view. The last one may be smaller.
@@ -125,8 +131,9 @@ class Trajectories:
         Args:
             batch_size: steps a minibatch, usually 32 to 4096.
             generator: source of the order, on the CPU.
+            number: make exactly so many instead, each a row larger than another at most; up to `batch_size` of them.
         """
-        rows = max(1, round(batch_size / max(1, self.steps.max_length)))
+        rows = self._rows_of(batch_size) if number is None else -(-self.batch_size // number)
         if rows >= self.batch_size:  # all in one: a loss that is a mean does not see the order
             yield self
             return
@@ -135,12 +142,20 @@ class Trajectories:
         info, steps = self.info[order], self.steps[order]
         context = self.context[order] if self.context.max_length else None
         nothing = DictTensor.empty(0)
-        for start in range(0, self.batch_size, rows):
-            piece = slice(start, start + rows)
+        if number is None:
+            ends = [*range(rows, self.batch_size, rows), self.batch_size]
+        else:
+            ends = [self.batch_size * (place + 1) // number for place in range(number)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            piece = slice(start, end)
             chosen = steps[piece]
             num_steps = chosen.batch_size * chosen.max_length if full else None
             its_context = None if context is None else context[piece]
             yield Trajectories(info[piece], chosen, nothing, its_context, num_steps)
+
+    def _rows_of(self, batch_size: int) -> int:
+        """Return the sequences of a minibatch of about `batch_size` steps."""
+        return max(1, round(batch_size / max(1, self.steps.max_length)))
 
     def to(self, device: torch.device | str) -> "Trajectories":
         """Return the trajectories on `device`; themselves where they are there already."""

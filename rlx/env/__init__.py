@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlx.env.atari import make_atari
+    from rlx.env.batched import BatchedEnv, GoalVecEnv
+    from rlx.env.bit_flip import BitFlip
     from rlx.env.envpool import make_envpool
+    from rlx.env.errand import Errand
     from rlx.env.factory import make
     from rlx.env.gym_vec_env import GymVecEnv
     from rlx.env.legacy_gym import make_legacy_gym
     from rlx.env.mixed import MixedVecEnv, make_mixed
     from rlx.env.native_gym_vec_env import NativeGymVecEnv
+    from rlx.env.point_reach import PointReach
     from rlx.env.registry import list_ids, user_modules
     from rlx.env.select import SelectObservation
     from rlx.env.spaces import to_specs
@@ -23,9 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Autoreset",
+    "BatchedEnv",
+    "BitFlip",
+    "Errand",
+    "GoalVecEnv",
     "GymVecEnv",
     "MixedVecEnv",
     "NativeGymVecEnv",
+    "PointReach",
     "SelectObservation",
     "StepBuffer",
     "TorchCartPole",
@@ -43,9 +52,14 @@ __all__ = [
 
 _MODULES = {
     "Autoreset": "vec_env",
+    "BatchedEnv": "batched",
+    "BitFlip": "bit_flip",
+    "Errand": "errand",
+    "GoalVecEnv": "batched",
     "GymVecEnv": "gym_vec_env",
     "MixedVecEnv": "mixed",
     "NativeGymVecEnv": "native_gym_vec_env",
+    "PointReach": "point_reach",
     "SelectObservation": "select",
     "StepBuffer": "vec_env",
     "TorchCartPole": "torch_cartpole",

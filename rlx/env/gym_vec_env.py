@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlx.env.actions import ActionReader
 from rlx.env.fault import environment_fault, raised
+from rlx.env.goal_env import goal_outcome
 from rlx.env.observations import ObservationWriter
 from rlx.env.raw_reward import RawReward
 from rlx.env.spaces import to_specs
@@ -68,7 +69,8 @@ class GymVecEnv(VecEnv):
             for row in range(num_envs):
                 self.envs.append(self._make(make_env, row))
             first = self.envs[0]
-            self.specs = to_specs(first.observation_space, first.action_space)
+            self.spaces = first.observation_space, first.action_space
+            self.specs = to_specs(*self.spaces)
         except BaseException as error:
             self._close_quietly()
             if isinstance(error, UnsupportedSpaceError):
@@ -177,6 +179,11 @@ class GymVecEnv(VecEnv):
             set_instance_state(env, own)
         self._calls, self._seeds = state["calls"], list(state["seeds"])
         self._episodes, self._call_at_reset = list(state["episodes"]), list(state["calls_at_reset"])
+
+    def goal_outcome(self, achieved: Tensor, desired: Tensor) -> tuple[Tensor, Tensor]:
+        """Ask the first row's `compute_reward` and `compute_terminated`; see `VecEnv.goal_outcome`."""
+        reward, terminated = goal_outcome(self.envs[0], achieved, desired, self.name)
+        return reward * self._reward_scale, terminated
 
     def render(self, row: int = 0) -> Any:
         """Return a picture of a row as the environment draws it, or None where it draws none."""

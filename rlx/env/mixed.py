@@ -48,6 +48,7 @@ class MixedVecEnv(VecEnv):
             start += member.num_envs
         self.num_envs = start
         self.specs, self.autoreset, self.device = first.specs, first.autoreset, first.device
+        self.spaces = first.spaces if all(member.spaces == first.spaces for member in self.members) else None
         self.name = " + ".join(dict.fromkeys(member.name for member in self.members))
         self.row_step = all(member.row_step for member in self.members)
         self.row_reset = all(member.row_reset for member in self.members)

@@ -72,8 +72,9 @@ class NativeGymVecEnv(VecEnv):
         self._masked = MaskedSpace(observation_space, action_space, name) if action_mask else None
         if self._masked is not None:
             observation_space = self._masked.space
+        self.spaces = observation_space, action_space
         try:
-            self.specs = to_specs(observation_space, action_space)
+            self.specs = to_specs(*self.spaces)
         except UnsupportedSpaceError as error:
             raise UnsupportedSpaceError(f"environment '{name}': {error}") from None
         self._writer = ObservationWriter(observation_space)
@@ -164,6 +165,8 @@ class NativeGymVecEnv(VecEnv):
         """Return a picture of a row as the environment draws it, or None where it draws none."""
         try:
             frames: Any = self.env.render()
+        except NotImplementedError:
+            return None
         except Exception as error:
             raise self._fault(raised("render", error)) from error
         return None if frames is None else frames[row]

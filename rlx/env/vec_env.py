@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.data.spec import EnvSpecs, Spec
+from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gymnasium import Space
+
     from rlx.data import DictTensor
 
 Array = NDArray[Any]
@@ -167,6 +170,8 @@ class VecEnv(ABC):
         env_info: whether `reset` takes `env_info`.
         raw_reward: whether `step` writes `out.raw_reward_np`, because a wrapper changes the reward.
         own_state: whether there are `get_state` and `set_state`.
+        spaces: Gymnasium's observation and action space of one row: what the environment itself shows and takes, where
+            that is not what `specs` say (dtypes, and where Discrete numbers begin); None where it is.
     """
 
     name: str = "environment"
@@ -180,6 +185,7 @@ class VecEnv(ABC):
     env_info: bool = False
     raw_reward: bool = False
     own_state: bool = False
+    spaces: "tuple[Space[Any], Space[Any]] | None" = None
 
     @abstractmethod
     def reset(
@@ -216,6 +222,22 @@ class VecEnv(ABC):
             EnvironmentFault: the environment raised, or showed what its own spaces do not allow.
             ConfigError: `rows` were given and the environment lacks `row_step`.
         """
+
+    def goal_outcome(self, achieved: Tensor, desired: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a step pays and whether it ends the episode, `[N]` float32 and `[N]` bool, from its goals alone.
+
+        For environments that show `obs/achieved_goal` and `obs/desired_goal`: what a step that led to the one would
+        have been worth, had the other been pursued.
+
+        Args:
+            achieved: `[N, ...]`, on the CPU, as `obs/achieved_goal` is stored.
+            desired: `[N, ...]`, likewise.
+
+        Raises:
+            ConfigError: the environment does not pursue goals.
+            EnvironmentFault: it raised, or answered with anything but one number and one truth value a row.
+        """
+        raise ConfigError(f"environment '{self.name}' does not tell what other goals would have paid (goal_outcome)")
 
     def allocate(self) -> StepBuffer:
         """Return a new `StepBuffer` that fits this environment."""

@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlx.run.ranks import Ranks as Ranks
+    from rlx.run.ranks import StdMean as StdMean
     from rlx.run.run import Run as Run
 
-__all__ = ["Run"]
+__all__ = ["Ranks", "Run", "StdMean"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from rlx.run.run import Run
 
         return Run
+    if name in __all__:
+        from rlx.run import ranks
+
+        return getattr(ranks, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -47,7 +47,13 @@ class Averages:
         return {"env_steps": self.env_steps, "sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a row that others were under way with."""
+        """Go on with a row that others were under way with.
+
+        Raises:
+            KeyError: the state lacks something.
+        """
+        for key in state["sums"].keys() ^ state["counts"].keys():
+            raise KeyError(key)
         self.env_steps, self._sums, self._counts = state["env_steps"], dict(state["sums"]), dict(state["counts"])
 
 

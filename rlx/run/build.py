@@ -17,7 +17,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "algo": ("run", "make_agent", "make_batcher"),
     "agent": ("specs",),
     "env": ("num_envs",),
-    "batcher": ("make_agent", "make_env", "num_steps", "seed", "evaluation", "stop_at_episode_end"),
+    "batcher": ("make_agent", "make_env", "num_steps", "seed", "evaluation", "stop_at_episode_end", "rank"),
 }
 """For each group, the parameters that the code gives to the group's target."""
 

@@ -1,9 +1,12 @@
-"""Where a run's time goes: collecting, learning, and neither."""
+"""Where a run's time goes: collecting, learning, and neither; and what of the machine it takes."""
 
 import time
 
+import torch
+
 from rlx.batcher.batcher import Batcher
 from rlx.run.metrics import Value
+from rlx.run.system import SystemFigures
 
 
 class Clock:
@@ -13,15 +16,19 @@ class Clock:
         saved: when the last checkpoint was taken, as `time.perf_counter` has it.
     """
 
-    def __init__(self, batcher: Batcher | None = None, *, before: float = 0.0) -> None:
+    def __init__(
+        self, batcher: Batcher | None = None, device: torch.device | None = None, *, before: float = 0.0
+    ) -> None:
         """Begin now.
 
         Args:
             batcher: whose waiting is collecting.
+            device: the learner's.
             before: seconds that the run had had when it was stopped.
         """
         self.saved = self._last = time.perf_counter()
         self._started = self._last - before
+        self._system = SystemFigures(device)
         self._collected = 0.0 if batcher is None else batcher.collect_seconds
 
     @property
@@ -34,7 +41,7 @@ class Clock:
         self._last += seconds
 
     def iteration(self, batcher: Batcher, env_steps: int) -> dict[str, Value]:
-        """End an iteration of so many steps, and return its speeds."""
+        """End an iteration of so many steps, and return its speeds, and the machine's figures where they are due."""
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)
         collect = max(batcher.collect_seconds - self._collected, 1e-9)
@@ -43,4 +50,5 @@ class Clock:
             "speed/steps_per_second": env_steps / seconds,
             "speed/collect_steps_per_second": env_steps / collect,
             "speed/learn_steps_per_second": env_steps / max(seconds - collect, 1e-9),
+            **self._system.take(),
         }

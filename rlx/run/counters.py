@@ -23,6 +23,8 @@ class Counters:
         averages: what iterations reported since the last row of metrics.
         last: the last value of each episode and evaluation metric, for the summary.
         ended_early: whether a rule has ended the run.
+        restarts: of workers so far; the batcher's state has them.
+        dropped_steps: likewise.
     """
 
     env_steps: int = 0
@@ -31,6 +33,8 @@ class Counters:
     averages: Averages = field(default_factory=Averages)
     last: dict[str, Any] = field(default_factory=dict[str, Any])
     ended_early: bool = False
+    restarts: int = 0
+    dropped_steps: int = 0
 
     def take_row(self, batcher: Batcher, clock: Clock) -> dict[str, Value]:
         """Return the row of the iterations since the last one, and begin the next."""
@@ -42,8 +46,8 @@ class Counters:
             "episode/length": self.episodes.mean_length,
             "episode/count": self.episodes.count,
             **clock.iteration(batcher, self.averages.env_steps),
-            "batcher/restarts": batcher.restarts,
-            "batcher/dropped_steps": batcher.dropped_steps,
+            "batcher/restarts": self.restarts,
+            "batcher/dropped_steps": self.dropped_steps,
             **self.averages.take(),
         }
         self.remember(row)

@@ -6,10 +6,13 @@ tensorboard/    the same rows as TensorBoard events
 checkpoints/    step-000000123/: safetensors and JSON
 summary.json    how the run ended, and its last figures
 log.txt         what was said on the way
+jobs/           of a run that was submitted to a cluster: its script, and what became of it
 """
 
 import json
+import os
 import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +26,14 @@ __all__ = [
     "CONFIG",
     "LOG",
     "METRICS",
+    "PREPARED",
     "SUMMARY",
     "TENSORBOARD",
     "create_run_directory",
     "default_run_directory",
+    "discard_run_directory",
     "is_run_directory",
+    "is_taken",
     "read_summary",
     "write_json_atomic",
     "write_summary",
@@ -41,6 +47,8 @@ CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LOG = "log.txt"
 FAILED = "failed"
+PREPARED = "jobs"
+"""What may be in a run's directory before the run: it was made for it."""
 
 
 def default_run_directory(env: str, algo: str, root: Path | str = "runs") -> Path:
@@ -61,7 +69,7 @@ def create_run_directory(path: Path | str) -> Path:
     """Create a run's directory; of several processes that try, exactly one succeeds.
 
     Args:
-        path: where; parents are created too.
+        path: where; parents are created too. It may be there and hold `jobs/`, and nothing else.
 
     Returns:
         The absolute path.
@@ -72,13 +80,34 @@ def create_run_directory(path: Path | str) -> Path:
     path = Path(path).expanduser().absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()  # fails where it exists: this is the lock between two runs
+        if _is_prepared(path):
+            (path / CHECKPOINTS).mkdir()
+        else:
+            path.mkdir()  # fails where it exists: this, as the line above, is the lock between two runs
     except FileExistsError:
         raise RunDirectoryError(f"run_dir: '{path}' {_what_is_at(path)}; give a path that does not exist yet") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunDirectoryError(f"run_dir: cannot create '{path}': {reason}") from error
     return path
+
+
+def is_taken(path: Path | str) -> bool:
+    """Return whether no run can be made at this path: there is something, and not only `jobs/`."""
+    path = Path(path).expanduser()
+    return os.path.lexists(path) and not _is_prepared(path)
+
+
+def discard_run_directory(path: Path) -> None:
+    """Remove a run's directory that was just created, as far as it can be; what was there before it stays."""
+    if not (path / PREPARED).is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for entry in path.iterdir():
+        if entry.is_dir() and entry.name != PREPARED:
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != PREPARED:
+            entry.unlink(missing_ok=True)
 
 
 def is_run_directory(path: Path | str) -> bool:
@@ -114,6 +143,13 @@ def _as_folder(name: str) -> str:
     """Return a name that is one folder on every file system: `ALE/Pong-v5` becomes `ALE-Pong-v5`."""
     kept = "".join(letter if letter.isalnum() or letter in "-_.+" else "-" for letter in name).strip(".")
     return kept or "unnamed"
+
+
+def _is_prepared(path: Path) -> bool:
+    try:
+        return [entry.name for entry in path.iterdir()] == [PREPARED]
+    except OSError:
+        return False
 
 
 def _what_is_at(path: Path) -> str:

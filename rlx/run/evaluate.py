@@ -1,13 +1,12 @@
 """Evaluation: exactly N whole episodes with fixed weights, during a run or from a checkpoint."""
 
 import math
-import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -16,12 +15,10 @@ from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.crew import WorkerKind
 from rlx.batcher.sampler import Sampler
-from rlx.batcher.worker import EnvMaker, Worker
+from rlx.batcher.worker import Worker
+from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, EnvSpecs
-from rlx.errors import CheckpointError, ConfigError
-from rlx.run.build import maker
-from rlx.run.checkpoint import find_checkpoint, load_checkpoint
-from rlx.run.samplers import read_samplers, sampler_targets
+from rlx.run.policy import load_policy
 
 MOST_ENVS = 128
 """Environments that play at once, at most."""
@@ -279,80 +276,8 @@ def evaluate_path(
     Raises:
         CheckpointError: it is missing, damaged, or does not fit the environment; or it names code that is not trusted.
     """
-    checkpoint_path = find_checkpoint(path)
-    checkpoint = load_checkpoint(checkpoint_path)
-    env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")
-    if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
-        raise CheckpointError(f"'{checkpoint_path}' holds no agent and environment to evaluate")
-    env, agent = cast("Mapping[str, Any]", env), cast("Mapping[str, Any]", agent)
-    batcher = checkpoint.config.get("batcher")
-    if not trust:
-        own = None if config_dir is None else Path(config_dir)
-        check_trust(checkpoint_path, env, agent, own, also=sampler_targets(batcher))
-    try:
-        make_env, make_agent = maker("env", env), maker("agent", agent)
-        samplers = read_samplers(batcher)
-    except ConfigError as error:
-        raise CheckpointError(f"'{checkpoint_path}' cannot be rebuilt: {error}") from error
-    specs = EnvSpecs.from_dict(checkpoint.meta["specs"])
-    trained: nn.Module = make_agent(specs)
-    load_weights(trained, checkpoint.state["agent"], checkpoint_path)
-    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | samplers
-    with Evaluator(make_agent, make_env, num_workers=num_workers, **options) as evaluator:
-        found = evaluator.start().specs
-        if found != specs:
-            raise CheckpointError(
-                f"'{checkpoint_path}' belongs to another environment: it was trained on {specs}, "
-                f"but {env.get('id', 'the environment')} is {found}"
-            )
-        return evaluator.play(trained, env_steps=checkpoint.meta["env_steps"])
-
-
-def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> None:
-    """Load a checkpoint's weights into an agent.
-
-    Raises:
-        CheckpointError: names or shapes differ; names the first that does, and both shapes.
-    """
-    own = agent.state_dict()
-    for name in [*own, *(name for name in weights if name not in own)]:
-        here = list(own[name].shape) if name in own else "missing"
-        there = list(weights[name].shape) if name in weights else "missing"
-        if here != there:
-            raise CheckpointError(f"'{source}': agent.{name} is {there} in the checkpoint and {here} in the agent")
-    agent.load_state_dict(dict(weights))
-
-
-def check_trust(
-    source: Path,
-    env: Mapping[str, Any],
-    agent: Mapping[str, Any],
-    config_dir: Path | None,
-    also: Collection[str] = (),
-) -> None:
-    """Refuse a checkpoint that names code which is neither rlx's own, nor Gymnasium's, nor in the user's configuration.
-
-    A checkpoint's configuration is data: it may come from anywhere, and what it names would be imported.
-
-    Raises:
-        CheckpointError: it names such code; says which.
-    """
-    from rlx.env.registry import user_modules
-
-    named = {str(group.get("_target_", "")) for group in (env, agent)} | set(also)
-    modules: set[str] = set()
-    for member in (env, *cast("list[Mapping[str, Any]]", env.get("members") or [])):
-        wrappers: list[str] = []
-        for entry in cast("list[Any]", member.get("wrappers") or []):
-            wrappers.extend([entry] if isinstance(entry, str) else map(str, entry))
-        modules.update(user_modules(str(member.get("id", "")), wrappers))
-    foreign = {name for name in named if not name.startswith("rlx.")} | modules
-    if foreign and config_dir is not None:
-        text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))
-        known = set(re.findall(r"[\w.]+", text))  # whole dotted names; `package.module:Id-v0` names its module
-        foreign -= known
-    if foreign:
-        raise CheckpointError(
-            f"'{source}' names code that is not rlx's: {', '.join(sorted(foreign))}. "
-            "Give --config-dir with the configuration that names it, or --trust to import it."
-        )
+    policy = load_policy(path, trust=trust, config_dir=config_dir)
+    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | policy.samplers
+    with Evaluator(policy.make_agent, policy.make_env, num_workers=num_workers, **options) as evaluator:
+        policy.check_specs(evaluator.start().specs)
+        return evaluator.play(policy.agent, env_steps=policy.env_steps)

@@ -1,13 +1,16 @@
 """`launch`: from a composed configuration to a run that has ended."""
 
 import gc
+import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -16,10 +19,16 @@ from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision
-from rlx.run.directory import CONFIG, default_run_directory
-from rlx.run.evaluate import Evaluator, check_trust
+from rlx.run.cores import describe_use, find_cores, with_workers
+from rlx.run.directory import CONFIG, default_run_directory, is_taken
+from rlx.run.evaluate import Evaluator
 from rlx.run.lock import RunLock
+from rlx.run.loggers import LoggerMaker, logger_targets, read_loggers
 from rlx.run.options import RunOptions
+from rlx.run.policy import check_trust
+from rlx.run.rank_states import state_of_rank
+from rlx.run.ranks import Ranks
+from rlx.run.rendezvous import device_of, join, read_learner
 from rlx.run.resume import Resumption, check_belongs, check_left, check_run, find_resumption
 from rlx.run.run import Run
 from rlx.run.samplers import read_samplers, sampler_targets
@@ -27,7 +36,9 @@ from rlx.run.tracked import seed_global_generators
 from rlx.seeding import derive
 from rlx.validate import Range, validate
 
-GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation")
+_log = logging.getLogger(__name__)
+PLAIN_LOGGER_KEYS = ("console", "every")
+GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation", "learner")
 
 
 def top_level(
@@ -58,8 +69,8 @@ def top_level(
     return dict(locals())
 
 
-def logger(*, csv: bool, tensorboard: bool, console: bool, every: Annotated[int, Range(0)]) -> dict[str, Any]:
-    """Return the keys of conf/logger/: which of the three take the metrics, and environment steps between two rows."""
+def logger(*, console: bool, every: Annotated[int, Range(0)]) -> dict[str, Any]:
+    """Return the keys of `logger` that are no loggers: progress on the terminal, environment steps between rows."""
     return dict(locals())
 
 
@@ -80,14 +91,55 @@ def evaluation(*, every: Annotated[int, Range(0)], episodes: Annotated[int, Rang
     return dict(locals())
 
 
+class Parts(NamedTuple):
+    """A configuration whose every key has been checked: plain values by name, and makers."""
+
+    top: dict[str, Any]
+    loggers: dict[str, LoggerMaker]
+    writes: dict[str, Any]
+    saves: dict[str, Any]
+    evaluates: dict[str, Any]
+    train: "partial[Any]"
+    make_env: "partial[Any]"
+    make_agent: "partial[Any]"
+    make_batcher: "partial[Any]"
+    samplers: dict[str, Any]
+
+
+def read_config(config: Mapping[str, Any]) -> Parts:
+    """Check a configuration; imports what it names, and makes nothing.
+
+    Args:
+        config: resolved, plain data, the number of workers a number.
+
+    Raises:
+        ConfigError: a wrong key, type, range or target; names it.
+    """
+    samplers = read_samplers(config["batcher"])
+    return Parts(
+        top=validate(top_level, {key: value for key, value in config.items() if key not in GROUPS}),
+        loggers=read_loggers(config["logger"], PLAIN_LOGGER_KEYS),
+        writes=validate(logger, {key: config["logger"][key] for key in PLAIN_LOGGER_KEYS}, "logger"),
+        saves=validate(checkpoint, config["checkpoint"], "checkpoint"),
+        evaluates=validate(evaluation, config["evaluation"], "evaluation"),
+        train=maker("algo", config["algo"]),
+        make_env=maker("env", config["env"]),
+        make_agent=maker("agent", config["agent"]),
+        make_batcher=maker("batcher", _with(config["batcher"], samplers)),
+        samplers=samplers,
+    )
+
+
 def launch(
     config: Mapping[str, Any],
     choices: Mapping[str, str],
     command: str | None = None,
     resume: Resumption | None = None,
     lock: RunLock | None = None,
+    *,
+    side_by_side: int = 1,
 ) -> None:
-    """Check a configuration, build what it describes, and train.
+    """Check a configuration, build what it describes, and train; of several ranks, with the others.
 
     Args:
         config: the resolved configuration, plain data.
@@ -95,35 +147,48 @@ def launch(
         command: what started the run, as a shell would take it, for its `log.txt`; None for this process's own.
         resume: the run to go on with, whose configuration `config` is; None for a new one.
         lock: of its directory; given back at the end.
+        side_by_side: runs that share this machine's cores.
 
     Raises:
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
-    plain = {key: value for key, value in config.items() if key not in GROUPS}
-    top = validate(top_level, plain)
-    writes = validate(logger, config["logger"], "logger")
-    saves = validate(checkpoint, config["checkpoint"], "checkpoint")
-    evaluates = validate(evaluation, config["evaluation"], "evaluation")
-    train = maker("algo", config["algo"])
-    make_env = maker("env", config["env"])
-    make_agent = maker("agent", config["agent"])
-    samplers = read_samplers(config["batcher"])
+    with join(read_learner(config.get("learner")), command) as ranks:
+        _train(ranks, config, choices, command, resume, lock, side_by_side)
+
+
+def _train(
+    ranks: Ranks,
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    command: str | None,
+    resume: Resumption | None,
+    lock: RunLock | None,
+    side_by_side: int = 1,
+) -> None:
+    """Do what `launch` does, once all ranks are there."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.size > 1 else 1
+    cores = find_cores().shared_by(side_by_side * here)
+    config = with_workers(config, cores)
+    parts = read_config(config)
+    top, make_env, make_agent = parts.top, parts.make_env, parts.make_agent
+    place = {"rank": ranks.rank} if ranks.size > 1 else {}
     make_batcher = cast(
-        "partial[Batcher]",
-        partial(maker("batcher", _with(config["batcher"], samplers)), make_agent, make_env, seed=top["seed"]),
+        "partial[Batcher]", partial(parts.make_batcher, make_agent, make_env, seed=top["seed"], **place)
     )
-    device = find_device(top["device"])
+    device = find_device(device_of(top["device"], ranks))
     env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
     shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
     algo = choices.get("algo", "algo")
     directory = Path(top["run_dir"]) if top["run_dir"] else default_run_directory(shown, algo)
     if resume is not None:
         directory = resume.directory
-    elif os.path.lexists(directory.expanduser()):
+    elif ranks.rank == 0 and is_taken(directory):
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
+    directory = Path(ranks.exchange_text(str(directory))[0])  # whose name rank 0 has made up
     torch.set_num_threads(top["num_threads"])
     seed_global_generators(derive(top["seed"], "learner"))
+    use, warning = describe_use(config, cores)
     options = RunOptions(
         directory=directory,
         config=config,
@@ -136,25 +201,29 @@ def launch(
         compile=top["compile"],
         precision=top["precision"],
         stop_at_return=top["stop_at_return"],
-        checkpoint_minutes=saves["minutes"],
-        checkpoint_every=saves["every"],
-        keep_last=saves["keep_last"],
-        keep_every=saves["keep_every"],
-        save_buffer=saves["buffer"],
-        evaluate_every=evaluates["every"],
+        checkpoint_minutes=parts.saves["minutes"],
+        checkpoint_every=parts.saves["every"],
+        keep_last=parts.saves["keep_last"],
+        keep_every=parts.saves["keep_every"],
+        save_buffer=parts.saves["buffer"],
+        evaluate_every=parts.evaluates["every"],
+        cores=use,
         resume=resume,
         lock=lock,
-        **writes,
+        loggers=parts.loggers,
+        **parts.writes,
     )
     evaluator = None
-    if evaluates["every"]:
+    if parts.evaluates["every"] and ranks.rank == 0:
         kind = {key: config["batcher"][key] for key in ("workers", "address") if key in config["batcher"]}
         evaluator = Evaluator(
-            make_agent, make_env, episodes=evaluates["episodes"], seed=top["seed"], **kind, **samplers
+            make_agent, make_env, episodes=parts.evaluates["episodes"], seed=top["seed"], **kind, **parts.samplers
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
-    with Run(options, evaluator) as run:
-        train(run, make_agent, make_batcher)
+    with Run(options, evaluator, ranks) as run:
+        if warning is not None and ranks.rank == 0:
+            _log.warning(warning)
+        parts.train(run, make_agent, make_batcher)
 
 
 def _with(group: Any, samplers: Mapping[str, Any]) -> Any:
@@ -169,6 +238,7 @@ def resume_run(
     tell: Callable[[str], None],
     trust: bool = False,
     config_dir: Path | None = None,
+    even_if_done: bool = False,
 ) -> None:
     """Go on with a run from its newest whole checkpoint, in its own directory.
 
@@ -179,6 +249,7 @@ def resume_run(
         tell: told what differs from before, and which checkpoints are damaged, a line a call.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
+        even_if_done: where nothing is left to do, write the summary that its end may have lacked, and raise nothing.
 
     Raises:
         RlxError: it cannot be resumed (nothing has been written then), or training failed.
@@ -186,21 +257,36 @@ def resume_run(
     """
     directory = run.expanduser().absolute()
     check_run(directory)
-    with RunLock(directory) as lock:
+    written = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
+    learner = written.get("learner")
+    if learner is not None and "learner.timeout" in changes:
+        learner = {**learner, "timeout": changes["learner.timeout"]}
+    with (
+        join(read_learner(learner), command) as ranks,
+        RunLock(directory) if ranks.rank == 0 else nullcontext() as lock,
+    ):
+        if ranks.rank:
+            tell = _say_nothing
         found = find_resumption(directory, changes, tell)
         config = found.checkpoint.config
         if not trust:
+            also = sampler_targets(config["batcher"]) | logger_targets(config["logger"])
             for group in ("algo", "agent", "batcher"):
-                check_trust(
-                    found.path, config["env"], config[group], config_dir, also=sampler_targets(config["batcher"])
-                )
-        check_belongs(found, OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
+                check_trust(found.path, config["env"], config[group], config_dir, also=also)
+        check_belongs(found, written)
         validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
-        check_left(found)
+        if not even_if_done:
+            check_left(found)
         for key, (old, new) in found.changes.items():
             tell(f"resume: {key}: {old} -> {new}")
         tell(f"resume: '{directory}' goes on from {found.path.name}")
-        launch(config, {}, command, found, lock)
+        own = state_of_rank(found.checkpoint.state, ranks.rank, ranks.size)
+        found = replace(found, checkpoint=found.checkpoint._replace(state=own))
+        _train(ranks, config, {}, command, found, lock)
+
+
+def _say_nothing(line: str) -> None:
+    """Leave it to rank 0."""
 
 
 def find_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any, Self, cast
 from rlx.errors import RunDirectoryError
 
 LOCK = "run.lock"
+_POLL_SECONDS = 0.05
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -25,19 +27,38 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 class RunLock:
     """Holds a run directory from entering, or `acquire`, to leaving, or `release`."""
 
-    def __init__(self, directory: Path) -> None:
-        """Prepare; nothing is touched yet."""
-        self._directory = directory
-        self._path = directory / LOCK
+    def __init__(self, directory: Path, name: str = LOCK, taken: str | None = None) -> None:
+        """Prepare; nothing is touched yet.
+
+        Args:
+            directory: of the file.
+            name: the file's own, where something else than a run directory is held.
+            taken: how a message begins that says by whom it is held: `job 3 is being run`.
+        """
+        self._words = taken or f"run '{directory}' is being written"
+        self._path = directory / name
         self._descriptor = -1
 
-    def acquire(self) -> Self:
+    def acquire(self, wait_s: float = 0.0) -> Self:
         """Take the directory.
+
+        Args:
+            wait_s: seconds to wait for another process to give it back.
 
         Raises:
             RunDirectoryError: another process writes it; says which, and where.
             OSError: the file cannot be written.
         """
+        end = time.monotonic() + wait_s
+        while True:
+            try:
+                return self._acquire()
+            except RunDirectoryError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(_POLL_SECONDS)
+
+    def _acquire(self) -> Self:
         while self._descriptor < 0:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -78,17 +99,32 @@ class RunLock:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            if owner and not (owner.get("host") == platform.node() and not _runs(owner.get("pid"))):
+            if owner and not _is_gone(owner):
                 hint = f"; if it is gone, remove '{self._path}'"
                 raise RunDirectoryError(f"{self._taken(owner)}{hint}") from None
 
     def _taken(self, owner: dict[str, Any]) -> RunDirectoryError:
         by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
-        return RunDirectoryError(f"run '{self._directory}' is being written by {by}")
+        return RunDirectoryError(f"{self._words} by {by}")
 
 
 def _own() -> dict[str, Any]:
-    return {"host": platform.node(), "pid": os.getpid()}
+    own: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
+    if "SLURM_JOB_ID" in os.environ:
+        own |= {"slurm_job": os.environ["SLURM_JOB_ID"], "restarts": _restarts()}
+    return own
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Return whether who wrote a file has surely ended: SLURM starts a job again only then, perhaps elsewhere."""
+    if owner.get("host") == platform.node() and not _runs(owner.get("pid")):
+        return True
+    same_job = "slurm_job" in owner and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID")
+    return same_job and owner.get("restarts", 0) < _restarts()
 
 
 def _owner(descriptor: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from rlx import __version__
 from rlx.run.files import RecordFile
+from rlx.run.sweep import slurm_name
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core")
 _GIT_SECONDS = 5.0
@@ -130,6 +131,9 @@ def surroundings(command: str) -> Iterator[str]:
         yield f"working directory: {os.getcwd()}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield f"host: {platform.node()}, {platform.platform()}, {cores} cores, process {os.getpid()}"
+    if "SLURM_JOB_ID" in os.environ:
+        restarts, node = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ.get("SLURMD_NODENAME", "unknown")
+        yield f"SLURM: job {slurm_name()}, node {node}, restarts {restarts}"
     yield f"versions: rlx {__version__}, Python {platform.python_version()}, {', '.join(_versions())}"
     commit = git_commit()
     if commit is not None:

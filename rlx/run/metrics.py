@@ -16,12 +16,20 @@ Row = Mapping[str, Value]
 FIRST_COLUMNS = ("env_steps", "iteration", "wall_time")
 """What every row has: environment steps so far, the iteration's number, seconds since the run began."""
 
+TIMED = ("wall_time", "speed/", "time/", "system/", "eval/cpu_share")
+"""How the names of columns begin that tell of the machine; all others are the same in each run with the same seed."""
+
 
 class MetricSink(Protocol):
     """Something that takes a run's rows; users may bring their own.
 
     Rows come in order, one a logged iteration, each with `env_steps`, `iteration`, `wall_time` (seconds) and whatever
     was measured. A later row may have keys that no earlier one had, and may lack some.
+
+    Two more names are optional. `position()` returns where a resumed run has to go on (a number, text, or lists and
+    dictionaries of these); it is kept in checkpoints, and given back as `RunInfo.position`. `path` is a file in the run
+    directory that holds the rows: the thread that writes a checkpoint then sees to it that the disk has it, in place of
+    `flush`, and a run that cannot write it ends. Any other logger that fails is left out from there on, with a warning.
     """
 
     def write(self, row: Row) -> None:
@@ -73,6 +81,10 @@ class CsvSink:
     def path(self) -> Path:
         """Return the file."""
         return self._file.path
+
+    def position(self) -> int:
+        """Return the rows so far."""
+        return self.num_rows
 
     def write(self, row: Row) -> None:
         """Append one row; blank where it lacks a column.

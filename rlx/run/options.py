@@ -1,7 +1,7 @@
 """What a run is told: its options, and the two kinds of things that it is given."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import nn
 from rlx.batcher.batcher import Batcher
 from rlx.run.compute import Precision
 from rlx.run.lock import RunLock
+from rlx.run.loggers import LoggerMaker
 from rlx.run.resume import Resumption
 
 
@@ -54,8 +55,7 @@ class RunOptions:
         device: the learner's device.
         compile: compile losses.
         precision: of the losses' matrix products.
-        csv: write `metrics.csv`.
-        tensorboard: write TensorBoard events.
+        loggers: what takes the rows, by name.
         console: show progress.
         every: environment steps between rows, which then hold means over what was left out; 0: each iteration has one.
         checkpoint_every: environment steps between checkpoints; 0 for no such rule.
@@ -65,6 +65,7 @@ class RunOptions:
         save_buffer: whether checkpoints hold replay buffers.
         evaluate_every: environment steps between evaluations; 0 for none.
         stop_at_return: end early once `episode/return` is at least this, over a full window; None for never.
+        cores: how it uses the machine's, in words for `log.txt`.
         resume: what the run goes on from; None for a new one.
         lock: of the directory of a resumed run.
     """
@@ -79,8 +80,7 @@ class RunOptions:
     device: torch.device
     compile: bool = False
     precision: Precision = "float32"
-    csv: bool = True
-    tensorboard: bool = True
+    loggers: Mapping[str, LoggerMaker] = field(default_factory=dict[str, LoggerMaker])
     console: bool = True
     every: int = 0
     checkpoint_every: int = 0
@@ -90,5 +90,6 @@ class RunOptions:
     save_buffer: bool = False
     evaluate_every: int = 0
     stop_at_return: float | None = None
+    cores: str = ""
     resume: Resumption | None = None
     lock: RunLock | None = None

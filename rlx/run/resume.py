@@ -11,6 +11,7 @@ from rlx.batcher.batcher import Batcher
 from rlx.data import EnvSpecs, ReplayBuffer
 from rlx.errors import CheckpointError, ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, step_of
+from rlx.run.counters import Counters
 from rlx.run.directory import CHECKPOINTS, CONFIG, is_run_directory
 from rlx.run.tracked import Tracked, check_fits, load_into
 
@@ -18,9 +19,8 @@ MAY_CHANGE = (
     "total_steps",
     "stop_at_return",
     "num_threads",
-    "logger.csv",
+    "learner.timeout",
     "logger.every",
-    "logger.tensorboard",
     "logger.console",
     "checkpoint.minutes",
     "checkpoint.every",
@@ -80,8 +80,9 @@ def check_belongs(found: Resumption, config: Any) -> None:
     Raises:
         CheckpointError: it is not; names the group, and both.
     """
-    for group in ("algo", "env", "agent"):
-        there, here = found.checkpoint.config.get(group), _lookup(config, [group])
+    # Of the batcher, what names code; a few of its other keys may change.
+    for group in ("algo", "env", "agent", "batcher._target_", "batcher.agent_info", "batcher.env_info"):
+        there, here = (_lookup(of, group.split(".")) for of in (found.checkpoint.config, config))
         if there != here:
             raise CheckpointError(
                 f"'{found.path}' belongs to another run: its {group} is {there}, this run's {CONFIG} has {here}"
@@ -177,7 +178,7 @@ def take_up(
         raise CheckpointError(
             f"'{found.path}' belongs to another environment: it was trained on {specs}, this one is {batcher.specs}"
         )
-    _check_names("run", own, state.get("run"))
+    _check_names("run", dict.fromkeys(own), state.get("run"))
     for name, now in own.items():
         if now is not None and state["run"][name] is not None:  # evaluations may come and go
             _check_names(f"run.{name}", now, state["run"][name])
@@ -199,6 +200,7 @@ def take_up(
     if unknown:
         raise CheckpointError(f"'{found.path}' holds '{unknown[0]}', which this algorithm does not have")
     try:
+        Counters().load_state_dict(state["run"]["counters"])  # the run does so itself, when it is too late to refuse
         for name, value in load.items():
             load_into(name, value, state[name])
         agent = tracked["agent"]
@@ -214,8 +216,10 @@ def take_up(
 
 
 def _check_names(name: str, own: Mapping[str, Any], state: Any) -> None:
-    """Check that a state has the fields that it needs."""
+    """Check that a state has the fields that it needs, and those within them."""
     there = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
-    for key in own:
+    for key, value in own.items():
         if key not in there:
             raise CheckpointError(f"{name}.{key} is missing in the checkpoint")
+        if isinstance(value, dict):
+            _check_names(f"{name}.{key}", cast("dict[str, Any]", value), there[key])

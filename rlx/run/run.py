@@ -1,11 +1,8 @@
 """A run: what an algorithm reports to, and all that is kept of it."""
 
-import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,33 +11,23 @@ from torch import Tensor, nn
 from rlx.batcher.batcher import Batcher
 from rlx.data import ReplayBuffer, Trajectories
 from rlx.errors import RlxError, RunWriteError
+from rlx.run.agreement import Iteration, agree, agree_on_stop
 from rlx.run.batches import failed_loss
-from rlx.run.checkpoint import remove_checkpoint
 from rlx.run.clock import Clock
 from rlx.run.compute import Compute
 from rlx.run.counters import EPISODE_WINDOW, Counters
-from rlx.run.directory import (
-    CHECKPOINTS,
-    CONFIG,
-    FAILED,
-    LOG,
-    SUMMARY,
-    create_run_directory,
-    write_summary,
-    write_text_atomic,
-)
-from rlx.run.ending import last_words, summary_of, what_is_left
-from rlx.run.files import reason_of
-from rlx.run.lock import RunLock
-from rlx.run.log import RunLog, surroundings
+from rlx.run.directory import FAILED
+from rlx.run.ending import summary_of
 from rlx.run.metrics import Value
 from rlx.run.options import EvaluatorLike, RunOptions
+from rlx.run.rank_states import gather_states
+from rlx.run.ranks import Ranks
+from rlx.run.records import Records
 from rlx.run.resume import take_up
-from rlx.run.saver import BEST, Saver
 from rlx.run.signals import StopRequested, StopSignals
-from rlx.run.sinks import Sinks
-from rlx.run.tracked import Tracked, global_generators, set_global_generators, state_of
+from rlx.run.tracked import Tracked, global_generators, seed_global_generators, set_global_generators, state_of
 from rlx.run.turns import EvaluationTurns
+from rlx.seeding import derive
 
 _log = logging.getLogger(__name__)
 
@@ -52,16 +39,24 @@ class Run:
     `track`, so that what cannot start leaves nothing behind.
 
     Attributes:
-        seed: root of all seeds.
+        seed: root of all seeds that this process draws from.
         total_steps: environment steps at which training ends.
         device: the learner's device.
         compute: what makes an algorithm's loss what is called: compiled, in mixed precision, or as it is.
+        ranks: this process among those that learn together; for most runs, alone.
     """
 
-    def __init__(self, options: RunOptions, evaluator: EvaluatorLike | None = None) -> None:
-        """Prepare a run; writes nothing yet."""
+    def __init__(self, options: RunOptions, evaluator: EvaluatorLike | None = None, ranks: Ranks | None = None) -> None:
+        """Prepare a run; writes nothing yet.
+
+        Args:
+            options: what it is told.
+            evaluator: what evaluates; of several ranks, rank 0 has it.
+            ranks: those that learn together; None for a run alone.
+        """
         self.options = options
-        self.seed = options.seed
+        self.ranks = Ranks() if ranks is None else ranks
+        self.seed = derive(options.seed, "rank", self.ranks.rank) if self.ranks.rank else options.seed
         self.total_steps = options.total_steps
         self.device = options.device
         self.compute = Compute(options.device, compile=options.compile, precision=options.precision)
@@ -71,18 +66,15 @@ class Run:
         self._tracked: dict[str, Tracked] = {}
         self._agent: nn.Module | None = None
         self._batcher: Batcher | None = None
-        self._directory: Path | None = None
-        self._lock = options.lock
-        self._saver: Saver | None = None
-        self._sinks = Sinks()
-        self._log = RunLog()
+        self._records = Records(options, writes=self.ranks.rank == 0)
+        self._samples = 0  # of this rank's updates since the last `log`
         self._signals = StopSignals()
         self._signals.at_once = True  # until there is a directory to save anything in
         self._clock = Clock()
 
     @property
     def env_steps(self) -> int:
-        """Return the environment steps so far."""
+        """Return the environment steps so far, of all ranks."""
         return self._counters.env_steps
 
     @property
@@ -106,6 +98,7 @@ class Run:
             ConfigError: the run is to be compiled or in mixed precision, and the algorithm does not see to it.
             RunDirectoryError: the run directory exists.
             RunWriteError: nothing can be written there; it has been removed again.
+            ConfigError: a logger does not begin; likewise.
             CheckpointError: what the run is to be resumed from does not fit; names the field, and both shapes.
         """
         self.compute.check_used(self.options.title)
@@ -115,72 +108,46 @@ class Run:
         everything: dict[str, Tracked] = {"agent": agent, **others}
         kept = options.save_buffer
         self._tracked = {name: it for name, it in everything.items() if kept or not isinstance(it, ReplayBuffer)}
-        problems: list[str] = []
         if found is None:
+            for value in everything.values():
+                if isinstance(value, nn.Module):
+                    self.ranks.broadcast(value)
             batcher.publish(agent)
-        else:
-            problems = take_up(found, everything, batcher, self._own_state())
+        problems = [] if found is None else take_up(found, everything, batcher, self._own_state())
         self._signals.at_once = False
-        directory = create_run_directory(options.directory) if found is None else found.directory
-        try:
-            if self._lock is None:
-                self._lock = RunLock(directory).acquire()
-            self._open(directory)
-        except OSError as error:
-            self._sinks.close()
-            self._log.close()
-            if found is None:
-                shutil.rmtree(directory, ignore_errors=True)
-            where = error.filename or str(directory)
-            raise RunWriteError(f"cannot write '{where}': {reason_of(error)}; no run was started") from error
-        self._directory = directory
-        self._saver = Saver(directory, keep_last=options.keep_last, keep_every=options.keep_every)
+        several = f" on each of {self.ranks.size} ranks" if self.ranks.size > 1 else ""
+        about = f"seed: {options.seed}; {batcher.num_envs} environments{several}; device: {self.device}"
+        self._records.open(about)
         if found is not None:
             self._resume(problems)
-        self._sinks.show(options, self.env_steps)
-        self._clock = Clock(batcher, before=0.0 if found is None else found.checkpoint.meta["wall_time"])
+        self._records.show(self.env_steps)
+        self._clock = Clock(batcher, self.device, before=0.0 if found is None else found.checkpoint.meta["wall_time"])
         if found is not None:
             self._go_on_evaluating()
             if not set_global_generators(found.checkpoint.state["run"]["generators"]):
                 _log.warning("resume: the generators of the GPUs could not be taken up")
-
-    def _open(self, directory: Path) -> None:
-        """Make the files of a run directory, or go on with them; the console comes later, when nothing can fail."""
-        options, found = self.options, self.options.resume
-        assert self._batcher is not None
-        write_text_atomic(directory / CONFIG, options.config_text)
-        self._log.open(directory / LOG)
-        if found is None:
-            self._log.info(f"begins: {options.title}, {self.total_steps:,} steps")
-        else:
-            self._log.info(f"resumes from {found.path.name}: {options.title}, {self.total_steps:,} steps")
-        for line in surroundings(options.command):
-            self._log.info(line)
-        self._log.info(f"seed: {self.seed}; {self._batcher.num_envs} environments; device: {self.device}")
-        self._sinks.open(directory, options)
+        elif self.ranks.rank:
+            seed_global_generators(derive(self.seed, "learner"))  # until here as on rank 0, which made the same agent
 
     def _resume(self, problems: list[str]) -> None:
         """Take up what the run itself is, once its files are open, and say what could not be taken up."""
-        found, batcher, agent, saver = self.options.resume, self._batcher, self._agent, self._saver
+        found, batcher, agent = self.options.resume, self._batcher, self._agent
         assert found is not None
         assert batcher is not None
         assert agent is not None
-        assert saver is not None
         state = found.checkpoint.state["run"]
         self._counters.load_state_dict(state["counters"])
         if "stop_at_return" in found.changes:
             self._counters.ended_early = False
-        saver.saved_at = self.env_steps
         if self._turns is not None and state["evaluation"] is not None:
             self._turns.resume(state["evaluation"], agent, batcher)
-        for path in found.damaged:
-            remove_checkpoint(path)
-        with contextlib.suppress(FileNotFoundError):
-            (found.directory / SUMMARY).unlink()
-        for problem in problems:
-            _log.warning("resume: exact=false: %s", problem)
-        exact = "exact=false" if problems else "all goes on as if it had never stopped (exact=true)"
-        self._log.info(f"resumed at {self.env_steps:,} steps: {exact}")
+        lines = [text.splitlines() for text in self.ranks.exchange_text("\n".join(problems))]
+        told = [f"rank {rank}: {line}" if rank else line for rank, own in enumerate(lines) for line in own]
+        if self.ranks.rank == 0:
+            for problem in told:
+                _log.warning("resume: exact=false: %s", problem)
+        exact = "exact=false" if told else "all goes on as if it had never stopped (exact=true)"
+        self._records.info(f"resumed at {self.env_steps:,} steps: {exact}")
 
     def running(self) -> bool:
         """Return whether there is more to do: `total_steps` not reached, and no rule has ended the run early."""
@@ -192,41 +159,60 @@ class Run:
         The only point where checkpoints are written and signals are obeyed.
 
         Args:
-            terms: what to log, 0-dimensional tensors or numbers, under names such as `loss/policy`.
-            env_steps: valid environment steps of this iteration.
+            terms: what to log, 0-dimensional tensors or numbers, under names such as `loss/policy`. Of several ranks,
+                means over the samples of all; whole numbers are counts, which are added up.
+            env_steps: valid environment steps of this iteration, on this rank.
 
         Raises:
             StopRequested: a signal asked the run to stop; a checkpoint is written as the run is left.
             RunWriteError: the row, or two checkpoints in turn, could not be written; a run that cannot log ends.
+            RankError: another rank has failed, or gone another way.
         """
         assert self._batcher is not None, "track() comes first"
-        counters = self._counters
+        counters, ranks, signals = self._counters, self.ranks, self._signals
+        now = agree(ranks, self._iteration(terms, env_steps, self._batcher))
         counters.iteration += 1
-        before, counters.env_steps = counters.env_steps, counters.env_steps + env_steps
-        counters.averages.add(terms, env_steps)
-        counters.episodes.take(self._batcher.episodes)
+        before, counters.env_steps = counters.env_steps, counters.env_steps + now.env_steps
+        counters.restarts, counters.dropped_steps = now.restarts, now.dropped_steps
+        counters.averages.add(now.terms, now.env_steps)
+        counters.episodes.take(now.episodes)
         goal, reached = self.options.stop_at_return, counters.episodes.mean_return
         if goal is not None and counters.episodes.is_full and reached is not None and reached >= goal:
             counters.ended_early = True
-            self._log.info(f"stop_at_return: the mean return of the last {EPISODE_WINDOW} episodes is {reached:.6g}")
+            told = f"the mean return of the last {EPISODE_WINDOW} episodes is {reached:.6g}"
+            self._records.info(f"stop_at_return: {told}")
         every = self.options.every
         if not every or self._due(every, before):
             self._write_row()
-        if self._turns is not None and self._due(self.options.evaluate_every, before):
+        evaluates = self._due(self.options.evaluate_every, before)
+        if self._turns is not None and evaluates:
             self._turns.plan(self.env_steps, self.iteration)
-        stop = self._signals.reached()
+        stop = signals.obey(now.stop) if ranks.size > 1 else signals.reached()
         if stop is None:
             try:
                 self._go_on_evaluating()
             except StopRequested:  # it took too long: what is due stays so, for a resumed run
-                self._signals.hold()
-                self.save()
-                raise
-            stop = self._signals.reached()
-        if stop is not None or not self.running() or self._due(self.options.checkpoint_every, before) or self._late():
+                signals.hold()
+                if not evaluates or ranks.size == 1:
+                    if ranks.size == 1:
+                        self.save()
+                    raise
+            if ranks.size == 1:
+                stop = signals.reached()
+            elif evaluates:  # only then rank 0 may have been held up
+                stop = signals.obey(agree_on_stop(ranks, signals.requested))
+        if stop is not None or not self.running() or self._due(self.options.checkpoint_every, before) or now.late:
             self.save()
         if stop is not None:
             raise StopRequested(stop, safe=True)
+
+    def _iteration(self, terms: Mapping[str, Tensor | float], env_steps: int, batcher: Batcher) -> Iteration:
+        """Return what this rank's iteration came to, and begin the next."""
+        samples, self._samples = self._samples, 0
+        episodes, batcher.episodes = batcher.episodes, []
+        counts = {"restarts": batcher.restarts, "dropped_steps": batcher.dropped_steps}
+        stop, late = self._signals.requested, self._late()
+        return Iteration(terms, env_steps, samples, episodes, stop, late, **counts)
 
     def save(self, *, between_pieces: bool = True) -> None:
         """Begin to write a checkpoint of everything tracked; the run waits while it is copied only.
@@ -236,17 +222,17 @@ class Run:
 
         Raises:
             RunWriteError: neither this checkpoint nor the last one could be written; those before are as they were.
+            RankError: the ranks have drifted apart; nothing is written then.
         """
-        assert self._saver is not None, "track() comes first"
-        assert self._batcher is not None
+        assert self._batcher is not None, "track() comes first"
         self._clock.saved = time.perf_counter()
         state: dict[str, Any] = {name: state_of(value) for name, value in self._tracked.items()}
         state["batcher"] = self._batcher.state_dict() if between_pieces else None
         state["run"] = self._own_state()
-        logs, files = self._sinks.positions()
-        meta = self._meta(self.env_steps, self.iteration) | {"logs": logs}
-        name = self._saver.save(state, self.options.config, meta, logs=files)
-        self._log.info(f"checkpoint at {self.env_steps:,} steps: {CHECKPOINTS}/{name}")
+        same = [name for name, value in self._tracked.items() if isinstance(value, nn.Module)]
+        whole = gather_states(self.ranks, state, same)
+        if whole is not None:
+            self._records.save(whole, self._meta(self.env_steps, self.iteration))
 
     def _own_state(self) -> dict[str, Any]:
         """Return what the run itself is."""
@@ -269,31 +255,31 @@ class Run:
         }
 
     def _keep_best(self, env_steps: int, weights: dict[str, Any]) -> None:
-        """Save weights that were better than all before: `checkpoints/best`."""
-        assert self._saver is not None
-        self._saver.save({"agent": weights}, self.options.config, self._meta(env_steps, None), name=BEST)
+        """Save weights that were better than all before."""
+        self._records.save_best(weights, self._meta(env_steps, None))
 
     def _go_on_evaluating(self) -> None:
         """Begin an evaluation when one is due, and wait for the last one of the run."""
         if self._turns is None or self._agent is None or self._batcher is None:
             return
-        self._turns.go_on(self._agent, self._batcher)
-        if not self.running():
-            self._turns.finish()
+        with self.ranks.busy("evaluates"):
+            self._turns.go_on(self._agent, self._batcher)
+            if not self.running():
+                self._turns.finish()
 
     def _evaluated(self, found: dict[str, Value], waited: float) -> None:
         """Write an evaluation's row."""
         self._clock.leave_out(waited)
         row = {**found, "wall_time": self._clock.wall_time, "time/eval_wait": waited}
         self._counters.remember(row)
-        self._sinks.write(row)
+        self._records.write(row)
         told = ", ".join(f"{key} {value:.6g}" for key, value in found.items() if key.startswith("eval/"))
-        self._log.info(f"evaluation at {row['env_steps']:,} steps: {told}; waited for {waited:.3f} s")
+        self._records.info(f"evaluation at {row['env_steps']:,} steps: {told}; waited for {waited:.3f} s")
 
     def _write_row(self) -> None:
         """Write the row of the iterations since the last one."""
         assert self._batcher is not None
-        self._sinks.write(self._counters.take_row(self._batcher, self._clock))
+        self._records.write(self._counters.take_row(self._batcher, self._clock))
 
     def check_loss(self, loss: Tensor, batch: Trajectories, agent: nn.Module) -> None:
         """Stop before a step on a loss that is NaN or infinite; what it came from is saved in `failed/`.
@@ -309,11 +295,22 @@ class Run:
         """
         if bool(loss.isfinite()):
             return
-        assert self._directory is not None, "track() comes first"
-        raise failed_loss(loss, self._directory / FAILED, batch, agent, self.env_steps)
+        directory = self._records.directory
+        assert directory is not None, "track() comes first"
+        folder = f"{FAILED}-rank-{self.ranks.rank}" if self.ranks.rank else FAILED
+        raise failed_loss(loss, directory / folder, batch, agent, self.env_steps)
 
-    def average_gradients(self, module: nn.Module) -> None:
-        """Average gradients over the ranks of a distributed learner; alone, nothing."""
+    def average_gradients(self, module: nn.Module, samples: int) -> None:
+        """Make the gradients the mean over the samples of all ranks of a distributed learner; alone, nothing.
+
+        Comes after `backward()` and before anything looks at the gradients; as often on every rank.
+
+        Args:
+            module: all that the optimiser moves.
+            samples: of which the loss was the mean on this rank.
+        """
+        self._samples += samples
+        self.ranks.average_gradients(module, samples)
 
     def _due(self, every: int, before: int) -> bool:
         return every > 0 and (self.env_steps // every > before // every or not self.running())
@@ -325,73 +322,54 @@ class Run:
 
     def __enter__(self) -> Self:
         self._signals.__enter__()
-        self._log.__enter__()
+        self._records.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._directory is not None:
-                self._end(error, self._directory)
+            if self._records.directory is not None:
+                with self.ranks.busy("writes the end of the run"):
+                    self._end(error)
         finally:
             if self._evaluator is not None:
                 self._evaluator.close()
-            if self._lock is not None:
-                self._lock.release()
-            self._log.__exit__(kind, error, traceback)
+            self._records.__exit__(kind, error, traceback)
             self._signals.__exit__(kind, error, traceback)
 
-    def _end(self, error: BaseException | None, directory: Path) -> None:
+    def _end(self, error: BaseException | None) -> None:
         """Write the last checkpoint where log() has not, the summary, and close the logs.
 
         Raises:
             RunWriteError: something of that, or what ended the run, could not be written; says what is left.
         """
         assert self._batcher is not None
-        assert self._saver is not None
         self._signals.hold()
+        records = self._records
         stopped = isinstance(error, KeyboardInterrupt)
-        problem = error if isinstance(error, RunWriteError) else None
+        problem: RlxError | None = error if isinstance(error, RunWriteError) else None
         if stopped and self._turns is not None and self._turns.playing is not None:
             steps = self._turns.playing["env_steps"]
-            self._log.info(f"the evaluation at {steps:,} steps was cut off; a resumed run plays it again")
+            records.info(f"the evaluation at {steps:,} steps was cut off; a resumed run plays it again")
         # A stop while the batcher was waiting finds all as the last log() left it; inside an update it would not. What
-        # could not be written was found out by log() itself.
+        # could not be written was found out by log() itself. Of several ranks the others are elsewhere by now.
         consistent = error is None or problem is not None or (stopped and self._batcher.waiting)
         try:
-            self._saver.wait(last=True)
-            if consistent and self.env_steps != self._saver.saved_at:
+            records.wait()
+            if consistent and self.ranks.size == 1 and self.env_steps != records.saved_at:
                 self.save(between_pieces=False)
-                self._saver.wait(last=True)
+                records.wait()
             if problem is None and stopped and self._counters.averages:
                 self._write_row()  # of what came since the last row; a resumed run cuts it off, and goes on with it
         except RlxError as unsaved:
             problem = problem or unsaved
         failed = problem or (None if stopped else error)
         status = "failed" if failed else "stopped" if stopped else "done"
-        wall_time = self._clock.wall_time
-        saved_at = self._saver.saved_at
-        summary = summary_of(status, failed or error, self._counters, wall_time=wall_time, checkpoint=saved_at)
-        unwritten = self._sinks.close()
-        try:
-            write_summary(directory, summary)
-        except OSError as wrong:
-            unwritten.insert(0, wrong)
-        if unwritten and problem is None:
-            problem = RunWriteError(f"cannot write '{unwritten[0].filename or directory}': {reason_of(unwritten[0])}")
-        if isinstance(problem, RunWriteError):
-            asked = self._signals.requested
-            left = what_is_left(directory, self.env_steps, None if asked is None else asked.name)
-            found, problem = problem, RunWriteError(f"{problem}. {left}")
-            problem.__cause__ = found
-        # Where something else failed before, that is what the user is to hear of.
-        told = problem if error is None or stopped or isinstance(error, RunWriteError) else error
-        where = f"at {self.env_steps:,} steps, after {wall_time:.1f} s"
-        if told is not None:
-            self._log.error(f"failed {where}", told)
-        else:
-            self._log.info(f"{'done' if error is None else str(error) or 'interrupted'} {where}")
-        self._sinks.say_last(last_words(summary, directory) if told is None else None)
-        if told is not None and told is not error:
-            raise told from told.__cause__
+        summary = summary_of(
+            status, failed or error, self._counters, wall_time=self._clock.wall_time, checkpoint=records.saved_at
+        )
+        asked = self._signals.requested
+        records.close(summary, error, problem, None if asked is None else asked.name)
+        if error is None or (isinstance(error, StopRequested) and error.safe):
+            self.ranks.wait_for_end()

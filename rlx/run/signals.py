@@ -6,9 +6,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if name in signal.Signals.__members__
 )
-"""Ctrl-C; a scheduler's end or preemption; a scheduler's early warning."""
+"""Ctrl-C; a scheduler's end or preemption; a scheduler's early warning, and submitit's."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -35,7 +35,7 @@ def exit_status(number: signal.Signals) -> int:
 
 
 class StopSignals:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a request that the run's loop obeys at its next safe point.
+    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a request that the run's loop obeys at its next safe point.
 
         with StopSignals() as stop:
             while ...:
@@ -57,7 +57,7 @@ class StopSignals:
 
         Args:
             limit_s: seconds from Ctrl-C to `StopRequested` when no safe point is reached; a run shall end within 2.
-            terminate_limit_s: the same for SIGTERM and SIGUSR1; a scheduler kills after 10 or more.
+            terminate_limit_s: the same for the others; a scheduler kills after 10 or more.
         """
         self.requested: signal.Signals | None = None
         self.at_once = False
@@ -81,6 +81,16 @@ class StopSignals:
             if self._previous:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         return self.requested
+
+    def obey(self, agreed: signal.Signals | None) -> signal.Signals | None:
+        """Do the same with the signal that several ranks have agreed on, whichever of them it came to.
+
+        One that came just now, to this rank alone, waits for the next safe point.
+        """
+        if agreed is None:
+            return None
+        self.requested = agreed
+        return self.reached()
 
     def hold(self) -> None:
         """Note that the run ends now, asked to or not: from here on no limit interrupts it."""

@@ -1,43 +1,50 @@
 """All that takes a run's rows, opened, continued and closed together."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import RunWriteError
+from rlx.errors import ConfigError, RlxError, RunWriteError
 from rlx.run.console import ConsoleSink
-from rlx.run.directory import METRICS, TENSORBOARD
 from rlx.run.files import reason_of
-from rlx.run.metrics import CsvSink, MetricSink, Row
+from rlx.run.loggers import RunInfo
+from rlx.run.metrics import MetricSink, Row
 from rlx.run.options import RunOptions
-from rlx.run.tensorboard import TensorBoardSink, cut_events
+
+_log = logging.getLogger(__name__)
 
 
 class Sinks:
-    """`metrics.csv`, TensorBoard's events and the console, as far as the run wants them."""
+    """A run's loggers and its console.
+
+    Those that write into the run directory (they have a `path`) have to take every row: where one cannot, the run ends.
+    Others may fail: that is told of, and the run goes on without them.
+    """
 
     def __init__(self) -> None:
         """Open nothing yet."""
-        self._csv: CsvSink | None = None
-        self._events: TensorBoardSink | None = None
+        self._sinks: dict[str, MetricSink] = {}
         self._console: ConsoleSink | None = None
 
     def open(self, directory: Path, options: RunOptions) -> None:
-        """Make the files of a run directory, or cut those of a resumed run to what its checkpoint knew of.
+        """Make the loggers of a run; those of a resumed one go on from what its checkpoint knew of.
 
         Raises:
-            OSError: one cannot be written.
+            OSError: a file cannot be written.
             RunDirectoryError: a file has lost rows that the checkpoint knew of.
+            ConfigError: a logger does not begin.
         """
         found = options.resume
-        meta: dict[str, Any] = {} if found is None else found.checkpoint.meta
+        meta: dict[str, Any] = {"env_steps": 0} if found is None else found.checkpoint.meta
         known: dict[str, Any] = meta.get("logs", {})
-        if options.csv:
-            self._csv = CsvSink(directory / METRICS, keep_rows=known.get("csv"))
-        if options.tensorboard:
-            if "tensorboard" in known:
-                cut_events(directory / TENSORBOARD, known["tensorboard"])
-            purge = None if found is None else int(meta["env_steps"]) + 1
-            self._events = TensorBoardSink(directory / TENSORBOARD, purge_step=purge)
+        for name, make in options.loggers.items():
+            info = RunInfo(directory, options.title, options.config, int(meta["env_steps"]), known.get(name))
+            try:
+                self._sinks[name] = make(info)
+            except (OSError, RlxError):
+                raise
+            except Exception as error:
+                raise ConfigError(f"logger.{name}: it did not begin: {type(error).__name__}: {error}") from error
 
     def show(self, options: RunOptions, env_steps: int) -> None:
         """Open the console, if wanted; the last, when nothing can fail any more."""
@@ -48,35 +55,44 @@ class Sinks:
         """Give all of them a row.
 
         Raises:
-            RunWriteError: one could not take it.
+            RunWriteError: one that writes into the run directory could not take it.
         """
-        try:
-            for sink in self._all():
+        for name, sink in list(self._sinks.items()):
+            try:
                 sink.write(row)
-        except OSError as error:
-            raise RunWriteError(f"cannot write '{error.filename}': {reason_of(error)}") from error
+            except Exception as error:
+                self._failed(name, sink, error)
+        if self._console is not None:
+            self._console.write(row)
 
     def positions(self) -> tuple[dict[str, Any], list[Path]]:
-        """Return how far each file has come, for a checkpoint, and the files that the disk then has to have."""
+        """Return how far each has come, for a checkpoint, and the files that the disk then has to have."""
         known: dict[str, Any] = {}
         files: list[Path] = []
-        if self._csv is not None:
-            known["csv"] = self._csv.num_rows
-            files.append(self._csv.path)
-        if self._events is not None:
-            known["tensorboard"] = self._events.sizes()
-            files.append(self._events.path)
+        for name, sink in list(self._sinks.items()):
+            try:
+                path = getattr(sink, "path", None)
+                if path is not None:
+                    files.append(path)
+                else:
+                    sink.flush()
+                if hasattr(sink, "position"):
+                    known[name] = sink.position()  # pyright: ignore[reportAttributeAccessIssue]
+            except Exception as error:
+                self._failed(name, sink, error)
         return known, files
 
     def close(self) -> list[OSError]:
-        """Close the files; return what went wrong."""
+        """Close the loggers; return what went wrong with files."""
         wrong: list[OSError] = []
-        for sink in (self._csv, self._events):
+        for name, sink in self._sinks.items():
             try:
-                if sink is not None:
-                    sink.close()
-            except OSError as error:
-                wrong.append(error)
+                sink.close()
+            except Exception as error:
+                if isinstance(error, OSError) and hasattr(sink, "path"):
+                    wrong.append(error)
+                else:
+                    _log.warning("logger.%s could not be closed: %r", name, error)
         return wrong
 
     def say_last(self, text: str | None) -> None:
@@ -84,5 +100,11 @@ class Sinks:
         if self._console is not None:
             self._console.close(text)
 
-    def _all(self) -> list[MetricSink]:
-        return [sink for sink in (self._csv, self._events, self._console) if sink is not None]
+    def _failed(self, name: str, sink: MetricSink, error: Exception) -> None:
+        """End the run over a file that cannot be written; leave out any other logger that fails."""
+        if hasattr(sink, "path"):
+            if isinstance(error, OSError):
+                raise RunWriteError(f"cannot write '{error.filename}': {reason_of(error)}") from error
+            raise error
+        del self._sinks[name]
+        _log.warning("logger.%s failed, and takes no more rows: %r", name, error)

@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rlx.run.files import RecordFile
 from rlx.run.metrics import FIRST_COLUMNS, Row
@@ -26,12 +26,22 @@ class TensorBoardSink:
     `/` share a section.
     """
 
-    def __init__(self, path: Path | str, *, purge_step: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        known: Mapping[str, int] | None = None,
+        purge_step: int | None = None,
+        hparams: Mapping[str, bool | float | str] | None = None,
+    ) -> None:
         """Create an event file in a directory.
 
         Args:
             path: the directory; created where it is missing.
+            known: what `position` had returned when the checkpoint was written that a run goes on from: what older
+                files took since then goes.
             purge_step: events of older files in it from this step on no longer count: a run was taken up again there.
+            hparams: hyper-parameters for the HParams tab; None for none.
         """
         # Imported here: most importers of this module (worker processes, evaluation) never write an event.
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -42,6 +52,8 @@ class TensorBoardSink:
         self._summary: Any = summaries.Summary
         directory = Path(path)
         directory.mkdir(parents=True, exist_ok=True)
+        if known is not None:
+            _cut_events(directory, known)
         self._last_step = -1
         moment = time.time()
         name = f"events.out.tfevents.{int(moment):010d}.{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
@@ -50,6 +62,8 @@ class TensorBoardSink:
         if purge_step is not None:
             start = events.SessionLog(status=events.SessionLog.START)
             self._append(self._event(wall_time=moment, step=purge_step, session_log=start))
+        if hparams is not None:
+            self._append(self._event(wall_time=moment, summary=self._summary(value=[_session(hparams, moment)])))
 
     def write(self, row: Row) -> None:
         """Append one event that holds the row's numbers.
@@ -74,7 +88,7 @@ class TensorBoardSink:
         """Return the file that is being written."""
         return self._file.path
 
-    def sizes(self) -> dict[str, int]:
+    def position(self) -> dict[str, int]:
         """Return the sizes of all event files in the directory, by name."""
         found = sorted(self.path.parent.glob("events.*"))
         return {path.name: self._file.size if path == self.path else path.stat().st_size for path in found}
@@ -94,8 +108,27 @@ class TensorBoardSink:
         self._file.append(length + _checksum(length) + data + _checksum(data))
 
 
-def cut_events(directory: Path, sizes: Mapping[str, int]) -> None:
-    """Undo what event files took since `TensorBoardSink.sizes` was asked: those that were not there go."""
+def _session(hparams: Mapping[str, bool | float | str], moment: float) -> Any:
+    """Return the value by which the HParams tab knows a run: its plugin's data, and an empty tensor."""
+    from tensorboard.compat.proto import summary_pb2, tensor_pb2, types_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    plugin, summaries, tensors, types = (cast(Any, it) for it in (plugin_data_pb2, summary_pb2, tensor_pb2, types_pb2))
+    start = plugin.SessionStartInfo(start_time_secs=moment)
+    for name, value in hparams.items():
+        kind = "bool" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
+        setattr(start.hparams[name], f"{kind}_value", value)
+    told = plugin.HParamsPluginData(session_start_info=start).SerializeToString()
+    empty = tensors.TensorProto(dtype=types.DT_FLOAT)
+    empty.tensor_shape.dim.add(size=0)
+    metadata = summaries.SummaryMetadata(
+        plugin_data=summaries.SummaryMetadata.PluginData(plugin_name="hparams", content=told)
+    )
+    return summaries.Summary.Value(tag="_hparams_/session_start_info", metadata=metadata, tensor=empty)
+
+
+def _cut_events(directory: Path, sizes: Mapping[str, int]) -> None:
+    """Undo what event files took since `TensorBoardSink.position` was asked: those that were not there go."""
     for path in directory.glob("events.*"):
         if path.name not in sizes:
             path.unlink()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlx.agent.agent import Agent
 from rlx.batcher.batcher import Batcher
-from rlx.batcher.worker import EnvMaker
+from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, EnvSpecs, Spec
 from rlx.env.actions import ActionReader
 from rlx.env.gym_vec_env import GymVecEnv

@@ -1,13 +1,13 @@
 """`rlx eval`: policies of runs and checkpoints, each over the same episodes, and the statistics of their returns."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlx.errors import CheckpointError, RlxError
+from rlx.errors import CheckpointError, RlxError, UserError
 from rlx.run.checkpoint import list_checkpoints
 from rlx.run.directory import is_run_directory
 from rlx.run.evaluate import evaluate_path
@@ -21,26 +21,37 @@ _DRAWS = 2000
 
 
 def evaluate_paths(
-    paths: Sequence[Path], *, all_checkpoints: bool = False, csv_path: Path | None = None, **options: Any
+    paths: Sequence[Path],
+    *,
+    all_checkpoints: bool = False,
+    csv_path: Path | None = None,
+    video: Path | None = None,
+    human: bool = False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Play the same number of episodes with each policy, in environments of the same seeds.
 
     Args:
         paths: run directories (their newest whole checkpoint) and checkpoints.
         all_checkpoints: take every checkpoint of a run, oldest first: a curve.
+        video: a file or folder to record the episodes of one policy in; see `rlx.tools.watch`.
+        human: show the episodes of one policy in a window.
         csv_path: a file to write, one row an episode (see `COLUMNS`).
         options: of `rlx.run.evaluate.evaluate_path`: `episodes`, `seed`, `stochastic`, `trust`, `config_dir`.
 
     Returns:
         For each policy what `EvaluationResult.to_dict` tells, its `path`, and `median`, `iqm` (interquartile mean) and
-        `interval` (95 % bootstrap interval of the mean) of its returns.
+        `interval` (95 % bootstrap interval of the mean) of its returns; `videos`, where it was recorded.
 
     Raises:
         CheckpointError: a checkpoint is missing or cannot be played.
         RlxError: the CSV file cannot be written.
     """
     policies = [policy for path in paths for policy in (_checkpoints(path) if all_checkpoints else [path])]
-    found = [{"path": str(path), **_described(evaluate_path(path, **options).to_dict())} for path in policies]
+    if video is not None or human:
+        found = [_seen(policies, video, human, options)]
+    else:
+        found = [{"path": str(path), **_described(evaluate_path(path, **options).to_dict())} for path in policies]
     if csv_path is not None:
         try:
             with open(csv_path, "w", newline="", encoding="utf-8") as file:
@@ -53,6 +64,19 @@ def evaluate_paths(
         except OSError as error:
             raise RlxError(f"cannot write '{csv_path}': {error.strerror}") from error
     return found
+
+
+def _seen(policies: Sequence[Path], video: Path | None, human: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    from rlx.tools.watch import watch
+
+    if video is not None and human:
+        raise UserError("got --video and --render human, expected one of them")
+    if len(policies) > 1:
+        option = "--render human" if human else "--video"
+        raise UserError(f"{option}: got {len(policies)} policies, expected one at a time")
+    seen = watch(policies[0], video=video, **options)
+    videos = {} if human else {"videos": [str(file) for file in seen.files]}
+    return {"path": str(policies[0]), **_described(seen.result.to_dict()), **videos}
 
 
 def _checkpoints(path: Path) -> list[Path]:

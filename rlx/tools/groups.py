@@ -1,7 +1,7 @@
 """Which runs belong together: same environment, same algorithm, same numbers; what is left to differ is the seed."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from rlx.tools.record import env_name, read_config, target_name
 _NO_MATTER = ("seed", "run_dir", "logger", "checkpoint", "evaluation", "device", "num_threads", "resume")
 """Keys and groups that do not change what is computed, or, as the seed, are what a group averages over."""
 _MISSING = object()
+_LONG = 80
+"""Letters of a label beyond which nobody reads it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,17 @@ def group_runs(directories: Iterable[Path], by: Sequence[str] | None = None) -> 
         told = [f"{names[key]}={_show(key, run.config[key])}" for key in keys if key in run.config]
         label = ", ".join(([run.algo] if algos else []) + told) or run.algo
         found.setdefault((run.env, label), []).append(run.directory)
-    return [Group(env, label, tuple(members)) for (env, label), members in found.items()]
+    groups = [Group(env, label, tuple(members)) for (env, label), members in found.items()]
+    return _by_folder(groups) if by is None and max((len(one.label) for one in groups), default=0) > _LONG else groups
+
+
+def _by_folder(groups: list[Group]) -> list[Group]:
+    """Return the groups called by their folders, as the trials of a study are, where these tell them apart."""
+    folders = [{run.name if len(one.runs) == 1 else run.parent.name for run in one.runs} for one in groups]
+    labels = [next(iter(names)) for names in folders if len(names) == 1]
+    if len(set(labels)) < len(groups):
+        return groups
+    return [replace(one, label=label) for one, label in zip(groups, labels, strict=True)]
 
 
 def differing_keys(runs: Sequence[RunConfig]) -> list[str]:

@@ -3,12 +3,13 @@
 Nothing here imports torch or YAML unless it must: a table of a thousand runs comes in a second.
 """
 
+import json
 import os
 import platform
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, Literal, cast
 
 from rlx.errors import RunDirectoryError
 from rlx.run.directory import CONFIG, LOG, METRICS, read_summary
+from rlx.run.lock import LOCK
 from rlx.run.metrics import read_columns
 
-Status = Literal["running", "done", "stopped", "failed"]
+Status = Literal["pending", "running", "done", "stopped", "failed"]
 
 METRIC = "episode/return"
 """What a run is told by, unless something else is asked for."""
@@ -43,7 +45,8 @@ class RunRecord:
         directory: where it is.
         algo: the algorithm's name, such as `ppo`.
         env: the environment's name, such as `CartPole`.
-        status: `running`, `done`, `stopped` (a signal ended it) or `failed`.
+        status: `running`, `done`, `stopped` (a signal ended it) or `failed`; of a sweep's job that has no directory
+            yet, `pending`.
         reason: why, in one line, where it was stopped or failed.
         env_steps: environment steps so far.
         total_steps: environment steps at which it was to end; None where that is not known.
@@ -52,6 +55,7 @@ class RunRecord:
         steps_per_second: environment steps over the seconds that the run took.
         began: seconds since the epoch when its directory was made.
         overrides: what was typed for it, `algo=` and `env=` left out, and what only says where it writes.
+        slurm: SLURM's name of its job and, where SLURM has it in the queue, its state.
     """
 
     directory: Path
@@ -66,6 +70,7 @@ class RunRecord:
     steps_per_second: float | None
     began: float
     overrides: dict[str, str]
+    slurm: str | None = None
 
     @property
     def progress(self) -> float | None:
@@ -83,7 +88,9 @@ class RunRecord:
         """Return what a key is in this run: a field of this record, an override, or a key of the configuration."""
         if key in ("algo", "env", "status"):
             return getattr(self, key)
-        return self.overrides.get(key, self.config.get(key))
+        if key in self.overrides or not self.directory.exists():
+            return self.overrides.get(key)
+        return self.config.get(key)
 
     def to_dict(self) -> dict[str, Any]:
         """Return this run as JSON-ready data."""
@@ -101,6 +108,7 @@ class RunRecord:
             "steps_per_second": self.steps_per_second,
             "began": self.began,
             "overrides": self.overrides,
+            "slurm": self.slurm,
         }
 
 
@@ -124,7 +132,7 @@ def read_run(directory: Path, metric: str = METRIC) -> RunRecord:
     values = [value for value in columns.get(metric, []) if value == value]
     env_steps = int(max(columns.get("env_steps") or [0.0]))
     seconds = max(columns.get("wall_time") or [0.0])
-    status, reason = _status(directory, summary, _OWNER.search(head))
+    status, reason = _status(directory, summary, _owner(directory, head))
     algo, env = title.groups() if title is not None else _names(directory)
     return RunRecord(
         directory=directory,
@@ -213,22 +221,40 @@ def _overrides(command: str) -> dict[str, str]:
         words = shlex.split(command) if re.search(r"['\"\\]", command) else command.split()
     except ValueError:
         words = command.split()
+    return typed_overrides(words)[1]
+
+
+def typed_overrides(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what was typed, by key: all of it, and without `algo=`, `env=` and what only says where a run writes."""
     pairs = (word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
     typed = {key.lstrip("+"): value for key, value in pairs}
     hidden = ("algo", "env", *_NOT_KEY)
-    return {key: value for key, value in typed.items() if key not in hidden and key.split(".")[0] not in _NOT_KEY}
+    shown = {key: value for key, value in typed.items() if key not in hidden and key.split(".")[0] not in _NOT_KEY}
+    return typed, shown
 
 
-def _status(directory: Path, summary: dict[str, Any] | None, owner: re.Match[str] | None) -> tuple[Status, str | None]:
+def _owner(directory: Path, head: str) -> tuple[str, int] | None:
+    """Return host and process of who writes a run: by its lock, since it may have been resumed, else by its log."""
+    try:
+        lock: Any = json.loads((directory / LOCK).read_bytes())
+        return str(lock["host"]), int(lock["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = _OWNER.search(head)
+        return None if found is None else (found[1], int(found[2]))
+
+
+def _status(
+    directory: Path, summary: dict[str, Any] | None, owner: tuple[str, int] | None
+) -> tuple[Status, str | None]:
     if summary is not None:
         told, reason = summary.get("status"), summary.get("reason")
         if told not in ("done", "stopped", "failed"):
             raise RunDirectoryError(f"'{directory}': its summary has the status {told!r}, which this rlx does not know")
         return told, None if reason is None else str(reason)
-    if owner is not None and owner[1] == platform.node():
-        if _lives(int(owner[2])):
+    if owner is not None and owner[0] == platform.node():
+        if _lives(owner[1]):
             return "running", None
-        return "failed", f"process {owner[2]} ended without a word (killed, or the machine went down)"
+        return "failed", f"process {owner[1]} ended without a word (killed, or the machine went down)"
     silent = time.time() - max(
         (path.stat().st_mtime for name in (METRICS, LOG, CONFIG) if (path := directory / name).exists()), default=0.0
     )

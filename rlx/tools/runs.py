@@ -9,8 +9,13 @@ from typing import Any
 
 from rlx.errors import ConfigError, RunDirectoryError
 from rlx.run.console import format_value
-from rlx.run.directory import is_run_directory
+from rlx.run.directory import PREPARED, is_run_directory
+from rlx.run.sweep import is_sweep
+from rlx.tools.queued import sweeps_of, with_jobs
 from rlx.tools.record import METRIC, RunRecord, read_run
+
+STUDY, CONF = "study.yaml", "conf"
+"""What `rlx tune` writes beside the runs of a study."""
 
 
 def list_runs(
@@ -46,14 +51,23 @@ def list_runs(
             raise ConfigError(f"--where: got '{word}', expected KEY=VALUE, such as algo=ppo or algo.gamma=0.99")
         wanted.append((key, value))
     problems: list[str] = []
-    records: list[RunRecord] = []
-    for directory in find_runs(folder, problems):
+    found: list[RunRecord] = []
+    sweeps: list[Path] = []
+    for directory in find_runs(folder, problems, sweeps):
         try:
-            record = read_run(directory, metric)
+            found.append(read_run(directory, metric))
+        except (RunDirectoryError, OSError) as error:
+            problems.append(f"{directory}: {error}")
+    top = Path(folder).expanduser()
+    found = with_jobs(found, sweeps_of(top, sweeps, (record.directory for record in found)), top, problems)
+    found.sort(key=lambda record: [_natural(part) for part in record.directory.parts])
+    records: list[RunRecord] = []
+    for record in found:
+        try:
             if (not status or record.status in status) and all(_is(record.value(key), text) for key, text in wanted):
                 records.append(record)
         except (RunDirectoryError, OSError) as error:
-            problems.append(f"{directory}: {error}")
+            problems.append(f"{record.directory}: {error}")
     if sort != "run":
         value = SORTS[sort]
         records.sort(key=value, reverse=descending)
@@ -95,12 +109,15 @@ def _is(value: Any, text: str) -> bool:
         return False
 
 
-def find_runs(folder: Path | str, problems: list[str] | None = None) -> Iterator[Path]:
+def find_runs(
+    folder: Path | str, problems: list[str] | None = None, sweeps: list[Path] | None = None
+) -> Iterator[Path]:
     """Give the run directories in a folder and in those below it, by name; links are not followed.
 
     Args:
         folder: a run directory itself, or any folder above some: of one sweep, or of all runs.
         problems: takes a line for each folder that cannot be read, and for each that holds files but no run.
+        sweeps: takes the directory of each sweep.
 
     Raises:
         RunDirectoryError: there is no such folder.
@@ -109,10 +126,13 @@ def find_runs(folder: Path | str, problems: list[str] | None = None) -> Iterator
     if not top.is_dir():
         raise RunDirectoryError(f"there is no folder '{folder}'")
     told: list[str] = [] if problems is None else problems
-    yield from _walk(top, told)
+    yield from _walk(top, told, [] if sweeps is None else sweeps)
 
 
-def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
+def _walk(folder: Path, problems: list[str], sweeps: list[Path]) -> Iterator[Path]:
+    of_sweep = is_sweep(folder)
+    if of_sweep:
+        sweeps.append(folder)
     if is_run_directory(folder):
         yield folder
         return
@@ -123,14 +143,16 @@ def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
         problems.append(f"{folder}: cannot be read: {error.strerror}")
         return
     inside: list[str] = []
-    any_run = False
+    any_run = study = any(entry.name == STUDY for entry in found)
     for entry in found:
+        if (of_sweep and entry.name == PREPARED) or (study and entry.name == CONF):
+            continue
         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            for run in _walk(Path(entry.path), inside):
+            for run in _walk(Path(entry.path), inside, sweeps):
                 any_run = True
                 yield run
     files = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
-    foreign = files and not any_run
+    foreign = files and not any_run and not of_sweep
     # Of a foreign tree its top alone is told, but always what could not be read.
     problems.extend(line for line in inside if not foreign or "cannot be read" in line)
     if foreign:
@@ -150,8 +172,12 @@ def table(records: Sequence[RunRecord], folder: Path, width: int) -> Iterator[st
         folder: what their names are relative to.
         width: columns of the terminal; what a line has beyond it is cut off.
     """
-    head = ("run", "status", "algo", "env", "steps", "done", "best", "last", "steps/s", "overrides")
+    head = ["run", "status", "algo", "env", "steps", "done", "best", "last", "steps/s", "overrides"]
     rows = [_cells(record, folder) for record in records]
+    if any(record.slurm for record in records):
+        head.insert(_SLURM, "slurm")
+        for record, row in zip(records, rows, strict=True):
+            row.insert(_SLURM, record.slurm or "")
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for record, row in zip([None, *records], [head, *rows], strict=True):
         cells = [
@@ -164,12 +190,13 @@ def table(records: Sequence[RunRecord], folder: Path, width: int) -> Iterator[st
 
 
 _NUMBERS = range(4, 9)
+_SLURM = 9
 
 
-def _cells(record: RunRecord, folder: Path) -> tuple[str, ...]:
+def _cells(record: RunRecord, folder: Path) -> list[str]:
     name = record.directory.name if record.directory == folder else str(record.directory.relative_to(folder))
     progress = record.progress
-    return (
+    return [
         name,
         record.status,
         record.algo,
@@ -180,7 +207,7 @@ def _cells(record: RunRecord, folder: Path) -> tuple[str, ...]:
         format_value(record.last),
         "" if record.steps_per_second is None else f"{record.steps_per_second:,.0f}",
         " ".join(f"{key}={value}" for key, value in record.overrides.items()),
-    )
+    ]
 
 
 def _cut(line: str, width: int) -> str:

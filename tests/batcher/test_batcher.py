@@ -7,7 +7,9 @@ from functools import partial
 import pytest
 import torch
 
+from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
+from rlx.batcher.draws import Draws
 from rlx.data import DictTensor, Trajectories
 from rlx.env import make
 from rlx.errors import AgentError, DataRevokedError, EnvironmentFault, SpecError, UserError, WorkerError
@@ -365,3 +367,24 @@ def test_workers_that_run_ahead_say_with_which_weights_and_lose_no_step(workers:
             b.call(str)
         b.reset()  # drops what they ran ahead with
         assert b.collect().steps["env/is_first"][:, 0].all()
+
+
+def test_batchers_of_several_ranks_play_what_one_with_all_their_workers_plays() -> None:
+    make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+    dealt = Draws({"kind": {"deal": list(range(8))}, "luck": {"uniform": [0, 1]}}, "agent_info")
+    settings = {"envs_per_worker": 2, "num_steps": 40, "seed": 3, "workers": "local", "agent_info": dealt}
+    found: list[list[Trajectories]] = []
+    for num_workers, ranks in ((4, [0]), (2, [0, 1])):
+        found.append([])
+        for rank in ranks:
+            with Batcher(
+                make_agent, partial(make, "CartPole-v1"), num_workers=num_workers, rank=rank, **settings
+            ) as batcher:
+                torch.manual_seed(0)
+                batcher.publish(make_agent(batcher.specs))
+                batcher.collect()
+                found[-1].append(batcher.collect().clone())
+    (one,), two = found
+    for key in one.steps:
+        assert torch.equal(one.steps[key], torch.cat([piece.steps[key] for piece in two])), key
+    assert one.steps["agent_info/kind"][:, 0].tolist() == list(range(8))

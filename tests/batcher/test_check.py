@@ -136,6 +136,11 @@ def test_actions_that_there_are_not_are_told_with_their_place(
     assert re.search(rf"the agent's action is .* \({why}\) {place}", str(error)), error
 
 
+@pytest.mark.parametrize("value", [-3, 2, 9])
+def test_a_box_of_integers_takes_any_of_its_numbers(value: int) -> None:
+    assert failure("", spaces.Box(-3, 9, (2,), np.int16), "per instance", value) is None
+
+
 class Growing(Agent):
     """Puts out something else from its second answer on."""
 

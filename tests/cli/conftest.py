@@ -15,7 +15,9 @@ class Launches(list[dict[str, Any]]):
     def __init__(self) -> None:
         self.errors: dict[int, BaseException] = {}
 
-    def __call__(self, config: Mapping[str, Any], choices: Mapping[str, str], command: str) -> None:
+    def __call__(
+        self, config: Mapping[str, Any], choices: Mapping[str, str], command: str, *, side_by_side: int = 1
+    ) -> None:
         self.append({**config, "choices": dict(choices), "command": command})
         if config["seed"] in self.errors:
             raise self.errors[config["seed"]]

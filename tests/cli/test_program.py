@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlx.run.metrics import read_metrics
-from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx, train_here
+from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx, train_here, training
 
 
 def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom rlx.cli.main import main\nsys.argv = ['rlx', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'hydra', 'gymnasium', 'rich', 'numpy') if name in sys.modules])"
+        "print([name for name in ('torch', 'hydra', 'gymnasium', 'rich', 'numpy', 'optuna') if name in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert loaded.stdout.splitlines()[-1] == "[]"
@@ -92,7 +93,7 @@ def test_jobs_of_a_multirun_and_where_they_lie(tmp_path: Path) -> None:
     done = rlx(tmp_path, "train", "-m", *SMALL, "batcher=local", "seed=0,1", "run_dir='all of them'")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["all of them"]
-    assert sorted(path.name for path in (tmp_path / "all of them").iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in (tmp_path / "all of them").iterdir()) == ["0", "1", "jobs", "multirun.yaml"]
     for number in ("0", "1"):
         log = (tmp_path / "all of them" / number / "log.txt").read_text()
         assert f" seed={number} " in next(line for line in log.splitlines() if " command: rlx train " in line)
@@ -105,6 +106,20 @@ def test_multirun_in_a_directory_that_holds_something_is_refused(tmp_path: Path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("Error: run_dir: 'here' exists already")
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_that_reaches_the_workers_too_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with training(tmp_path, "run_dir=run", "checkpoint.minutes=0") as program:
+        os.killpg(program.pid, number)
+        assert program.wait(60) == 143
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "WARNING" not in log
+    assert left_in(tmp_path) == []
+    steps = json.loads((tmp_path / "run/summary.json").read_text())["checkpoint"]
+    done = rlx(tmp_path, "train", "resume=run", f"total_steps={steps + 1}")
+    assert done.returncode == 0, done.stderr
+    assert "exact=true" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_standard_output_that_takes_nothing_is_told_in_one_line(tmp_path: Path) -> None:
@@ -144,7 +159,7 @@ def test_failed_job_of_a_multirun_from_a_shell_leaves_the_others_whole(tmp_path:
     assert "Error: algo.gamma: expected a number in [0, 1], got 2." in done.stderr
     assert "Job 1 failed: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["0", "2", "failed.jsonl", "multirun.yaml"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["0", "2", "jobs", "multirun.yaml"]
     assert left_in(tmp_path) == []
 
 

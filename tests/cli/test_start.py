@@ -30,7 +30,7 @@ if __name__ == "__main__":
         child.start()
         own = server()
         assert own is not None
-    small = ["batcher.envs_per_worker=2", "algo.num_steps=16", "total_steps=64", "logger=default"]
+    small = ["batcher.envs_per_worker=2", "algo.num_steps=16", "total_steps=64", "logger=csv"]
     for name in ("first", "second"):
         run_train([*small, f"run_dir={name}"])
         assert os.path.exists(f"{name}/summary.json")

@@ -278,7 +278,7 @@ def test_states_that_were_forgotten_begin_no_sequence() -> None:
         row, t = places[reward]
         step = stream.rows[row][t]
         assert step.is_first or step.state == batch.info["agent_state/hidden"][i]
-    assert len(buffer) == 2 * (1 + buffer._num_states)
+    assert len(buffer) == 2 * (1 + buffer._states.num_pieces)
 
 
 def test_priorities_decide_how_often_a_step_is_drawn_and_weights_make_up_for_it() -> None:
@@ -327,7 +327,7 @@ def test_priorities_of_steps_that_were_overwritten_since_are_let_go() -> None:
 def test_a_buffer_restored_goes_on_as_the_first_would_have(disk: bool, recurrent: bool, tmp_path) -> None:
     options = {"alpha": 0.6, "capacity": 200, "num_envs": 3}
     if recurrent:
-        options |= {"state": {"hidden": Spec((), torch.float32)}, "state_every": 5}
+        options |= {"state": {"hidden": Spec((), torch.float32)}, "state_every": 50}  # more pieces than states
     first = ReplayBuffer(STACKED, **options)
     again = ReplayBuffer(STACKED, **options, directory=tmp_path / "kept" if disk else None)
     streams = [Stream(STACKED, 3, 5), Stream(STACKED, 3, 5)]
@@ -337,12 +337,14 @@ def test_a_buffer_restored_goes_on_as_the_first_would_have(disk: bool, recurrent
         key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in first.state_dict().items()
     }
     again.load_state_dict(state)
-    for pieces in (0, 20):
+    for pieces in (0, 2, 18):
         streams[0].feed(first, pieces)
         streams[1].feed(again, pieces)
         found = [buffer.sample(50, torch.Generator().manual_seed(9)) for buffer in (first, again)]
         for key in found[0].steps:
             assert torch.equal(found[0].steps[key], found[1].steps[key]), key
+        for key in found[0].info:
+            assert torch.equal(found[0].info[key], found[1].info[key]), key
         assert len(first) == len(again)
         assert first.num_added == again.num_added
     if disk:

@@ -48,6 +48,18 @@ def test_split_steps_are_the_valid_steps_with_their_info(lengths: list[int]) -> 
     assert single.is_full()
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_minibatches_may_be_asked_for_by_number_and_differ_by_a_row_at_most(number: int) -> None:
+    single = made([3, 0, 2], 3).split_steps()
+    found = [batch.steps["agent/action"][:, 0].tolist() for batch in
+             single.minibatches(100, torch.Generator().manual_seed(0), number)]  # fmt: skip
+    assert len(found) == number
+    assert {len(places) for places in found} <= {5 // number, 5 // number + 1}
+    assert sorted(place for places in found for place in places) == [0, 1, 2, 200, 201]
+    for batch_size in (1, 2, 3, 5, 100):
+        assert single.num_minibatches(batch_size) == len(list(single.minibatches(batch_size, torch.Generator())))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
 def test_minibatches_hold_every_step_once_and_fields_stay_together(batch_size: int) -> None:
     single = made([3, 0, 2], 3).split_steps()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,16 @@ def ended_by(name: str, iteration: int, cwd: Path, *arguments: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("workers", ["process", "local"])
-@pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce", "dqn", "sac", "diayn"])
-def test_program_ended_at_any_iteration_and_resumed_equals_one_never_stopped(
-    tmp_path: Path, name: str, workers: str
-) -> None:
+def check_resumed(tmp_path: Path, name: str, workers: str, ends: Mapping[int, str]) -> None:
+    """Check that runs ended at these iterations by these signals, and resumed, equal one that never stopped."""
     words = [*job(name, workers=workers), total_steps(name), *EVALUATED]
     whole = rlx(tmp_path, "train", *words, "run_dir=whole")
     assert whole.returncode == 0, whole.stderr
     wanted = end_of(tmp_path / "whole")
     iterations = json.loads((tmp_path / "whole/summary.json").read_text())["iteration"]
-    signals = ("SIGTERM", "SIGINT", "SIGKILL", "SIGUSR1", "SIGKILL")
-    for iteration, signal in zip(range(1, iterations), signals, strict=False):
+    for iteration, signal in ends.items():
+        if iteration >= iterations:
+            break
         run = f"run-{iteration}"
         ended_by(signal, iteration, tmp_path, *words, f"run_dir={run}")
         if signal != "SIGKILL":
@@ -45,3 +44,27 @@ def test_program_ended_at_any_iteration_and_resumed_equals_one_never_stopped(
         assert "exact=false" not in resumed.stderr
         assert end_of(tmp_path / run) == wanted, (signal, iteration)
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "ends"),
+    [
+        ("ppo", "process", {1: "SIGUSR1", 4: "SIGKILL"}),
+        ("dqn", "local", {3: "SIGTERM"}),
+        ("sac", "process", {2: "SIGINT"}),
+    ],
+)
+def test_program_ended_and_resumed_equals_one_never_stopped(
+    tmp_path: Path, name: str, workers: str, ends: dict[int, str]
+) -> None:
+    check_resumed(tmp_path, name, workers, ends)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("workers", ["process", "local"])
+@pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce", "dqn", "hdqn", "sac", "diayn"])
+def test_program_ended_at_any_iteration_and_resumed_equals_one_never_stopped(
+    tmp_path: Path, name: str, workers: str
+) -> None:
+    signals = ("SIGTERM", "SIGINT", "SIGKILL", "SIGUSR1", "SIGKILL")
+    check_resumed(tmp_path, name, workers, dict(enumerate(signals, 1)))

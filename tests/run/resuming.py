@@ -7,7 +7,7 @@ from typing import Any
 
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, step_of, verify_checkpoint
 from rlx.run.launch import resume_run
-from rlx.run.metrics import read_metrics
+from rlx.run.metrics import TIMED, read_metrics
 
 ITERATIONS = 6
 COMMON = [
@@ -56,12 +56,16 @@ JOBS: dict[str, list[str]] = {
     "dqn_recurrent": [
         *("algo=dqn", "agent=recurrent_q_network", *OFF_POLICY, "algo.sequence_length=4", "algo.burn_in_steps=2"),
     ],
+    "dqn_hindsight": [
+        *("algo=dqn", "env=BitFlip", "env.num_bits=5", *OFF_POLICY, "algo.prioritized_alpha=0.6", "algo.n_step=3"),
+        *("algo.hindsight=0.8", "algo.epsilon_spread=2"),
+    ],
+    "hdqn": ["algo=hdqn", "env=Errand", "env.length=5", "agent.option_steps=4", *OFF_POLICY],
     "sac": ["algo=sac", "env=Pendulum", *OFF_POLICY],
+    "sac_hindsight": ["algo=sac", "env=PointReach", *OFF_POLICY, "algo.hindsight=0.8"],
     "diayn": ["algo=diayn", "env=Pendulum", *OFF_POLICY],
 }
 EVALUATED = ["evaluation.every=2", "evaluation.episodes=3"]
-
-_TIMED = ("wall_time", "speed/", "time/", "eval/cpu_share")
 
 
 def job(name: str, *, workers: str = "local") -> list[str]:
@@ -97,7 +101,7 @@ def end_of(directory: Path) -> dict[str, Any]:
     """Return what has to be equal to the bit: the last checkpoint's hashes, and all rows without times."""
     files = verify_checkpoint(find_checkpoint(directory))["files"]
     rows = read_metrics(directory / "metrics.csv")
-    kept = [{key: value for key, value in row.items() if not key.startswith(_TIMED)} for row in rows]
+    kept = [{key: value for key, value in row.items() if not key.startswith(TIMED)} for row in rows]
     best = directory / "checkpoints" / "best"
     return {
         "state": files["state.json"]["sha256"],

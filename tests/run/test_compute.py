@@ -25,6 +25,7 @@ ALGORITHMS = {
     "a2c": (),
     "reinforce": (),
     "dqn": ("algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
+    "hdqn": ("env=Errand", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
     "sac": ("env=Pendulum", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
     "diayn": ("env=Pendulum", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
 }
@@ -37,7 +38,7 @@ DEVICES = [
 def short(directory: Path, algo: str, *overrides: str) -> Path:
     """Train an algorithm for some iterations in this process."""
     workers = "batcher.workers=local" if algo == "reinforce" else "batcher=local"
-    small = ("logger.console=false", "logger.tensorboard=false", "batcher.envs_per_worker=4", "algo.num_steps=16")
+    small = ("logger.console=false", "logger=csv", "batcher.envs_per_worker=4", "algo.num_steps=16")
     return train(directory, f"algo={algo}", workers, *small, "total_steps=192", *ALGORITHMS[algo], *overrides)
 
 
@@ -82,7 +83,7 @@ def test_a_compiled_run_of_ppo_has_the_numbers_of_a_plain_one(tmp_path: Path) ->
     found = []
     moving = ("algo.clip_coef=[linear,0.2,0.1]", "algo.batch_size=32", "total_steps=192")
     for flag in ("true", "false"):
-        directory = train(tmp_path / flag, *SMALL, *moving, "logger.tensorboard=false", f"compile={flag}")
+        directory = train(tmp_path / flag, *SMALL, *moving, "logger=csv", f"compile={flag}")
         rows = read_metrics(directory / "metrics.csv")
         found.append([{key: row[key] for key in row if key.startswith(("loss/", "ppo/", "grad"))} for row in rows])
     from torch._dynamo.utils import counters
@@ -120,7 +121,7 @@ def test_a_loss_that_torch_cannot_follow_is_an_error_that_names_it() -> None:
 def test_a_run_without_compile_never_imports_the_compiler(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests.run.jobs import SMALL, train\n"
-        "train(Path('run'), *SMALL, 'total_steps=128', 'logger.tensorboard=false')\n"
+        "train(Path('run'), *SMALL, 'total_steps=128', 'logger=csv')\n"
         "assert 'torch._dynamo' not in sys.modules, 'it was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)

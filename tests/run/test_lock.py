@@ -69,3 +69,21 @@ def test_where_there_are_no_kernel_locks_the_file_counts(tmp_path: Path, monkeyp
                 RunLock(tmp_path).acquire()
         else:
             RunLock(tmp_path).acquire().release()
+
+
+def test_job_that_slurm_starts_again_elsewhere_takes_over_its_own_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / LOCK).write_text(json.dumps({"host": "other", "pid": 1, "slurm_job": "12", "restarts": 0}))
+    for job, restarts in (("13", "1"), ("12", "0")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        with pytest.raises(RunDirectoryError, match="process 1 on other"):
+            RunLock(tmp_path).acquire()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["restarts"] == 1

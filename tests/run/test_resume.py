@@ -49,7 +49,16 @@ def without(state: Any, path: tuple[Any, ...]) -> Any:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["ppo_transformer", "ppo_native", "dqn_recurrent", "diayn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dqn",
+        *(
+            pytest.param(name, marks=pytest.mark.matrix)
+            for name in ("ppo_transformer", "ppo_native", "dqn_recurrent", "dqn_hindsight", "diayn")
+        ),
+    ],
+)
 def test_a_checkpoint_that_lacks_any_one_field_is_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
     whole = train(tmp_path / "whole", *job(name), total_steps(name), *EVALUATED)
     run = stopped_at(whole, tmp_path / "run", steps_of(whole)[2])

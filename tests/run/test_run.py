@@ -20,7 +20,7 @@ from rlx.errors import EnvironmentFault, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from rlx.run.evaluate import Evaluator, evaluate_path
 from rlx.run.launch import launch
-from rlx.run.metrics import read_metrics
+from rlx.run.metrics import TIMED, read_metrics
 from rlx.run.run import EPISODE_WINDOW
 from tests.batcher.ledger import ID, Parity, episode_length
 
@@ -73,8 +73,7 @@ def test_the_same_seed_gives_the_same_rows_and_weights_with_local_and_process_wo
         evaluation = ("evaluation.every=64", "evaluation.episodes=2")
         directory = run(tmp_path / name, "seed=7", *workers, *evaluation, "batcher.envs_per_worker=4")
         rows = read_metrics(directory / "metrics.csv")
-        timed = ("wall_time", "speed/", "time/", "eval/cpu_share")
-        kept = [{key: row[key] for key in row if not key.startswith(timed)} for row in rows]
+        kept = [{key: row[key] for key in row if not key.startswith(TIMED)} for row in rows]
         found.append((kept, load_checkpoint(find_checkpoint(directory)).state["agent"]))
     for rows, weights in found[1:]:
         assert rows == found[0][0]

@@ -26,7 +26,7 @@ def full(tmp_path: Path, at_step: int, limit: int, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "other"), [("metrics.csv", "logger.tensorboard=false"), ("tensorboard/events.", "logger.csv=false")]
+    ("file", "other"), [("metrics.csv", "logger=csv"), ("tensorboard/events.", "logger=tensorboard")]
 )
 def test_row_that_does_not_fit_ends_the_run_and_earlier_rows_and_checkpoints_stay(
     tmp_path: Path, file: str, other: str

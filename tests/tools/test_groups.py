@@ -46,3 +46,13 @@ def test_another_agent_is_told_by_its_name_alone(tmp_path: Path) -> None:
     text = text.replace("rlx.agent.ActorCritic", "rlx.agent.Transformer").replace("hidden_sizes", "num_layers")
     (runs[1] / "config.yaml").write_text(text)
     assert [label for _, label, _ in labels(runs)] == ["agent=ActorCritic", "agent=Transformer"]
+
+
+def test_groups_that_differ_in_much_are_called_by_their_folders(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / f"trial-{g}" / f"seed-{seed}", seed=seed, **{f"a_long_key_{n}": g * n for n in range(1, 9)})
+        for g in (3, 4)
+        for seed in (0, 1)
+    ]
+    assert labels(runs) == [("CartPole-v1", "trial-3", 2), ("CartPole-v1", "trial-4", 2)]
+    assert labels(runs[::2])[0][1].startswith("a_long_key_1=3"), "of one run each, both folders are called seed-0"

@@ -1,0 +1,71 @@
+"""What a worker is made from, and which of all environments are its own."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlx.agent.agent import AgentMaker
+from rlx.env.vec_env import VecEnv
+from rlx.seeding import derive, env_seed
+
+
+class EnvMaker(Protocol):
+    """How a batcher makes its environments: `make_env(num_envs=B)`, picklable."""
+
+    def __call__(self, *, num_envs: int) -> VecEnv:
+        """Return `num_envs` new environments, stepped together."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """All that a worker is made from; it travels to another process once.
+
+    Attributes:
+        index: which of the batcher's workers.
+        first_row: index of its first environment among all workers'.
+        num_envs: how many environments it has.
+        make_env: see `EnvMaker`.
+        make_agent: see `AgentMaker`.
+        seed: the run's seed.
+        evaluation: whether environment seeds come from the evaluation half.
+        stop_at_episode_end: see `Rollout`.
+        check_finite: whether pieces are checked, by `PieceCheck`.
+        incarnation: how many processes this worker has had before; its environments' seeds depend on it, so that
+            nothing is played twice.
+        workers_before: workers of the ranks before this one; seeds depend on the place among all.
+        envs_before: environments of these.
+    """
+
+    index: int
+    first_row: int
+    num_envs: int
+    make_env: EnvMaker
+    make_agent: AgentMaker
+    seed: int
+    evaluation: bool
+    stop_at_episode_end: bool
+    check_finite: bool
+    incarnation: int = 0
+    workers_before: int = 0
+    envs_before: int = 0
+
+    @property
+    def columns(self) -> slice:
+        """Return which of all environments are this worker's."""
+        return slice(self.first_row, self.first_row + self.num_envs)
+
+    @property
+    def root(self) -> int:
+        """Return the seed from which those of this incarnation's environments and draws derive."""
+        return derive(self.seed, "incarnation", self.incarnation) if self.incarnation else self.seed
+
+    @property
+    def env_seeds(self) -> list[int]:
+        """Return the reset seed of each environment."""
+        return [env_seed(self.root, row, evaluation=self.evaluation) for row in self.places]
+
+    @property
+    def places(self) -> range:
+        """Return which of the environments of all ranks are this worker's."""
+        first = self.envs_before + self.first_row
+        return range(first, first + self.num_envs)

@@ -1,0 +1,153 @@
+"""The policy of a checkpoint, rebuilt: what evaluation, export and recording begin with."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from rlx.agent.agent import Agent, AgentMaker
+from rlx.batcher.worker_options import EnvMaker
+from rlx.data import EnvSpecs
+from rlx.errors import CheckpointError, ConfigError
+from rlx.run.build import maker
+from rlx.run.checkpoint import find_checkpoint, load_checkpoint
+from rlx.run.samplers import read_samplers, sampler_targets
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A trained agent, and what it takes to play with it.
+
+    Attributes:
+        path: the checkpoint.
+        env: the group `env` of its configuration.
+        agent_target: dotted name of what made the agent.
+        env_steps: environment steps that it was trained for.
+        specs: what it was trained on.
+        make_env: makes its environments.
+        make_agent: makes agents that its weights fit.
+        agent: the agent with its weights.
+        samplers: what is drawn for each episode, `agent_info` and `env_info`, where the configuration says so.
+    """
+
+    path: Path
+    env: Mapping[str, Any]
+    agent_target: str
+    env_steps: int
+    specs: EnvSpecs
+    make_env: EnvMaker
+    make_agent: AgentMaker
+    agent: Agent
+    samplers: dict[str, Any]
+
+    @property
+    def env_name(self) -> str:
+        """Return what messages call the environment: its id, where it has one."""
+        return str(self.env.get("id") or self.env.get("game") or "the environment")
+
+    def check_specs(self, found: EnvSpecs) -> None:
+        """Refuse environments that are not like those that it was trained on.
+
+        Raises:
+            CheckpointError: they are not; the message has both specs.
+        """
+        if found != self.specs:
+            raise CheckpointError(
+                f"'{self.path}' belongs to another environment: it was trained on {self.specs}, "
+                f"but {self.env_name} is {found}"
+            )
+
+
+def load_policy(path: Path | str, *, trust: bool = False, config_dir: Path | str | None = None) -> Policy:
+    """Rebuild the policy of a run or of one of its checkpoints; the checkpoint carries what that takes.
+
+    Args:
+        path: a run directory (its newest whole checkpoint) or a checkpoint.
+        trust: import whatever code the checkpoint names.
+        config_dir: a user's configuration directory, whose names are trusted.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds no agent; or it names code that is not trusted.
+    """
+    source = find_checkpoint(path)
+    checkpoint = load_checkpoint(source)
+    env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")
+    if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
+        raise CheckpointError(f"'{source}' holds no agent and environment to evaluate")
+    env, agent = cast("Mapping[str, Any]", env), cast("Mapping[str, Any]", agent)
+    batcher = checkpoint.config.get("batcher")
+    if not trust:
+        own = None if config_dir is None else Path(config_dir)
+        check_trust(source, env, agent, own, also=sampler_targets(batcher))
+    try:
+        make_env, make_agent = maker("env", env), maker("agent", agent)
+        samplers = read_samplers(batcher)
+    except ConfigError as error:
+        raise CheckpointError(f"'{source}' cannot be rebuilt: {error}") from error
+    specs = EnvSpecs.from_dict(checkpoint.meta["specs"])
+    trained: Agent = make_agent(specs)
+    load_weights(trained, checkpoint.state["agent"], source)
+    return Policy(
+        path=source,
+        env=env,
+        agent_target=str(agent.get("_target_")),
+        env_steps=checkpoint.meta["env_steps"],
+        specs=specs,
+        make_env=make_env,
+        make_agent=make_agent,
+        agent=trained,
+        samplers=samplers,
+    )
+
+
+def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> None:
+    """Load a checkpoint's weights into an agent.
+
+    Raises:
+        CheckpointError: names or shapes differ; names the first that does, and both shapes.
+    """
+    own = agent.state_dict()
+    for name in [*own, *(name for name in weights if name not in own)]:
+        here = list(own[name].shape) if name in own else "missing"
+        there = list(weights[name].shape) if name in weights else "missing"
+        if here != there:
+            raise CheckpointError(f"'{source}': agent.{name} is {there} in the checkpoint and {here} in the agent")
+    agent.load_state_dict(dict(weights))
+
+
+def check_trust(
+    source: Path,
+    env: Mapping[str, Any],
+    agent: Mapping[str, Any],
+    config_dir: Path | None,
+    also: Collection[str] = (),
+) -> None:
+    """Refuse a checkpoint that names code which is neither rlx's own, nor Gymnasium's, nor in the user's configuration.
+
+    A checkpoint's configuration is data: it may come from anywhere, and what it names would be imported.
+
+    Raises:
+        CheckpointError: it names such code; says which.
+    """
+    from rlx.env.registry import user_modules
+
+    named = {str(group.get("_target_", "")) for group in (env, agent)} | set(also)
+    modules: set[str] = set()
+    for member in (env, *cast("list[Mapping[str, Any]]", env.get("members") or [])):
+        wrappers: list[str] = []
+        for entry in cast("list[Any]", member.get("wrappers") or []):
+            wrappers.extend([entry] if isinstance(entry, str) else map(str, entry))
+        modules.update(user_modules(str(member.get("id", "")), wrappers))
+    foreign = {name for name in named if not name.startswith("rlx.")} | modules
+    if foreign and config_dir is not None:
+        text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))
+        known = set(re.findall(r"[\w.]+", text))  # whole dotted names; `package.module:Id-v0` names its module
+        foreign -= known
+    if foreign:
+        raise CheckpointError(
+            f"'{source}' names code that is not rlx's: {', '.join(sorted(foreign))}. "
+            "Give --config-dir with the configuration that names it, or --trust to import it."
+        )

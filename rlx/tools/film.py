@@ -1,0 +1,140 @@
+"""A video file, frame after frame, with a line of text on each."""
+
+import importlib
+import secrets
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.errors import EnvironmentFault, MissingPackageError, RlxError
+from rlx.run.files import reason_of
+
+Frame = NDArray[np.uint8]
+
+_LEAST_SIDE = 240  # pixels, so that the text can be read; smaller pictures are enlarged by a whole number
+_LINES = 24  # of text that would fit one below the other
+_QUALITY = 7  # of 10
+
+
+class Film:
+    """An MP4 file (H.264) in the making: `add` frames, then `finish`; without that, nothing is left behind."""
+
+    def __init__(self, folder: Path, fps: float) -> None:
+        """Prepare; the file is begun with the first frame, which decides its size.
+
+        Args:
+            folder: where the file will be.
+            fps: frames a second.
+
+        Raises:
+            MissingPackageError: imageio-ffmpeg or Pillow is not installed.
+        """
+        self._ffmpeg, self._image, self._draw, self._font = libraries()
+        self._path = folder / f".film-{secrets.token_hex(4)}.mp4"
+        self._fps = fps
+        self._writer: Any = None
+        self._shape: tuple[int, ...] = ()
+
+    def add(self, picture: Any, text: str) -> None:
+        """Add a frame.
+
+        Args:
+            picture: `[H, W, 3]`, `[H, W, 4]`, `[H, W, 1]` or `[H, W]`, uint8: the same for all frames.
+            text: what to write into its upper left corner.
+
+        Raises:
+            EnvironmentFault: it is something else.
+            RlxError: the file cannot be written.
+        """
+        frame = self._written(_enlarged(_as_frame(picture)), text)
+        height, width, _ = frame.shape
+        if self._writer is None:
+            self._shape = frame.shape
+            self._writer = self._ffmpeg.write_frames(
+                str(self._path), (width, height), fps=self._fps, quality=_QUALITY, codec="libx264", macro_block_size=1
+            )
+            self._send(None)
+        elif frame.shape != self._shape:
+            raise EnvironmentFault(f"its pictures change their size, from {self._shape[:2]} to {frame.shape[:2]}")
+        self._send(frame)
+
+    def finish(self, path: Path) -> Path:
+        """End the file and put it at `path`, in place of what is there.
+
+        Raises:
+            RlxError: it cannot be written.
+        """
+        try:
+            self._writer.close()
+            self._writer = None
+            self._path.replace(path)
+        except OSError as error:
+            raise RlxError(f"cannot write '{path}': {reason_of(error)}") from error
+        return path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._path.unlink(missing_ok=True)
+
+    def _send(self, frame: Frame | None) -> None:
+        try:
+            self._writer.send(frame)
+        except (OSError, RuntimeError) as error:
+            raise RlxError(f"cannot write a video into '{self._path.parent}': {reason_of(error)}") from error
+
+    def _written(self, frame: Frame, text: str) -> Frame:
+        """Return the frame with the text on a dark ground in its corner."""
+        image = self._image.fromarray(frame)
+        size = max(11, min(frame.shape[:2]) // _LINES)
+        font, margin = self._font.load_default(size), size // 2
+        draw = self._draw.Draw(image, "RGBA")
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        draw.rectangle((0, 0, right - left + 2 * margin, bottom - top + 2 * margin), fill=(0, 0, 0, 170))
+        draw.text((margin - left, margin - top), text, font=font, fill=(255, 255, 255, 255))
+        return np.asarray(image)
+
+
+def libraries() -> list[Any]:
+    """Return imageio-ffmpeg, which brings its ffmpeg along, and what of Pillow writes text.
+
+    Raises:
+        MissingPackageError: one is not installed.
+    """
+    return [_imported(name) for name in ("imageio_ffmpeg", "PIL.Image", "PIL.ImageDraw", "PIL.ImageFont")]
+
+
+def _as_frame(picture: Any) -> Frame:
+    """Return a picture as `[H, W, 3]`, H and W even, as the codec wants them: the last row or column stands twice.
+
+    Raises:
+        EnvironmentFault: it is no picture.
+    """
+    frame = np.asarray(picture)
+    if frame.ndim == 2:
+        frame = frame[:, :, None]
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.size:
+        raise EnvironmentFault(
+            f"its render() returned {frame.dtype} {list(frame.shape)}; expected a picture, uint8 [H, W, 3]"
+        )
+    frame = np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame[:, :, :3]
+    height, width, _ = frame.shape
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _enlarged(frame: Frame) -> Frame:
+    times = -(-_LEAST_SIDE // min(frame.shape[:2]))
+    return frame.repeat(times, axis=0).repeat(times, axis=1) if times > 1 else frame
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = {"imageio_ffmpeg": "imageio-ffmpeg"}.get(module, "pillow")
+        raise MissingPackageError("rlx eval --video", package, "video") from None

@@ -1,0 +1,209 @@
+"""`rlx eval --video` and `--render human`: evaluation's episodes, one after the other, to be seen."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gymnasium.error import DependencyNotInstalled
+from torch import Tensor
+
+from rlx.batcher.batcher import Batcher
+from rlx.batcher.sampler import first_draw
+from rlx.data import DictTensor
+from rlx.env.vec_env import StepBuffer, VecEnv
+from rlx.errors import ConfigError, EnvironmentFault, UserError
+from rlx.run.build import maker
+from rlx.run.evaluate import EvaluationResult
+from rlx.run.policy import Policy, load_policy
+from rlx.seeding import derive, env_seed
+from rlx.tools.film import Film, libraries
+from rlx.tools.rendering import RenderMode, drawing, frames_per_second, picture
+
+_PIECE_STEPS = 64
+_OTHER_FORMATS = {".avi", ".gif", ".mkv", ".mov", ".webm"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was played.
+
+    Attributes:
+        result: of the evaluation.
+        files: the videos, one an episode; none where it was watched.
+    """
+
+    result: EvaluationResult
+    files: list[Path]
+
+
+def watch(
+    path: Path | str,
+    *,
+    video: Path | str | None,
+    episodes: int = 1,
+    seed: int = 0,
+    stochastic: bool = False,
+    trust: bool = False,
+    config_dir: Path | str | None = None,
+) -> Seen:
+    """Play the first episodes of an evaluation, each to a video, or in a window.
+
+    Episode i is played in the environment with the seed that it has in an evaluation by `seed`.
+
+    Args:
+        path: a run directory (its newest whole checkpoint) or a checkpoint.
+        video: a file `.mp4`, for one episode, or a folder, in which each gets a file; None for a window.
+        episodes: how many.
+        seed: where seeds grow from.
+        stochastic: draw actions instead of taking the policy's mode.
+        trust: import whatever code the checkpoint names.
+        config_dir: a user's configuration directory, whose names are trusted.
+
+    Raises:
+        CheckpointError: it is missing, damaged, does not fit the environment, or names code that is not trusted.
+        MissingPackageError: what writes videos is not installed.
+        UserError: the environment cannot draw, or the file cannot be written.
+        EnvironmentFault: the environment raised.
+    """
+    if video is not None:
+        libraries()  # before anything is made in vain
+    place = None if video is None else _Place(Path(video).expanduser(), episodes)
+    policy = load_policy(path, trust=trust, config_dir=config_dir)
+    returns, lengths, files = list[float](), list[int](), list[Path]()
+    for row in range(episodes):
+        number = env_seed(seed, row, evaluation=True)
+        with ExitStack() as stack:
+            film: Film | None = None
+
+            def show(env: VecEnv, out: StepBuffer, total: float, step: int, stack: ExitStack = stack) -> None:
+                nonlocal film
+                if place is None:
+                    return  # the window draws itself
+                if film is None:
+                    film = stack.enter_context(Film(place.folder, frames_per_second(env)))
+                film.add(picture(env, out), f"return {total:.2f}   step {step}")
+
+            value, length = _play(
+                policy, "human" if place is None else "rgb_array", row, number, seed, stochastic, show
+            )
+            returns.append(value)
+            lengths.append(length)
+            if place is not None and film is not None:
+                files.append(film.finish(place.of(number, value)))
+    return Seen(EvaluationResult(returns, lengths, policy.env_steps, seed, not stochastic), files)
+
+
+Show = Callable[[VecEnv, StepBuffer, float, int], None]
+
+
+def _play(
+    policy: Policy, mode: RenderMode, row: int, number: int, seed: int, stochastic: bool, show: Show
+) -> tuple[float, int]:
+    """Play one episode in an environment of its own, and return its return and length."""
+    info = DictTensor({"deterministic": torch.tensor([not stochastic])})
+    given = {
+        kind: first_draw(kind, sampler, row, derive(seed, "evaluation")) for kind, sampler in policy.samplers.items()
+    }
+    try:
+        make_env = maker("env", drawing(policy.env, mode, row))
+    except ConfigError as error:
+        raise UserError(f"'{policy.path}' cannot be seen: {error}") from error
+
+    def make_watched(*, num_envs: int) -> VecEnv:
+        return _Watched(make_env(num_envs=num_envs), number, show)
+
+    try:
+        with Batcher(
+            policy.make_agent,
+            make_watched,
+            num_workers=1,
+            envs_per_worker=1,
+            num_steps=_PIECE_STEPS,
+            seed=derive(seed, "watch", row),  # of the agent's draws; the environment has its own
+            workers="local",
+            evaluation=True,
+            stop_at_episode_end=True,
+            agent_info=info | given.get("agent_info", DictTensor.empty(1)),
+            env_info=given.get("env_info"),
+        ) as batcher:
+            policy.check_specs(batcher.specs)
+            batcher.publish(policy.agent)
+            running = 1
+            while running:
+                batcher.execute()
+                piece = batcher.get()
+                running = 0 if piece is None else piece[1]
+            ((_, value, length),) = batcher.episodes
+    except EnvironmentFault as fault:
+        if isinstance(fault.__cause__, DependencyNotInstalled):
+            raise UserError(f"'{policy.env_name}' cannot draw: {fault.__cause__}") from None
+        raise
+    return value, length
+
+
+class _Watched(VecEnv):
+    """One environment that is shown after its reset and after each step, until its episode ends."""
+
+    def __init__(self, env: VecEnv, number: int, show: Show) -> None:
+        """Watch `env`, which begins from the seed `number`; it is closed with this one."""
+        self._env, self._number, self._show = env, number, show
+        for name in ("name", "num_envs", "specs", "device", "autoreset", "row_step", "row_reset", "row_seeds"):
+            setattr(self, name, getattr(env, name))
+        self.env_info, self.raw_reward = env.env_info, env.raw_reward
+        self._total, self._steps, self._over = 0.0, 0, False
+
+    def reset(
+        self,
+        out: StepBuffer,
+        rows: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
+        env_info: DictTensor | None = None,
+    ) -> None:
+        """Begin the episode from the seed that it has in an evaluation."""
+        self._env.reset(out, rows, None if seeds is None else [self._number], env_info)
+        if not self._over:
+            self._show(self._env, out, 0.0, 0)
+
+    def step(self, action: Mapping[str, Tensor], out: StepBuffer, rows: Sequence[int] | None = None) -> None:
+        """Do one step and show it."""
+        self._env.step(action, out, rows)
+        if self._over:
+            return
+        self._total += float(out.reward[0] if out.raw_reward_np is None else out.raw_reward_np[0])
+        self._steps += 1
+        self._over = bool(out.terminated[0] | out.truncated[0])
+        self._show(self._env, out, self._total, self._steps)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+class _Place:
+    """Where videos go: into one file, or into a folder by name."""
+
+    def __init__(self, path: Path, episodes: int) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: it is no place for so many videos.
+        """
+        self._file = path if path.suffix.lower() == ".mp4" and not path.is_dir() else None
+        self.folder = path if self._file is None else path.parent
+        if path.suffix.lower() in _OTHER_FORMATS:
+            raise UserError(f"--video: got '{path.suffix}', expected a file .mp4, or a folder")
+        if self._file is not None and episodes > 1:
+            raise UserError(f"--video: got one file for {episodes} episodes, expected a folder: --video '{path.stem}'")
+        try:
+            if self._file is None:
+                path.mkdir(parents=True, exist_ok=True)
+            elif not self.folder.is_dir():
+                raise UserError(f"--video: cannot write '{path}': there is no folder '{self.folder}'")
+        except OSError as error:
+            raise UserError(f"--video: cannot make the folder '{path}': {error.strerror}") from error
+
+    def of(self, number: int, value: float) -> Path:
+        """Return the file of an episode, by the environment's seed and its return."""
+        return self._file or self.folder / f"seed-{number}-return-{value:.2f}.mp4"

@@ -1,0 +1,115 @@
+"""What a multirun does when it is started again, and which jobs its directory then knows."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from rlx.cli.start import run_train
+from rlx.errors import ConfigError
+from rlx.run.signals import StopRequested, signal
+from rlx.run.sweep import Sweep
+
+from .conftest import Launches
+
+ASKED = ["-m", "algo=ppo,a2c", "seed=0,1", "run_dir=here"]
+
+
+def told(launches: Launches) -> list[tuple[str, int]]:
+    return [(job["choices"]["algo"], job["seed"]) for job in launches]
+
+
+def test_same_command_again_runs_nothing_that_is_done(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    launches.errors[1] = ConfigError("no")
+    with pytest.raises(SystemExit):
+        run_train(ASKED)
+    launches.clear()
+    launches.errors.clear()
+    run_train(ASKED)
+    assert told(launches) == [("ppo", 1), ("a2c", 1)]
+    assert [job["run_dir"] for job in launches] == ["here/1", "here/3"]
+    assert "sweep 'here': 4 jobs, 2 done already, 2 to run\n" in capsys.readouterr().err
+    assert [[attempt["state"] for attempt in job.attempts] for job in Sweep("here").jobs()] == [
+        ["done"],
+        ["failed", "done"],
+        ["done"],
+        ["failed", "done"],
+    ]
+    launches.clear()
+    run_train(ASKED)
+    assert launches == []
+
+
+def test_more_values_add_jobs_and_another_order_is_the_same_job(launches: Launches) -> None:
+    run_train(ASKED)
+    launches.clear()
+    run_train(["-m", "run_dir=here", "seed=0,1,2", "algo=a2c"])
+    assert told(launches) == [("a2c", 2)]
+    assert launches[0]["run_dir"] == "here/4"
+    assert Sweep("here").plan().asked == [2, 3, 4]
+
+
+def test_sweep_that_a_signal_ended_goes_on_with_the_job_it_stopped_in(launches: Launches) -> None:
+    launches.errors[1] = StopRequested(signal.SIGTERM, safe=True)
+    with pytest.raises(SystemExit) as end:
+        run_train(ASKED)
+    assert end.value.code == 143
+    assert [job.state for job in Sweep("here").jobs()] == ["done", "stopped", "pending", "pending"]
+    launches.clear()
+    launches.errors.clear()
+    run_train(ASKED)
+    assert told(launches) == [("ppo", 1), ("a2c", 0), ("a2c", 1)]
+
+
+def test_job_that_another_process_runs_is_left_to_it(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Sweep("here")
+    numbers = sweep.ask([["algo=ppo", "seed=0"], ["algo=ppo", "seed=1"]])
+    with sweep.hold(numbers[1]):
+        run_train(ASKED)
+    assert told(launches) == [("ppo", 0), ("a2c", 0), ("a2c", 1)]
+    assert "1 run by other processes" in capsys.readouterr().err
+
+
+def test_failed_jobs_of_earlier_commands_do_not_fail_this_one(launches: Launches) -> None:
+    launches.errors[1] = ConfigError("no")
+    with pytest.raises(SystemExit):
+        run_train(ASKED)
+    run_train(["-m", "algo=ppo,a2c", "seed=0,2", "run_dir=here"])
+    assert [job.state for job in Sweep("here").jobs()] == ["done", "failed", "done", "failed", "done", "done"]
+
+
+def test_sweep_in_a_new_directory_says_how_to_go_on(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(["-m", "seed=0,1"])
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sweep "))
+    (directory,) = Path("runs/multirun").iterdir()
+    assert line == f"sweep '{directory}': 2 jobs, 2 to run; to go on with it later: run_dir={directory}"
+    plan = json.loads((directory / "jobs/sweep.json").read_text())
+    assert plan["jobs"] == [["seed=0"], ["seed=1"]]
+
+
+def test_sweep_needs_one_directory(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_train(["-m", "seed=0,1", "run_dir=a,b"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("Error: run_dir=a,b: expected one directory")
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "joblib"), ("submitit_local", "submitit"), ("submitit_slurm", "submitit")]
+)
+def test_launcher_that_is_not_installed_is_told(
+    launches: Launches,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: str,
+    extra: str,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(SystemExit) as end:
+        run_train(["-m", "seed=0,1", f"hydra/launcher={launcher}"])
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"Error: hydra/launcher={launcher} needs hydra-")
+    assert err.endswith(f"pip install 'rlx[{extra}]'\n")

@@ -1,0 +1,54 @@
+"""Loggers as users write them; configurations of tests name them."""
+
+from typing import Any, ClassVar
+
+from rlx.run.loggers import RunInfo
+from rlx.run.metrics import Row
+
+
+class Kept:
+    """Keeps all that it is told, for all to see."""
+
+    made: ClassVar[list["Kept"]] = []
+
+    def __init__(self, run: RunInfo, *, label: str) -> None:
+        self.run, self.label = run, label
+        self.rows: list[Row] = []
+        self.calls: list[str] = []
+        self.begin = run.position or 0
+        self.made.append(self)
+
+    def write(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def position(self) -> int:
+        return self.begin + len(self.rows)
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Failing:
+    """Takes one row."""
+
+    def __init__(self, run: RunInfo, *, at: str) -> None:
+        self.at, self.rows = at, 0
+        self._reach("begin")
+
+    def write(self, row: Row) -> None:
+        self.rows += 1
+        if self.rows > 1:
+            self._reach("write")
+
+    def flush(self) -> None:
+        self._reach("flush")
+
+    def close(self) -> None:
+        self._reach("close")
+
+    def _reach(self, place: str) -> Any:
+        if self.at == place:
+            raise ConnectionError("the server is gone")

@@ -1,0 +1,212 @@
+"""Episodes that are recorded or shown: those of an evaluation, every frame of them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlx.errors import CheckpointError, EnvironmentFault, MissingPackageError, RlxError, UserError
+from rlx.run.evaluate import Evaluator
+from rlx.run.policy import load_policy
+from rlx.seeding import env_seed
+from rlx.tools.watch import watch
+
+from ..cli.test_commands import call
+from ..program import train_here
+
+SEED = 3
+DRAWING = ["env=gym", "env.id=tests.tools.drawing:Drawing-v0"]
+KINDS = {
+    "cartpole": ["env=CartPole", "env.max_episode_steps=30"],
+    "native": ["env=CartPoleVec", "env.max_episode_steps=30"],
+    "torch": ["env=CartPoleTorch"],
+    "drawing": [*DRAWING, "env.reward_scale=0.5", "+batcher.env_info.goal={uniform: [0, 9]}"],
+    "blind": ["env=gym", "env.id=tests.tools.drawing:Blind-v0"],
+    **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size")},
+    "mixed": [
+        "env=mixed",
+        "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
+    ],
+}
+
+Trained = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Return a short run of a kind, trained when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def run_of(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind) / "run"
+            assert train_here(*KINDS[kind], f"run_dir={made[kind]}") == 0
+        return made[kind]
+
+    return run_of
+
+
+def evaluated(run: Path, episodes: int) -> list[float]:
+    policy = load_policy(run, trust=True)
+    options: dict[str, Any] = {"episodes": episodes, "seed": SEED, "workers": "local", **policy.samplers}
+    with Evaluator(policy.make_agent, policy.make_env, **options) as evaluator:
+        return evaluator.play(policy.agent).returns
+
+
+def frames_of(path: Path, height: int, width: int) -> tuple[np.ndarray, int]:
+    """Return the frames `[T, H, W, 3]` of a video of this size, and how many it has a second."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    count, seconds = ffmpeg.count_frames_and_secs(str(path))
+    raw = ["-loglevel", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    pixels = subprocess.run([ffmpeg.get_ffmpeg_exe(), *raw], capture_output=True, check=True, timeout=60).stdout
+    return np.frombuffer(pixels, np.uint8).reshape(count, height, width, 3), round(count / seconds)
+
+
+@pytest.mark.parametrize("kind", ["cartpole", "native"])
+def test_episodes_are_those_of_an_evaluation_and_every_frame_is_there(
+    kind: str, trained: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    seen = watch(trained(kind), video=tmp_path / "new" / "videos", episodes=2, seed=SEED)
+    if kind == "cartpole":  # the native one begins each row from a generator that they share
+        assert seen.result.returns == evaluated(trained(kind), 2)
+    assert [path.name for path in seen.files] == [
+        f"seed-{env_seed(SEED, row, evaluation=True)}-return-{value:.2f}.mp4"
+        for row, value in enumerate(seen.result.returns)
+    ]
+    assert sorted(seen.files) == sorted((tmp_path / "new" / "videos").iterdir())
+    for path, length in zip(seen.files, seen.result.lengths, strict=True):
+        frames, fps = frames_of(path, 400, 600)
+        assert len(frames) == length + 1
+        assert fps == 50
+        assert (frames[0][150:] != frames[-1][150:]).any()  # the cart has moved
+        assert frames[0][:30, :100].min() < 120 < frames[0][:30, :100].max()  # white text on dark ground
+
+
+def test_what_is_drawn_for_an_episode_is_drawn_as_in_an_evaluation(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    seen = watch(trained("drawing"), video=tmp_path, episodes=3, seed=SEED, trust=True)
+    assert seen.result.returns == pytest.approx(evaluated(trained("drawing"), 3))
+    assert len(set(seen.result.returns)) == 3
+
+
+def test_small_pictures_of_odd_sizes_are_enlarged_and_padded(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    seen = watch(trained("drawing"), video=tmp_path / "one.mp4", seed=SEED, trust=True)
+    assert seen.files == [tmp_path / "one.mp4"]
+    frames, fps = frames_of(tmp_path / "one.mp4", 272, 416)
+    assert fps == 7
+    assert len(frames) == seen.result.lengths[0] + 1
+    assert [round(float(frame[-1, -1].mean()) / 20) for frame in frames] == list(range(len(frames)))
+
+
+def test_members_of_a_mixed_batch_take_turns(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    assert watch(trained("mixed"), video=tmp_path, episodes=3, seed=SEED).result.lengths == [5, 7, 5]
+
+
+def test_image_that_the_agent_sees_is_shown_where_nothing_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py")
+    pytest.importorskip("imageio_ffmpeg")
+    run = tmp_path / "run"
+    assert train_here("env=Pong", "agent=conv", "env.max_num_frames_per_episode=80", f"run_dir={run}") == 0
+    seen = watch(run, video=tmp_path / "pong.mp4")
+    frames, _ = frames_of(tmp_path / "pong.mp4", 252, 252)
+    assert len(frames) == seen.result.lengths[0] + 1
+
+
+def test_window_shows_the_same_episodes(trained: Trained) -> None:
+    pytest.importorskip("pygame")
+    seen = watch(trained("cartpole"), video=None, seed=SEED)
+    assert seen.files == []
+    assert seen.result.returns == evaluated(trained("cartpole"), 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "video", "reason"),
+    [
+        ("blind", "x.mp4", "Blind-v0' has the render modes ansi; expected rgb_array"),
+        ("blind", None, "Blind-v0' has the render modes ansi; expected human"),
+        ("torch", "x.mp4", "TorchCartPole' draws no pictures .*render modes: none"),
+        ("torch", None, "opens no window"),
+    ],
+)
+def test_environment_that_cannot_draw_is_refused_with_what_it_can(
+    kind: str, video: str | None, reason: str, trained: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(UserError, match=reason):
+        watch(trained(kind), video=None if video is None else tmp_path / video, trust=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "kind"),
+    [
+        ("none", "draws no pictures", UserError),
+        ("float", "returned float64", EnvironmentFault),
+        ("size", "change their size", EnvironmentFault),
+    ],
+)
+def test_pictures_that_are_none_are_named_and_leave_no_file(
+    wrong: str, reason: str, kind: type[RlxError], trained: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(kind, match=reason):
+        watch(trained(wrong), video=tmp_path, trust=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_code_that_a_checkpoint_names_is_not_run_untrusted(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--trust"):
+        watch(trained("drawing"), video=tmp_path)
+
+
+def test_missing_package_is_named_with_its_extra(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(MissingPackageError, match=r"needs imageio-ffmpeg, .* pip install 'rlx\[video\]'"):
+        watch(trained("cartpole"), video=tmp_path / "videos")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_lists_its_files_and_refuses_what_makes_no_sense(
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.chdir(tmp_path)
+    run = str(trained("cartpole"))
+    (tmp_path / "file").touch()
+    for arguments, fragment in (
+        (["--video", "x.gif"], "got '.gif', expected a file .mp4, or a folder"),
+        (["--video", "x.mp4", "--episodes", "2"], "one file for 2 episodes, expected a folder: --video 'x'"),
+        (["--video", "no/x.mp4"], "there is no folder 'no'"),
+        (["--video", "file"], "cannot make the folder 'file'"),
+        (["--render", "window"], "'human'"),
+        (["--render", "human", "--video", "x"], "expected one of them"),
+        ([run, "--video", "x"], "got 2 policies, expected one at a time"),
+    ):
+        assert call("eval", run, *arguments) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert fragment in err
+        assert "Traceback" not in err
+    assert call("eval", run, "--video", "x", "--episodes", "2") == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[0].startswith("return ")
+    assert sorted(out[-2:]) == sorted(str(path) for path in Path("x").iterdir())
+    assert call("eval", run, "--video", "y.mp4", "--json") == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["videos"] == ["y.mp4"]
+    assert told["episodes"] == 1
