@@ -1,6 +1,7 @@
 """A worker at the other end of a pipe: what runs in a worker process."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
         options: WorkerOptions = parcel.open()
         restarted = options.incarnation > 0
         worker = Worker(options, beat.words)
+        gc.freeze()  # what was imported stays: the collector need not walk through it again and again
         wire.send(connection, worker.specs())
         while True:
             name, arguments = wire.receive(connection)
