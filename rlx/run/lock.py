@@ -121,7 +121,7 @@ def _restarts() -> int:
 
 def _is_gone(owner: dict[str, Any]) -> bool:
     """Return whether who wrote a file has surely ended: SLURM starts a job again only then, perhaps elsewhere."""
-    if owner.get("host") == platform.node() and not _runs(owner.get("pid")):
+    if owner.get("host") == platform.node() and not is_running(owner.get("pid")):
         return True
     same_job = "slurm_job" in owner and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID")
     return same_job and owner.get("restarts", 0) < _restarts()
@@ -136,7 +136,8 @@ def _owner(descriptor: int) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def _runs(pid: Any) -> bool:
+def is_running(pid: Any) -> bool:
+    """Return whether there is a process of this number on this machine, whosever it is."""
     try:
         os.kill(int(pid), 0)
     except PermissionError:

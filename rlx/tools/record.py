@@ -4,7 +4,6 @@ Nothing here imports torch or YAML unless it must: a table of a thousand runs co
 """
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -17,7 +16,7 @@ from typing import Any, Literal, cast
 
 from rlx.errors import RunDirectoryError
 from rlx.run.directory import CONFIG, LOG, METRICS, read_summary
-from rlx.run.lock import LOCK
+from rlx.run.lock import LOCK, is_running
 from rlx.run.metrics import read_columns
 
 Status = Literal["pending", "running", "done", "stopped", "failed"]
@@ -252,7 +251,7 @@ def _status(
             raise RunDirectoryError(f"'{directory}': its summary has the status {told!r}, which this rlx does not know")
         return told, None if reason is None else str(reason)
     if owner is not None and owner[0] == platform.node():
-        if _lives(owner[1]):
+        if is_running(owner[1]):
             return "running", None
         return "failed", f"process {owner[1]} ended without a word (killed, or the machine went down)"
     silent = time.time() - max(
@@ -261,13 +260,3 @@ def _status(
     if silent < _SILENT_SECONDS:
         return "running", None
     return "failed", f"it has written nothing for {silent / 3600:.1f} h, and left no summary"
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
