@@ -22,6 +22,7 @@ from rlx.tools.export import Exported, export_policy
 
 from ..cli.test_commands import call
 from ..program import train_here
+from .trained import Trained, trained_once
 
 SEED = 3
 OWN = "tests.tools.exporting"
@@ -42,21 +43,11 @@ KINDS = {
     "skills": ["env=Pendulum", "algo=diayn", "env.max_episode_steps=40", "total_steps=300"],
 }
 
-Trained = Callable[[str], Path]
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Return a short run of a kind, trained when it is first asked for."""
-    made: dict[str, Path] = {}
-
-    def run_of(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind) / "run"
-            assert train_here(*KINDS[kind], f"run_dir={made[kind]}") == 0
-        return made[kind]
-
-    return run_of
+    return trained_once(KINDS, tmp_path_factory)
 
 
 def loaded(path: Path, told: dict[str, str] | None = None) -> Any:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rlx.tools.watch import watch
 
 from ..cli.test_commands import call
 from ..program import train_here
+from .trained import Trained, trained_once
 
 SEED = 3
 DRAWING = ["env=gym", "env.id=tests.tools.drawing:Drawing-v0"]
@@ -34,8 +34,6 @@ KINDS = {
     ],
 }
 
-Trained = Callable[[str], Path]
-
 
 @pytest.fixture(autouse=True)
 def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,15 +43,7 @@ def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Return a short run of a kind, trained when it is first asked for."""
-    made: dict[str, Path] = {}
-
-    def run_of(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind) / "run"
-            assert train_here(*KINDS[kind], f"run_dir={made[kind]}") == 0
-        return made[kind]
-
-    return run_of
+    return trained_once(KINDS, tmp_path_factory)
 
 
 def evaluated(run: Path, episodes: int) -> list[float]:

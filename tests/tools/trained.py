@@ -1,0 +1,23 @@
+"""Short runs for the tests of tools that work on them, each trained when it is first asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.program import train_here
+
+Trained = Callable[[str], Path]
+
+
+def trained_once(kinds: Mapping[str, Sequence[str]], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Return what gives the run directory of a kind, whose overrides `kinds` has."""
+    made: dict[str, Path] = {}
+
+    def run_of(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind) / "run"
+            assert train_here(*kinds[kind], f"run_dir={made[kind]}") == 0
+        return made[kind]
+
+    return run_of
