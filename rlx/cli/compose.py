@@ -7,13 +7,11 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
-from rlx.cli.explain import Composition, explain, explain_sweep
+from rlx.cli.explain import Composition, explain_sweep, explained, load
 from rlx.cli.members import config_directory
 from rlx.cli.sweep import last, new_directory
-from rlx.cli.train import Arguments, choices_of, parse, resolve
+from rlx.cli.train import Arguments, check_trains, choices_of, parse, resolve, without_hydra
 from rlx.errors import ConfigError
 from rlx.run.directory import default_run_directory
 from rlx.run.sweep import own_overrides
@@ -47,13 +45,15 @@ def compose_jobs(arguments: Sequence[str], config_dir: Path | None) -> Asked:
     if message := explain_sweep(composition) if parsed.multirun else None:
         raise ConfigError(message)
     jobs = _jobs(parsed, composition)
-    configs = [_compose(composition, jobs[0])]
+    configs = [load(composition, jobs[0])]
     seen, end = {_decisive(jobs[0], composition)}, time.monotonic() + _SECONDS
     for job in jobs[1:]:
         if (decisive := _decisive(job, composition)) not in seen and time.monotonic() < end:
             seen.add(decisive)
-            configs.append(_compose(composition, job))
-    values: list[Mapping[str, Any]] = [resolve(_without_hydra(config)) for config in configs]
+            configs.append(load(composition, job))
+    for config in configs:
+        check_trains(choices_of(config.hydra))
+    values: list[Mapping[str, Any]] = [resolve(without_hydra(config)) for config in configs]
     flags = [] if parsed.config_dir is None else [f"--config-dir={Path(parsed.config_dir).absolute()}"]
     typed = values[0]["run_dir"]
     if typed is not None:
@@ -94,25 +94,9 @@ def _jobs(parsed: Arguments, composition: Composition) -> list[list[str]]:
             jobs: list[Any] = BasicSweeper.split_arguments(overrides, None)[0]
             return jobs
     except Exception as error:
-        raise _explained(error, composition) from None
+        raise explained(error, composition) from None
     return [list(parsed.overrides)]
-
-
-def _compose(composition: Composition, job: Sequence[str]) -> DictConfig:
-    try:
-        return composition.loader.load_configuration(composition.config_name, list(job), RunMode.RUN)
-    except Exception as error:
-        raise _explained(error, composition) from None
-
-
-def _explained(error: Exception, composition: Composition) -> Exception:
-    message = explain(error, composition)
-    return error if message is None else ConfigError(message)
 
 
 def _decisive(job: Sequence[str], composition: Composition) -> tuple[str, ...]:
     return tuple(word for word in job if word.startswith(_DECIDE) or word.split("=")[0] in composition.groups)
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

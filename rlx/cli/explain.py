@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from rlx.errors import did_you_mean, nearest
+from rlx.errors import ConfigError, did_you_mean, nearest
 
 _EXTRAS = {"hydra/launcher=joblib": "rlx[joblib]"}
 """Members that a package brings which rlx does without, and how to install it."""
@@ -74,6 +74,29 @@ class Composition:
             )
         except Exception:
             return None
+
+
+def load(composition: Composition, overrides: Sequence[str] | None = None) -> DictConfig:
+    """Return the configuration that is described, Hydra's own part included.
+
+    Args:
+        composition: from what.
+        overrides: those of one job; None for all that were typed.
+
+    Raises:
+        ConfigError: they make none.
+    """
+    words = list(composition.overrides if overrides is None else overrides)
+    try:
+        return composition.loader.load_configuration(composition.config_name, words, RunMode.RUN)
+    except Exception as error:
+        raise explained(error, composition) from None
+
+
+def explained(error: Exception, composition: Composition) -> Exception:
+    """Return a `ConfigError` in one line for a configuration error, any other error as it is."""
+    message = explain(error, composition)
+    return error if message is None else ConfigError(message)
 
 
 def explain(error: Exception, composition: Composition) -> str | None:

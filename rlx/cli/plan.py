@@ -9,12 +9,11 @@ from typing import Annotated, Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rlx.cli.explain import Composition, explain
+from rlx.cli.explain import Composition, load
 from rlx.cli.members import config_directory, see_own_code
-from rlx.cli.train import resolve
+from rlx.cli.train import choices_of, resolve, without_hydra
 from rlx.errors import ConfigError
 from rlx.run.build import maker
 from rlx.run.directory import default_run_directory
@@ -123,16 +122,8 @@ def compose(overrides: Sequence[str], config_dir: Path | str | None, *more: Path
     own = [] if config_dir is None else [str(config_dir)]
     directories = [*map(str, more), *own, str(config_directory())]
     composition = Composition(overrides=overrides, config_name="config", directories=directories)
-    try:
-        config = composition.loader.load_configuration("config", list(overrides), RunMode.RUN)
-    except Exception as error:
-        message = explain(error, composition)
-        if message is None:
-            raise
-        raise ConfigError(message) from None
-    chosen = cast("Mapping[str, Any]", config.hydra.runtime.choices).items()
-    choices = {str(group): str(member) for group, member in chosen if member is not None and "hydra" not in str(group)}
-    return Composed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices)
+    config = load(composition)
+    return Composed(without_hydra(config), choices_of(config.hydra))
 
 
 def tuning(
@@ -301,8 +292,9 @@ def _fitting_workers(batcher: Mapping[str, Any], overrides: Sequence[str], runs:
     typed = any(word.partition("=")[0] == "batcher.num_workers" for word in overrides)
     if typed or batcher.get("workers") != "process" or not isinstance(workers, int) or not isinstance(each, int):
         return []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fitting = max(1, min(workers, cores // runs))
+    from rlx.run.cores import find_cores
+
+    fitting = min(workers, find_cores().shared_by(runs).count)
     while workers * each % fitting:
         fitting -= 1
     if fitting == workers:

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlx.cli.explain import Composition, explain, explain_sweep
+from rlx.cli.explain import Composition, explain, explain_sweep, load
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.cli.sweep import SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
@@ -166,7 +166,7 @@ def job(config: DictConfig) -> None:
             see_own_code()
             from rlx.run.launch import launch
 
-            launch(resolve(config), choices_of(settings), command_of(settings))
+            launch(resolve(config), check_trains(choices_of(settings)), command_of(settings))
         except Exception as error:
             raise JobError(error) from error
         return
@@ -187,24 +187,37 @@ def run_sweep_job(sweep: Sweep, number: int, config: DictConfig, settings: Any) 
     """Run a job of a sweep with the configuration that was composed for it."""
     see_own_code()
     jobs = side_by_side(settings, len(sweep.plan().asked)) if settings.mode is RunMode.MULTIRUN else 1
-    command, choices = command_of(settings), choices_of(settings)
+    command, choices = command_of(settings), check_trains(choices_of(settings))
     run_job(sweep, number, partial(resolve, config), choices, command, tell=_tell, side_by_side=jobs)
 
 
 def choices_of(settings: Any) -> dict[str, str]:
     """Return which member of each group was chosen.
 
-    Raises:
-        ConfigError: a search space was, which is for another command.
+    Args:
+        settings: Hydra's own part of the configuration.
     """
-    choices = {
+    return {
         group: str(member)
         for group, member in settings.runtime.choices.items()
         if member is not None and not group.startswith("hydra/")
     }
+
+
+def check_trains(choices: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the choices, where a run can be made of them.
+
+    Raises:
+        ConfigError: a search space was chosen, which is for another command.
+    """
     if "tune" in choices:
         raise ConfigError(f"tune={choices['tune']}: a search space is for rlx tune; rlx train takes a value a key")
     return choices
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a configuration without Hydra's own part."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def command_of(settings: Any) -> str:
@@ -227,14 +240,7 @@ def compose_env(overrides: Sequence[str]) -> dict[str, Any]:
         if key.partition(".")[0] != "env":
             raise ConfigError(f"{word}: expected env=MEMBER or env.KEY=VALUE.{did_you_mean(key, ['env'])}")
     composition = Composition(overrides=overrides, config_name="config", directories=[str(config_directory())])
-    try:
-        config = composition.loader.load_configuration("config", list(overrides), RunMode.RUN)
-    except Exception as error:
-        message = explain(error, composition)
-        if message is None:
-            raise
-        raise ConfigError(message) from None
-    return resolve(OmegaConf.masked_copy(config, "env"))["env"]
+    return resolve(OmegaConf.masked_copy(load(composition), "env"))["env"]
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def test_cluster_of_ones_own_is_laid_over_the_defaults(folder: Path) -> None:
         (["--", "-m", "hydra/launcher=joblib"], "hydra/launcher=joblib: SLURM launches the jobs of rlx submit"),
         (["--", "resume=runs/a"], "resume=runs/a: rlx submit goes on with what it began itself"),
         (["--", "--cfg", "job"], "--cfg: rlx submit takes KEY=VALUE, -m and --config-dir only"),
+        (["--", "tune=ppo", "run_dir=here"], "tune=ppo: a search space is for rlx tune"),
         (["--", "device=cuda"], "device=cuda, but SLURM is asked for no GPU: --gpus 1, or device=cpu"),
         (["--", "batcher.num_workers=auto"], "batcher.num_workers=auto takes as many workers as there are cores"),
         (["--time", "3", "--", "seed=1"], "slurm.time: got '3', but a job saves 120 s before its limit"),
