@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from rlx.run.lock import LOCK
 from rlx.run.loggers import RunInfo
 from rlx.run.metrics import Row
 
@@ -16,10 +17,12 @@ class Kept:
         self.rows: list[Row] = []
         self.calls: list[str] = []
         self.begin = run.position or 0
+        self.held: list[bool] = []
         self.made.append(self)
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
+        self.held.append((self.run.directory / LOCK).exists())
 
     def flush(self) -> None:
         self.calls.append("flush")

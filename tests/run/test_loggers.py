@@ -63,6 +63,15 @@ def test_a_logger_of_ones_own_is_told_of_the_run_and_gets_the_rows_of_the_csv_fi
     assert kept.calls == ["flush", "flush", "flush", "close"]
 
 
+def test_a_run_holds_its_directory_while_it_writes_and_gives_it_back(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run", mine=own("Kept", label="here"))
+    assert Kept.made[0].held == [True, True, True]
+    assert not (directory / "run.lock").exists()
+    with pytest.raises(ConfigError, match="it did not begin"):
+        run(tmp_path / "other", mine=own("Failing", at="begin"))
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_resumed_runs_logger_is_told_where_the_checkpoint_knew_it(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", mine=own("Kept", label="here"))
     again = stopped_at(whole, tmp_path / "again", 128)
