@@ -41,9 +41,11 @@ class Sinks:
             info = RunInfo(directory, options.title, options.config, int(meta["env_steps"]), known.get(name))
             try:
                 self._sinks[name] = make(info)
-            except (OSError, RlxError):
+            except RlxError:
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and error.filename is not None:
+                    raise  # a file; what a network raises has none
                 raise ConfigError(f"logger.{name}: it did not begin: {type(error).__name__}: {error}") from error
 
     def show(self, options: RunOptions, env_steps: int) -> None:
