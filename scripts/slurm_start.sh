@@ -3,6 +3,7 @@
 #
 # FOLDER takes all of its files; use it with: export SLURM_CONF=FOLDER/slurm.conf. slurm_stop.sh FOLDER ends it.
 # RLX_SLURM_PORT: the first of its three ports; RLX_SLURM_KILL_WAIT: seconds from SIGTERM to SIGKILL.
+# RLX_SLURM_OWNER: a process; when it is gone, however it ended, so is the cluster.
 # Needs root and: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 set -euo pipefail
 
@@ -83,16 +84,23 @@ END
 chmod +x "$folder/bin/sacct"
 
 export SLURM_CONF="$folder/slurm.conf"
+if [ -n "${RLX_SLURM_OWNER:-}" ]; then
+    stop="$(cd "$(dirname "$0")" && pwd)/slurm_stop.sh"
+    setsid bash -c 'tail --pid="$1" -f /dev/null; rm -f "$3/owner.pid"; "$2" "$3"; rm -rf "$3"' \
+        slurm_owner "$RLX_SLURM_OWNER" "$stop" "$folder" </dev/null >/dev/null 2>&1 &
+    echo $! >"$folder/owner.pid"
+fi
+
 (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
-munged --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
+timeout 20 munged --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
     --log-file="$folder/munged.log" --seed-file="$folder/munged.seed" --num-threads=10
-slurmctld
-slurmd -N n1
-slurmd -N n2
+timeout 20 slurmctld
+timeout 20 slurmd -N n1
+timeout 20 slurmd -N n2
 
 # Both nodes are idle within a second or two.
 for _ in $(seq 100); do
-    if [ "$(sinfo --noheader --partition=main --states=idle --format=%D 2>/dev/null)" = 2 ]; then exit 0; fi
+    if [ "$(timeout 10 sinfo --noheader --partition=main --states=idle --format=%D 2>/dev/null)" = 2 ]; then exit 0; fi
     sleep 0.2
 done
 echo "slurm_start.sh: the nodes did not come up; see $folder/*.log" >&2

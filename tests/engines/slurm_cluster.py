@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -14,6 +15,8 @@ import pytest
 from tests.program import ENVIRONMENT, ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+"""States that no job leaves by itself."""
 
 
 class Cluster:
@@ -38,8 +41,10 @@ class Cluster:
 
     def state(self, job: str) -> str:
         """Return SLURM's state of a job, ended ones too."""
-        fields = dict(word.partition("=")[::2] for word in self.ask("scontrol", "show", "job", job).split())
-        return str(fields["JobState"])
+        return self._fields(job)["JobState"]
+
+    def _fields(self, job: str) -> dict[str, str]:
+        return dict(word.partition("=")[::2] for word in self.ask("scontrol", "show", "job", job).split())
 
     def wait(self, what: str, is_so: Callable[[], bool], seconds: float = 120.0) -> None:
         """Wait until something is so; SLURM tells of nothing by itself."""
@@ -49,12 +54,30 @@ class Cluster:
             time.sleep(0.1)
 
     def wait_for(self, job: str, *states: str, seconds: float = 120.0) -> None:
-        self.wait(f"job {job} is {states}", lambda: self.state(job) in states, seconds)
+        """Wait until a job has one of these states; one that has ended in another one is told at once."""
 
-    def start_now(self, job: str) -> None:
-        """Let a job that was put back into the queue not wait for its two minutes."""
+        def is_so() -> bool:
+            state = self.state(job)
+            assert state in states or state not in ENDED, self._told(job)
+            return state in states
+
+        self.wait(f"job {job} is not {' or '.join(states)} after {seconds:.0f} s", is_so, seconds)
+
+    def _told(self, job: str) -> str:
+        fields = self._fields(job)
+        lines = Path(fields["StdOut"]).read_text().splitlines()[-20:] if Path(fields["StdOut"]).exists() else []
+        logs = [line for path in self._folder.glob("slurm*.log") for line in path.read_text().splitlines()[-10:]]
+        what = f"job {job} is {fields['JobState']} ({fields['Reason']}), restarts: {fields['Restarts']}"
+        return "\n".join([what, "its output:", *lines, "SLURM's logs:", *logs])
+
+    def start_again(self, job: str) -> None:
+        """Let a job that was put back into the queue not wait for its two minutes.
+
+        SLURM tells an attempt from the one before by the second in which it was allowed to start: one that begins in
+        the second in which the last one ended is taken for that one ("Job credential revoked"), and fails.
+        """
         self.wait_for(job, "PENDING")
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
     def cancel_all(self) -> None:
         subprocess.run(["scancel", "--user=root"], env=self.environment, check=False, capture_output=True)
@@ -63,26 +86,74 @@ class Cluster:
 
 @contextmanager
 def running() -> Iterator[Cluster]:
-    """Start a cluster, and end it.
+    """Start a cluster, and end it, also where this process is killed.
 
-    Skips the test where SLURM is not there and cannot be installed.
+    Skips the test, with the reason, where SLURM is not there and cannot be installed, or does not start: at the latest
+    after some minutes.
     """
     if os.geteuid() != 0:
         pytest.skip("SLURM: only root can start it")
     if any(shutil.which(program) is None for program in PROGRAMS):
-        if shutil.which("apt-get") is None:
-            pytest.skip("SLURM: it is not installed, and there is no apt-get")
-        packages = ["slurmctld", "slurmd", "slurm-client", "munge"]
-        for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-            done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"SLURM: apt-get {command[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
+        _install()
     with tempfile.TemporaryDirectory(prefix="slurm") as name:
-        Path(name).chmod(0o755)  # munge wants its socket in reach of everybody, which pytest's own folders are not
+        folder = Path(name)
+        folder.chmod(0o755)  # munge wants its socket in reach of everybody, which pytest's own folders are not
+        own = {
+            "RLX_SLURM_PORT": str(20_000 + os.getpid() % 3000 * 3),  # three of its own
+            "RLX_SLURM_OWNER": str(os.getpid()),
+        }
         try:
-            ports = {"RLX_SLURM_PORT": str(20_000 + os.getpid() % 3000 * 3)}  # three of its own
-            start = [str(ROOT / "scripts/slurm_start.sh"), name]
-            subprocess.run(start, check=True, timeout=120, env={**os.environ, **ports})
-            yield Cluster(Path(name))
+            failed = _bounded([str(ROOT / "scripts/slurm_start.sh"), name], 120, folder / "start.log", own)
+            if failed:
+                logs = [line for path in folder.glob("slurm*.log") for line in path.read_text().splitlines()]
+                errors = [line for line in logs if "fatal" in line] or [line for line in logs if "error" in line]
+                pytest.skip("; ".join([f"SLURM: it does not start here: {failed}", *errors[-3:]]))
+            yield Cluster(folder)
         finally:
             subprocess.run([str(ROOT / "scripts/slurm_stop.sh"), name], check=True, timeout=120)
+
+
+def _install() -> None:
+    """Install SLURM, with no service started, or skip."""
+    if shutil.which("apt-get") is None:
+        pytest.skip("SLURM: it is not installed, and there is no apt-get")
+    policy = Path("/usr/sbin/policy-rc.d")  # what dpkg asks before it starts a service: 101 is no
+    is_own = not policy.exists()
+    quick = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=60"]
+    packages = ["slurmctld", "slurmd", "slurm-client", "munge"]
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            if is_own:
+                policy.write_text("#!/bin/sh\nexit 101\n")
+                policy.chmod(0o755)
+            for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+                asked = ["apt-get", *quick, *command]
+                failed = _bounded(asked, 240, Path(name) / "log", {"DEBIAN_FRONTEND": "noninteractive"})
+                if failed:
+                    pytest.skip(f"SLURM: apt-get {command[0]}: {failed}")
+        finally:
+            if is_own:
+                policy.unlink(missing_ok=True)
+
+
+def _bounded(command: list[str], seconds: float, log: Path, environment: dict[str, str]) -> str:
+    """Run a command for so long at most; return why it failed, or nothing.
+
+    Its output goes to a file: a pipe would stay open for as long as a daemon that it started.
+    """
+    with log.open("w") as output:
+        program = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        try:
+            status = program.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+            return f"not done after {seconds:.0f} s"
+    return "" if status == 0 else f"exit status {status}: {' '.join(log.read_text().splitlines()[-1:])}"

@@ -89,7 +89,7 @@ def test_run_put_back_into_the_queue_three_times_equals_one_that_was_not(
     for _ in range(3):
         comes_to(cluster, run, 3)
         cluster.ask("scontrol", "requeue", job)
-        cluster.start_now(job)
+        cluster.start_again(job)
     cluster.wait_for(job, "COMPLETED", seconds=600)
     assert steps_of(run) == steps_of(undisturbed) == list(range(256, 256_001, 256))
     assert end_of(run) == end_of(undisturbed)
@@ -107,7 +107,7 @@ def test_signal_before_the_time_limit_saves_and_queues_the_job_again(
     run = tmp_path / "run"
     comes_to(cluster, run, 2)
     cluster.ask("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@120 does
-    cluster.start_now(job)
+    cluster.start_again(job)
     assert f"SLURM job {job} is back in the queue" in (run / f"jobs/slurm-{job}.txt").read_text()
     assert "run  stopped" in rlx(tmp_path, cluster.environment, "runs", ".").stdout
     cluster.wait_for(job, "COMPLETED", seconds=600)
@@ -127,7 +127,7 @@ def test_preempted_job_goes_on_when_there_is_room_again(cluster: Cluster, undist
     listed = json.loads(rlx(tmp_path, cluster.environment, "runs", ".", "--json").stdout)["runs"]
     assert [(one["status"], one["slurm"]) for one in listed] == [("stopped", f"{job} PENDING")]
     cluster.ask("scancel", preempting)
-    cluster.start_now(job)
+    cluster.start_again(job)
     cluster.wait_for(job, "COMPLETED", seconds=600)
     assert end_of(run) == end_of(undisturbed)
 
@@ -234,7 +234,7 @@ def test_script_to_be_copied_saves_and_goes_on(
     ).strip()
     comes_to(cluster, tmp_path / run, 2)
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
-    cluster.start_now(job)
+    cluster.start_again(job)
     cluster.wait_for(job, "COMPLETED", seconds=600)
     assert end_of(tmp_path / run) == end_of(undisturbed)
 
@@ -247,7 +247,7 @@ def test_submitit_job_whose_time_is_over_goes_on(cluster: Cluster, undisturbed: 
             comes_to(cluster, tmp_path / "sweep/0", 2)
             job = cluster.ask("squeue", "--noheader", "--format=%A")
             cluster.ask("scancel", "--signal=USR2", job)  # as --signal=USR2@120 does: steps only
-            cluster.start_now(job)
+            cluster.start_again(job)
             assert launcher.wait(600) == 0
         finally:
             launcher.kill()

@@ -59,10 +59,13 @@ def training(cwd: Path, *arguments: str) -> "Iterator[tuple[subprocess.Popen[str
     )
     try:
         assert program.stdout is not None
+        said: list[str] = []
         for line in program.stdout:
+            said.append(line)
             if "steps |" in line and list_checkpoints(cwd / "run"):
                 break
-        assert program.poll() is None
+        else:
+            pytest.fail("it ended before its first checkpoint:\n" + "".join(said))
         children = psutil.Process(program.pid).children()
         yield program, {int(child.environ()["RANK"]): child for child in children}
     finally:
