@@ -5,7 +5,7 @@ override after the other, against the groups that exist and the keys of the conf
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -27,6 +27,8 @@ _EXTRAS = {"hydra/launcher=joblib": "rlx[joblib]"}
 """Members that a package brings which rlx does without, and how to install it."""
 
 
+_OF_OTHERS = ("slurm", "tune")
+"""Groups of `rlx submit` and `rlx tune`."""
 _NO_MEMBER = "Config group override must be"
 """How the plain ValueError begins that Hydra raises for `group=null` and the like."""
 
@@ -283,7 +285,12 @@ def _keys(node: Any) -> str:
 
 
 def _public(groups: dict[str, list[str]]) -> str:
-    return ", ".join(group for group in groups if not group.startswith("hydra"))
+    return ", ".join(public_groups(groups))
+
+
+def public_groups(groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the groups that are `rlx train`'s own: neither Hydra's nor those of other commands."""
+    return {group: members for group, members in groups.items() if group.split("/")[0] not in ("hydra", *_OF_OTHERS)}
 
 
 def _first_lines(error: Exception, composition: Composition) -> str:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlx.cli.explain import Composition, explain, explain_sweep, load
+from rlx.cli.explain import Composition, explain, explain_sweep, load, public_groups
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.cli.sweep import SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
@@ -137,6 +137,7 @@ def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | Non
         raise ConfigError("-m: the jobs of a multirun are runs of their own, and torchrun starts one; leave out either")
     if parsed.multirun and (message := explain_sweep(composition)):
         raise ConfigError(message)
+    OmegaConf.register_new_resolver("rlx_groups", partial(_list_groups, composition), replace=True)
     try:
         with _hydra_process(["rlx", *overrides, *parsed.flags]):
             hydra.main(version_base="1.3", config_path=conf, config_name="config")(task or job)()
@@ -151,6 +152,12 @@ def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | Non
         if message is None:
             raise
         raise ConfigError(message) from None
+
+
+def _list_groups(composition: Composition) -> str:
+    """Return what `rlx train --help` says of groups; Hydra's own listing has those of other commands, too."""
+    shown = sorted(public_groups(composition.groups).items())
+    return "\n".join(f"{group}: {', '.join(sorted(members))}" for group, members in shown)
 
 
 def job(config: DictConfig) -> None:

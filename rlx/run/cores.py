@@ -90,8 +90,9 @@ def describe_use(config: Mapping[str, Any], cores: Cores) -> tuple[str, str | No
         return use, None
     key, value = ("batcher.num_workers", workers) if workers >= threads else ("num_threads", threads)
     fitting = f"{key}={cores.count}" + (f" or {key}={AUTO}" if workers >= threads else "")
+    there = "there is 1 core" if cores.count == 1 else f"there are {cores.count} cores"
     return use, (
-        f"{key} is {value}, but there are {cores.count} cores ({cores.limit}): they wait for each other. It stays "
+        f"{key} is {value}, but {there} ({cores.limit}): they wait for each other. It stays "
         f"{value}, since results depend on it; {fitting} fits."
     )
 

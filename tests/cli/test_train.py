@@ -186,6 +186,7 @@ def test_help_names_groups_and_keys(launches: Launches, capsys: pytest.CaptureFi
     assert end.value.code == 0
     out = capsys.readouterr().out
     assert any(line.startswith("algo: ") and "ppo" in line for line in out.splitlines())
+    assert not [line for line in out.splitlines() if line.startswith(("slurm:", "tune:"))]  # of other commands
     assert "total_steps: 60000" in out
     assert "--multirun" in out
 

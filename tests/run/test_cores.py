@@ -86,6 +86,12 @@ def test_more_than_there_is_is_warned_of_and_not_changed(values: dict, named: st
     assert with_workers(values, Cores(2, "mask")) is values
 
 
+def test_one_core_is_singular() -> None:
+    _, warning = describe_use(config(2), Cores(1, "mask"))
+    assert warning is not None
+    assert warning.startswith("batcher.num_workers is 2, but there is 1 core (mask): ")
+
+
 def test_auto_takes_as_many_workers_as_cores_and_the_run_keeps_the_number(tmp_path: Path) -> None:
     assert with_workers(config("auto"), Cores(5, "mask"))["batcher"]["num_workers"] == 5
     run = train(tmp_path / "run", *SMALL, "batcher.num_workers=auto", "total_steps=128")
