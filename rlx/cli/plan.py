@@ -15,7 +15,7 @@ from rlx.cli.explain import Composition, load
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.train import choices_of, resolve, without_hydra
 from rlx.errors import ConfigError
-from rlx.run.build import maker
+from rlx.run.build import check_fit, maker
 from rlx.run.directory import default_run_directory
 from rlx.tools.recipe import recipe
 from rlx.tools.runs import CONF
@@ -182,6 +182,7 @@ def make_plan(
     space = {key: entry for key, entry in space.items() if key not in pinned}
     parameters = read_space(space)
     see_own_code()
+    _check(config)
     _check_space(parameters, words.overrides, config_dir)
     total, every = int(config["total_steps"]), int(config["evaluation"]["every"])
     own = [_QUIET, *_fitting_workers(config["batcher"], words.overrides, jobs * seeds)]
@@ -279,11 +280,13 @@ def _check_space(parameters: Sequence[Parameter], overrides: Sequence[str], conf
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Check a configuration as `rlx train` would."""
+    """Check a configuration as `rlx train` would, up to an agent that does not fit the environment."""
     from rlx.run.cores import find_cores, with_workers
     from rlx.run.launch import find_device, read_config
 
-    find_device(read_config(with_workers(config, find_cores())).top["device"])
+    parts = read_config(with_workers(config, find_cores()))
+    find_device(parts.top["device"])
+    check_fit(parts.make_env, parts.make_agent, int(config["batcher"].get("envs_per_worker", 1)))
 
 
 def _fitting_workers(batcher: Mapping[str, Any], overrides: Sequence[str], runs: int) -> list[str]:

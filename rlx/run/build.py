@@ -85,6 +85,19 @@ def _nearest_target(missing: str, dotted: str) -> str:
     return f" Did you mean '{found}{rest}'?"
 
 
+def check_fit(make_env: Callable[..., Any], make_agent: Callable[..., Any], num_envs: int) -> None:
+    """Make the environments of one worker and an agent for them, as training will; close them again.
+
+    Raises:
+        RlxError: the environment cannot be made, or the agent does not fit it; in the words of `rlx train`.
+    """
+    env = make_env(num_envs=num_envs)
+    try:
+        make_agent(env.specs)
+    finally:
+        env.close()
+
+
 def maker(group: str, values: Any, given: Collection[str] | None = None) -> "partial[Any]":
     """Return the group's target with the group's values as keywords; the rest is given when it is called.
 

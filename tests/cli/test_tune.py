@@ -172,6 +172,11 @@ def test_jobs_share_the_cores_and_keep_the_environments(monkeypatch: pytest.Monk
         (["algo=pppo"], "algo=pppo: there is no 'pppo' in the group 'algo'. Did you mean 'ppo'?"),
         (["tune=pp"], "tune=pp: there is no 'pp' in the group 'tune'. Did you mean 'ppo'?"),
         (["algo=diayn", "env=Pendulum"], "tune: no search space is called 'diayn'"),
+        (
+            ["algo=sac", "env=CartPole"],
+            "Error: a squashed Gaussian draws from one continuous box with finite bounds; the environment takes action",
+        ),
+        (["algo=dqn", "env=Pendulum"], "the environment takes action"),
         (["tune.lst=2"], "tune.lst=2: there is no key 'tune.lst'. Did you mean 'tune.last'?"),
         (["tune.last=0"], "tune.last: expected an integer >= 1, got 0"),
         (
