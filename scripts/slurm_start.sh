@@ -91,12 +91,16 @@ if [ -n "${RLX_SLURM_OWNER:-}" ]; then
     echo $! >"$folder/owner.pid"
 fi
 
+begin() {
+    timeout 20 "$@" || { echo "slurm_start.sh: $1 ended with status $? (124: it was not up after 20 s)" >&2; exit 1; }
+}
+
 (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
-timeout 20 munged --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
+begin munged --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
     --log-file="$folder/munged.log" --seed-file="$folder/munged.seed" --num-threads=10
-timeout 20 slurmctld
-timeout 20 slurmd -N n1
-timeout 20 slurmd -N n2
+begin slurmctld
+begin slurmd -N n1
+begin slurmd -N n2
 
 # Both nodes are idle within a second or two.
 for _ in $(seq 100); do

@@ -41,9 +41,10 @@ class Cluster:
 
     def state(self, job: str) -> str:
         """Return SLURM's state of a job, ended ones too."""
-        return self._fields(job)["JobState"]
+        return self.fields(job)["JobState"]
 
-    def _fields(self, job: str) -> dict[str, str]:
+    def fields(self, job: str) -> dict[str, str]:
+        """Return what SLURM says of a job."""
         return dict(word.partition("=")[::2] for word in self.ask("scontrol", "show", "job", job).split())
 
     def wait(self, what: str, is_so: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -64,7 +65,7 @@ class Cluster:
         self.wait(f"job {job} is not {' or '.join(states)} after {seconds:.0f} s", is_so, seconds)
 
     def _told(self, job: str) -> str:
-        fields = self._fields(job)
+        fields = self.fields(job)
         lines = Path(fields["StdOut"]).read_text().splitlines()[-20:] if Path(fields["StdOut"]).exists() else []
         logs = [line for path in self._folder.glob("slurm*.log") for line in path.read_text().splitlines()[-10:]]
         what = f"job {job} is {fields['JobState']} ({fields['Reason']}), restarts: {fields['Restarts']}"
@@ -105,9 +106,9 @@ def running() -> Iterator[Cluster]:
         try:
             failed = _bounded([str(ROOT / "scripts/slurm_start.sh"), name], 120, folder / "start.log", own)
             if failed:
-                logs = [line for path in folder.glob("slurm*.log") for line in path.read_text().splitlines()]
-                errors = [line for line in logs if "fatal" in line] or [line for line in logs if "error" in line]
-                pytest.skip("; ".join([f"SLURM: it does not start here: {failed}", *errors[-3:]]))
+                logs = [path for path in folder.glob("*.log") if path.name.startswith(("start", "slurm"))]
+                fatal = [line for path in logs for line in path.read_text().splitlines() if "fatal" in line]
+                pytest.skip("; ".join([f"SLURM: it does not start here: {failed}", *fatal[-2:]]))
             yield Cluster(folder)
         finally:
             subprocess.run([str(ROOT / "scripts/slurm_stop.sh"), name], check=True, timeout=120)
