@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlx.run.checkpoint import list_checkpoints
+from rlx.run.directory import read_summary
 from rlx.run.metrics import read_metrics
 from rlx.run.sweep import Sweep
 from tests.program import COMMAND, ROOT
@@ -237,6 +240,37 @@ def test_script_to_be_copied_saves_and_goes_on(
     cluster.start_again(job)
     cluster.wait_for(job, "COMPLETED", seconds=600)
     assert end_of(tmp_path / run) == end_of(undisturbed)
+
+
+def test_script_for_several_nodes_ends_with_all_its_steps(cluster: Cluster, tmp_path: Path) -> None:
+    text = (ROOT / "scripts/slurm/several_nodes.sh").read_text()
+    small = " ".join(word for word in LONG if not word.startswith("total_steps"))
+    own = {
+        "total_steps=1_000_000": "total_steps=102_400",
+        "algo=ppo env=CartPole seed=0": f"env=CartPole batcher=local {small}",
+        "ranks_per_node=2": "ranks_per_node=1",
+        " torchrun ": f" {sys.executable} -m torch.distributed.run ",
+    }
+    for theirs, ours in own.items():
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    (tmp_path / "job.sh").write_text(text)
+    job = subprocess.check_output(
+        ["sbatch", "--parsable", "job.sh"], cwd=tmp_path, env=cluster.environment, text=True, timeout=60
+    ).strip()
+    run = tmp_path / "runs/cartpole-nodes"
+    comes_to(cluster, run, 2)
+    assert cluster.fields(job)["NodeList"] == "n[1-2]"
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    cluster.start_again(job)
+    cluster.wait_for(job, "COMPLETED", seconds=600)
+    assert steps_of(run) == list(range(256, 102_401, 256))  # two ranks, four environments each, 32 steps
+    summary = read_summary(run)
+    assert summary is not None
+    assert (summary["status"], summary["env_steps"]) == ("done", 102_400)
+    log = (run / "log.txt").read_text()
+    stopped = re.findall(r"stopped by SIGTERM at ([\d,]+) steps", log)
+    assert re.findall(r"resumed at ([\d,]+) steps: .*\(exact=true\)", log) == stopped != []  # all saved in time
 
 
 def test_submitit_job_whose_time_is_over_goes_on(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
