@@ -117,6 +117,30 @@ def test_signal_before_the_time_limit_saves_and_queues_the_job_again(
     assert end_of(run) == end_of(undisturbed)
 
 
+def test_time_limit_itself_makes_a_run_save_and_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    endless = [word for word in LONG if not word.startswith("total_steps")]
+    job = submit(cluster, tmp_path, *endless, "total_steps=1e9", "run_dir=run", options=("--signal-seconds", "10"))["0"]
+    # SLURM knows whole minutes, and looks every 30 s for jobs that are to be told: this one is after 20 to 50 s.
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    run = tmp_path / "run"
+    comes_to(cluster, run, 1)
+    cluster.start_again(job)
+    assert f"SLURM job {job} is back in the queue" in (run / f"jobs/slurm-{job}.txt").read_text()
+    saved = list_checkpoints(run)[-1].name
+    comes_to(cluster, run, 1)
+    cluster.ask("scancel", job)
+    cluster.wait_for(job, "CANCELLED")
+    cluster.wait("the run has ended", lambda: Sweep(run).job(0).state == "stopped")
+    attempts = Sweep(run).job(0).attempts
+    assert [(attempt["state"], attempt["restarts"]) for attempt in attempts] == [("stopped", 0), ("stopped", 1)]
+    assert [attempt["reason"].split()[-1] for attempt in attempts] == ["SIGUSR1", "SIGTERM"]
+    log = (run / "log.txt").read_text()
+    assert f"resumes from {saved}" in log
+    assert "exact=true" in log
+    steps = steps_of(run)
+    assert steps == list(range(256, steps[-1] + 1, 256))
+
+
 def test_preempted_job_goes_on_when_there_is_room_again(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, *LONG, "run_dir=run", options=("--cpus", "8"))["0"]
     run = tmp_path / "run"
