@@ -29,6 +29,7 @@ fi
 # This script runs on the first node: that is where all meet. The port is made of the job's number, since other jobs may
 # have a learner on the same node.
 meet="$(hostname):$((20000 + SLURM_JOB_ID % 20000))"
+before="$(cat "$run/summary.json" 2>/dev/null)"
 export OMP_NUM_THREADS=1          # else torchrun says that it sets this
 # Where nodes have several networks: export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 
@@ -55,8 +56,10 @@ while kill -0 $training 2>/dev/null; do
 done
 wait $training
 status=$?
-# What torchrun and srun return does not tell a run that was stopped from one that failed; the run itself does.
-if [ $cancelled = no ] && [ $status != 0 ] && grep -q '"status": "stopped"' "$run/summary.json"; then
+# What torchrun and srun return does not tell a run that was stopped from one that failed; the run itself does, unless it
+# failed before it could write anything new.
+if [ $cancelled = no ] && [ $status != 0 ] && [ "$(cat "$run/summary.json")" != "$before" ] &&
+    grep -q '"status": "stopped"' "$run/summary.json"; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status

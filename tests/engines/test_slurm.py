@@ -125,6 +125,7 @@ def test_time_limit_itself_makes_a_run_save_and_come_back(cluster: Cluster, tmp_
     run = tmp_path / "run"
     comes_to(cluster, run, 1)
     cluster.start_again(job)
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=30")  # once is enough
     assert f"SLURM job {job} is back in the queue" in (run / f"jobs/slurm-{job}.txt").read_text()
     saved = list_checkpoints(run)[-1].name
     comes_to(cluster, run, 1)
