@@ -18,6 +18,7 @@ import pytest
 from rlx.batcher import Batcher, ray_cluster
 from rlx.env import make
 from rlx.errors import ClusterError, ConfigError, MissingPackageError, UserError
+from rlx.run.metrics import TIMED
 from tests.batcher.ledger import ID, Counter
 from tests.engines.clusters import TwoNodes, two_nodes
 from tests.program import ENVIRONMENT, rlx_train, training
@@ -39,9 +40,8 @@ def on_ray(cluster: TwoNodes) -> list[str]:
 
 def rows(run: Path) -> list[dict[str, str]]:
     """Return a run's metrics, but for what measures time."""
-    timed = ("speed/", "time/", "wall_time", "eval/cpu_share")
     with (run / "metrics.csv").open() as file:
-        return [{key: row[key] for key in row if not key.startswith(timed)} for row in csv.DictReader(file)]
+        return [{key: row[key] for key in row if not key.startswith(TIMED)} for row in csv.DictReader(file)]
 
 
 RUNS = {
