@@ -118,8 +118,7 @@ class Rollout:
         self._resetting: Mask = np.zeros(size, dtype=np.bool_)  # NEXT_STEP: rows whose next call is a reset
         self._returns = np.zeros(size, dtype=np.float64)  # of the episodes that go on
         self._lengths = np.zeros(size, dtype=np.int64)
-        self._seeded = False
-        self._total_steps = 0
+        self._seeded, self._total_steps = False, 0
 
     def reset(self) -> None:
         """Begin a new episode in every environment; the first reset seeds them, later ones go on from there."""
@@ -249,6 +248,7 @@ class Rollout:
                 drawn.write(slot.sampled, 0)
         piece.num_finals = 0
         np.copyto(piece.resetting_at_start, self._resetting)
+        self.agent.begin_piece(piece.num_steps, self.env.num_envs, self.generator)
 
     def _step_all(self, piece: Piece) -> int:
         """Step through the piece; return the number of calls, below T where all episodes have ended (stop mode).
