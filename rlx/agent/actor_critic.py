@@ -142,6 +142,7 @@ class _Actor(Agent):
         self._draws = torch.empty(0)
         self._races: list[Tensor] = []  # its views, a step each
         self._coming: Iterator[Tensor] = iter(())  # those of the piece's steps to come
+        self._may_want_mode = True
 
     def forward(
         self,
@@ -175,19 +176,20 @@ class _Actor(Agent):
             apply_mask_(logits, observation[self._mask_key])
         race = next(self._coming, None)
         if race is None:
-            self.begin_piece(1, observation.batch_size, generator)
+            self.begin_piece(1, agent_info, generator)
             race = next(self._coming)
-        only.decide(logits, wants_mode(agent_info), race, out["action"])
+        only.decide(logits, wants_mode(agent_info) if self._may_want_mode else None, race, out["action"])
         return state
 
-    def begin_piece(self, num_steps: int, num_rows: int, generator: torch.Generator) -> None:
+    def begin_piece(self, num_steps: int, agent_info: DictTensor, generator: torch.Generator) -> None:
         """Draw what all steps need: for one step, the generator takes as long as a layer of a small network."""
         if self._only is None:
             return
-        shape = (num_steps, num_rows, self._only.num_parameters)
+        shape = (num_steps, agent_info.batch_size, self._only.num_parameters)
         if self._draws.shape != shape:
             with torch.inference_mode(False):
                 self._draws = torch.empty(shape, device=generator.device)
                 self._races = list(self._draws.unbind(0))
         self._only.race(self._draws, generator)
         self._coming = iter(self._races)
+        self._may_want_mode = not agent_info.is_empty

@@ -94,7 +94,7 @@ class Agent(nn.Module):
         """
         return state
 
-    def begin_piece(self, num_steps: int, num_rows: int, generator: torch.Generator) -> None:
+    def begin_piece(self, num_steps: int, agent_info: DictTensor, generator: torch.Generator) -> None:
         """Make ready for the steps of a piece; by default, do nothing.
 
         Called before each piece, perhaps for more steps than it will have. What an agent draws here for all of them,
@@ -103,7 +103,7 @@ class Agent(nn.Module):
 
         Args:
             num_steps: calls of `act_into` that follow, at most.
-            num_rows: rows of each, B.
+            agent_info: `[B]`. What it holds may change from step to step, its keys do not.
             generator: the only source of randomness.
         """
 

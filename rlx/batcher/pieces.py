@@ -133,31 +133,36 @@ def tally(
     if valid is not None:
         rewards, ended = np.where(valid, rewards, rewards.dtype.type(0)), ended & valid
     with np.errstate(invalid="ignore"):  # infinities of both signs
-        total = np.cumsum(rewards, axis=0, dtype=np.float64)
+        total = np.add.accumulate(rewards, axis=0, dtype=np.float64)
         total += returns
-    count = None if valid is None else lengths + np.cumsum(valid, axis=0)
-    rows, times = np.nonzero(ended.T)  # row after row, each in order of time
-    paid_at = total[times, rows]
-    counted_at = lengths[rows] + times + 1 if count is None else count[times, rows]
-    finite = bool(np.isfinite(total[-1]).all())
-    if not finite:
-        paid_at = _paid_apart(rewards, ended, returns)[times, rows]
+    places = np.flatnonzero(ended)  # in order of time
+    rows = places % ended.shape[1]
+    if valid is None:
+        counted_at, done = places // ended.shape[1] + 1, len(rewards)
     else:
-        returns[:] = total[-1]
-    lengths[:] = lengths + len(rewards) if count is None else count[-1]
-    if not len(rows):
-        return []
-    again = rows[1:] == rows[:-1]  # whether the episode before it ended in this piece, too
-    episode_returns, episode_lengths = paid_at.copy(), counted_at.copy()
-    episode_lengths[1:] -= counted_at[:-1] * again
-    last = np.append(~again, True)
+        count = np.add.accumulate(valid, axis=0, dtype=np.int64)
+        counted_at, done = count.take(places), count[-1]
+    counted_at += lengths[rows]
+    lengths += done
+    finite = bool(np.isfinite(total[-1]).all())
     if finite:
-        episode_returns[1:] -= paid_at[:-1] * again
-        returns[rows[last]] -= paid_at[last]
-    lengths[rows[last]] -= counted_at[last]
-    order = np.argsort(times, kind="stable")
-    found = (rows[order] + first_row, episode_returns[order], episode_lengths[order])
-    return list(zip(*(values.tolist() for values in found), strict=True))
+        paid_at = total.take(places)
+        returns[:] = total[-1]
+    else:
+        paid_at = _paid_apart(rewards, ended, returns).take(places)
+    found: list[Episode] = []
+    last: dict[int, tuple[float, int]] = {}  # of each row, what had been paid and counted when its last episode ended
+    for row, paid, counted in zip(rows.tolist(), paid_at.tolist(), counted_at.tolist(), strict=True):
+        paid_before, counted_before = last.get(row, (0.0, 0))
+        last[row] = paid, counted
+        if finite:
+            paid -= paid_before
+        found.append((row + first_row, paid, counted - counted_before))
+    for row, (paid, counted) in last.items():
+        lengths[row] -= counted
+        if finite:
+            returns[row] -= paid
+    return found
 
 
 def _paid_apart(rewards: NDArray[np.floating], ended: Mask, returns: NDArray[np.float64]) -> NDArray[np.float64]:

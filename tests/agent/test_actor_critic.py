@@ -137,7 +137,7 @@ def test_what_is_drawn_for_a_piece_is_drawn_anew_for_the_next_one() -> None:
     out = {"action": torch.empty(6, dtype=torch.int64), "logits": torch.empty(6, 5)}
 
     def play(actor: Agent, generator: torch.Generator, steps: int) -> list[list[int]]:
-        actor.begin_piece(4, 6, generator)
+        actor.begin_piece(4, nothing, generator)
         found: list[list[int]] = []
         for _ in range(steps):
             actor.act_into(seen, nothing, nothing, generator, out)
@@ -166,7 +166,7 @@ def test_actions_drawn_for_a_piece_come_as_often_as_their_probabilities_say() ->
     counts, generator = torch.zeros(3), torch.Generator().manual_seed(0)
     with torch.no_grad():
         actor = agent.actor()
-        actor.begin_piece(steps, rows, generator)
+        actor.begin_piece(steps, nothing, generator)
         for _ in range(steps):
             actor.act_into(seen, nothing, nothing, generator, out)
             counts += out["action"].bincount(minlength=3)
