@@ -209,19 +209,28 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     calls = np.flatnonzero(valid)
     source = np.arange(valid.size)
     source[position.ravel()[calls] * size + calls % size] = calls
+    moved = np.flatnonzero(source != np.arange(valid.size))
+    target = np.divmod(moved, size)
     row = cast("NDArray[np.int64]", np.arange(size))
     last_call = source[np.maximum(lengths - 1, 0) * size + row] // size
     for block in (*slot.outputs.values(), *slot.sampled.values(), slot.reward, slot.terminated, slot.truncated):
-        _gather(block.numpy()[:num_calls], source)
+        _gather(block.numpy()[:num_calls], source, target)
     for block in slot.obs.values():
         values = block.numpy()
         following = values[last_call + 1, row]
-        _gather(values[:num_calls], source)
+        _gather(values[:num_calls], source, target)
         values[lengths, row] = following
     return lengths
 
 
-def _gather(block: Array, source: NDArray[np.int64]) -> None:
-    """Put at each place of a block `[T, B, ...]` what was at place `source` `[T * B]` of it."""
-    flat = block.reshape(-1, *block.shape[2:])
-    block[...] = flat.take(source, axis=0).reshape(block.shape)
+def _gather(block: Array, source: NDArray[np.int64], target: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+    """Put at each place of a block `[T, B, ...]` what was at place `source` `[T * B]` of it.
+
+    `target` are the times and rows of the places that change: where these are few, the others are not touched.
+    """
+    size = block.shape[1]
+    if 2 * len(target[0]) < len(source):
+        block[target] = block[np.divmod(source.reshape(-1, size)[target], size)]
+    else:
+        flat = block.reshape(-1, *block.shape[2:])
+        block[...] = flat.take(source, axis=0).reshape(block.shape)
