@@ -128,55 +128,33 @@ def tally(
         lengths: `[B]`, likewise.
         first_row: index of the first environment among all workers'.
     """
-    if not len(rewards):
+    num_steps = len(rewards)
+    if not num_steps:
         return []
     if valid is not None:
         rewards, ended = np.where(valid, rewards, rewards.dtype.type(0)), ended & valid
+    # Row after row: what belongs to one episode lies together, and is summed by itself, so that a reward which is not
+    # finite counts for its own episode alone.
+    ends = ended.T.ravel()
+    begins = np.empty(ends.size + 1, dtype=np.bool_)
+    begins[0] = True
+    begins[1:] = ends
+    begins[::num_steps] = True
+    places = np.flatnonzero(begins)
+    first, last = places[:-1], places[1:] - 1
+    paid = np.add.reduceat(rewards.T.astype(np.float64, order="C").ravel(), first)
+    counted = last - first + 1 if valid is None else np.add.reduceat(valid.T.ravel(), first, dtype=np.int64)
+    goes_on = first % num_steps == 0
     with np.errstate(invalid="ignore"):  # infinities of both signs
-        total = np.add.accumulate(rewards, axis=0, dtype=np.float64)
-        total += returns
-    places = np.flatnonzero(ended)  # in order of time
-    rows = places % ended.shape[1]
-    if valid is None:
-        counted_at, done = places // ended.shape[1] + 1, len(rewards)
-    else:
-        count = np.add.accumulate(valid, axis=0, dtype=np.int64)
-        counted_at, done = count.take(places), count[-1]
-    counted_at += lengths[rows]
-    lengths += done
-    finite = bool(np.isfinite(total[-1]).all())
-    if finite:
-        paid_at = total.take(places)
-        returns[:] = total[-1]
-    else:
-        paid_at = _paid_apart(rewards, ended, returns).take(places)
-    found: list[Episode] = []
-    last: dict[int, tuple[float, int]] = {}  # of each row, what had been paid and counted when its last episode ended
-    for row, paid, counted in zip(rows.tolist(), paid_at.tolist(), counted_at.tolist(), strict=True):
-        paid_before, counted_before = last.get(row, (0.0, 0))
-        last[row] = paid, counted
-        if finite:
-            paid -= paid_before
-        found.append((row + first_row, paid, counted - counted_before))
-    for row, (paid, counted) in last.items():
-        lengths[row] -= counted
-        if finite:
-            returns[row] -= paid
-    return found
-
-
-def _paid_apart(rewards: NDArray[np.floating], ended: Mask, returns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each episode has been paid up to each step, `[T, B]`, and carry the returns on.
-
-    Step by step, so that a reward which is not finite counts for its own episode alone.
-    """
-    paid = np.empty(rewards.shape)
-    with np.errstate(invalid="ignore"):
-        for t, reward in enumerate(rewards):
-            returns += reward
-            paid[t] = returns
-            returns[ended[t]] = 0.0
-    return paid
+        paid[goes_on] += returns
+    counted[goes_on] += lengths
+    row, over = first // num_steps, ends[last]
+    returns[:], lengths[:] = 0.0, 0
+    returns[row[~over]], lengths[row[~over]] = paid[~over], counted[~over]
+    done = np.flatnonzero(over)
+    done = done[np.argsort(last[done] % num_steps, kind="stable")]
+    found = (row[done] + first_row, paid[done], counted[done])
+    return list(zip(*(values.tolist() for values in found), strict=True))
 
 
 def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: int) -> NDArray[np.int64]:
