@@ -1,7 +1,7 @@
 """One worker's part of a slot, prepared for the rollout loop, and what is worked out of it at its end."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,11 +172,10 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     """
     slot = piece.slot
     lengths = valid.sum(axis=0)
-    position = np.cumsum(valid, axis=0) - 1
+    position = valid.astype(np.int32).cumsum(axis=0, dtype=np.int32) - 1  # a fifth of the time that int64 takes
     if piece.finals_by_call:
         times, rows = np.nonzero(ended & valid)
-        after, row = torch.from_numpy(times + 1), torch.from_numpy(rows)
-        finals = {key: value[after, row] for key, value in slot.obs.items()}
+        finals = {key: torch.from_numpy(value.numpy()[times + 1, rows]) for key, value in slot.obs.items()}
         piece.num_finals = 0
         piece.add_finals(position[times, rows], rows + first_row, finals)
     if not (valid[1:] & ~valid[:-1]).any():
@@ -184,12 +183,11 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     # Where each step comes from, as places in [T * B]; what lies behind a row's last step stays what it was. The
     # observation after that step follows the call, whatever came later.
     size = valid.shape[1]
-    calls = np.flatnonzero(valid)
+    row = np.arange(size, dtype=np.int64)
     source = np.arange(valid.size)
-    source[position.ravel()[calls] * size + calls % size] = calls
+    source[(position * size + row)[valid]] = np.flatnonzero(valid)
     moved = np.flatnonzero(source != np.arange(valid.size))
     target = np.divmod(moved, size)
-    row = cast("NDArray[np.int64]", np.arange(size))
     last_call = source[np.maximum(lengths - 1, 0) * size + row] // size
     for block in (*slot.outputs.values(), *slot.sampled.values(), slot.reward, slot.terminated, slot.truncated):
         _gather(block.numpy()[:num_calls], source, target)
