@@ -95,14 +95,14 @@ def find_resumption(run: Path, changes: Mapping[str, Any], tell: Callable[[str],
     Args:
         run: the run directory, an absolute path.
         changes: new values by dotted key.
-        tell: told of checkpoints that are not whole.
+        tell: told of checkpoints that are not whole, and of what an older rlx had written otherwise.
 
     Raises:
         CheckpointError: it has no whole checkpoint.
         ConfigError: a key that may not change.
     """
     path = find_checkpoint(run, tell)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, tell)
     config = checkpoint.config
     made = {key: (old, new) for key, new in changes.items() if (old := _change(config, key, new)) != new}
     damaged = [other for other in list_checkpoints(run) if step_of(other) > step_of(path)]

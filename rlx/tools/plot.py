@@ -93,7 +93,7 @@ def plot_runs(paths: Sequence[Path], out: Path, options: PlotOptions) -> list[st
     runs = list(dict.fromkeys(run.resolve() for path in paths for run in find_runs(path, notes)))
     if not runs:
         raise RunDirectoryError(f"there is no run in {', '.join(f'{str(path)!r}' for path in paths)}")
-    groups = read_curves(group_runs(runs, options.by), options.metric, options.axis, notes)
+    groups = read_curves(group_runs(runs, options.by, notes), options.metric, options.axis, notes)
     with print_style():
         picture, about = _KINDS[options.kind](groups, options, notes)
         picture.save(out)

@@ -10,6 +10,7 @@ from typing import Any
 from rlx.errors import ConfigError, RunDirectoryError
 from rlx.run.console import format_value
 from rlx.run.directory import PREPARED, is_run_directory
+from rlx.run.migrate import told_together
 from rlx.run.sweep import is_sweep
 from rlx.tools.queued import sweeps_of, with_jobs
 from rlx.tools.record import METRIC, RunRecord, read_run
@@ -38,7 +39,7 @@ def list_runs(
         descending: whether the greatest comes first.
 
     Returns:
-        The runs, and a line for each folder that could not be read or holds something else.
+        The runs, and a line for each folder that could not be read or holds something else, or is of an older rlx.
 
     Raises:
         RunDirectoryError: there is no such folder.
@@ -68,6 +69,7 @@ def list_runs(
                 records.append(record)
         except (RunDirectoryError, OSError) as error:
             problems.append(f"{record.directory}: {error}")
+    problems.extend(told_together([record.older for record in records if record.older is not None]))
     if sort != "run":
         value = SORTS[sort]
         records.sort(key=value, reverse=descending)

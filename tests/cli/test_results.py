@@ -1,10 +1,14 @@
 """`rlx runs` and `rlx plot`, called in this process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from rlx.run.migrate import SCHEMA
+
+from ..run.test_migrate import EARLY
 from ..tools.made_runs import make_run
 from .test_commands import call
 
@@ -79,3 +83,32 @@ def test_compare_takes_the_means_of_folders(folder: Path, capfd: pytest.CaptureF
     assert found["results"]["last"] == [3.0, 4.0]
     assert found["config"]["seed"] == [[1], [0, 1]]
     assert call("compare", "runs/1", str(folder / "other" / "nothing")) == 2
+
+
+def test_runs_of_an_older_rlx_are_read_and_told_of_in_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("4", "5"):
+        shutil.copytree(EARLY, folder / "runs" / name)
+    assert call("compare", "runs/4", "runs", "--json") == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert [note.split(" was written by")[0] for note in found["notes"]] == ["'runs/4/config.yaml'"]
+    assert found["notes"][0].endswith("(and 2 others likewise)")
+    assert err.splitlines() == found["notes"]
+    assert call("runs", "--where", "algo.epsilon_spread=0", "--json") == 0
+    listed = json.loads(capfd.readouterr().out)
+    assert [run["run"] for run in listed["runs"]] == ["runs/4", "runs/5"]
+    assert [line.endswith("(and 1 other likewise)") for line in listed["problems"]] == [True]
+    pytest.importorskip("matplotlib")
+    assert call("plot", "runs/4", "runs/5") == 0
+    assert capfd.readouterr().err.count("older rlx") == 1
+
+
+def test_a_run_of_a_newer_rlx_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "runs" / "2" / "config.yaml"
+    path.write_text(path.read_text().replace(f"schema: {SCHEMA}", "schema: 99"))
+    assert call("runs") == 0
+    assert "runs/2/config.yaml' has format version 99, written by a newer rlx" in capsys.readouterr().err
+    assert call("compare", "runs/0", "runs/2") == 2
+    assert "has format version 99" in capsys.readouterr().err
+    assert call("plot", "runs") == 2
+    assert "has format version 99" in capsys.readouterr().err
