@@ -84,11 +84,17 @@ class Sinks:
                 self._failed(name, sink, error)
         return known, files
 
-    def close(self) -> list[OSError]:
-        """Close the loggers; return what went wrong with files."""
+    def close(self, status: str) -> list[OSError]:
+        """Close the loggers; return what went wrong with files.
+
+        Args:
+            status: how the run ended, for those that ask: `done`, `stopped` (by a signal) or `failed`.
+        """
         wrong: list[OSError] = []
         for name, sink in self._sinks.items():
             try:
+                if hasattr(sink, "status"):
+                    sink.status = status  # pyright: ignore[reportAttributeAccessIssue]
                 sink.close()
             except Exception as error:
                 if isinstance(error, OSError) and hasattr(sink, "path"):
