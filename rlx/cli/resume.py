@@ -1,4 +1,4 @@
-"""`rlx train resume=RUN [KEY=VALUE ...]`: the run's own configuration, with a few keys changed; nothing is composed."""
+"""`rlx train resume=RUN [KEY=VALUE ...]`: the run's own configuration, a few keys changed; new loggers are composed."""
 
 import shlex
 import sys
@@ -40,6 +40,10 @@ def run_resume(arguments: Sequence[str]) -> None:
             continue
         key, value = _parsed(word)
         changes[key] = value
+        if key == "logger":
+            from rlx.cli.train import compose_loggers
+
+            changes[key] = compose_loggers(word, config_dir)
     see_own_code()
     from rlx.run.launch import resume_run
 

@@ -14,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+from rlx.cli.resume import run_resume
 from rlx.errors import CheckpointError, ConfigError, MissingPackageError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 from rlx.run.launch import launch, resume_run
@@ -83,6 +84,78 @@ def test_a_resumed_runs_logger_is_told_where_the_checkpoint_knew_it(tmp_path: Pa
     assert (kept.run.env_steps, kept.run.position) == (128, 2)
     assert [row["env_steps"] for row in kept.rows] == [192]
     assert kept.position() == 3
+
+
+CSV = {"csv": {"_target_": "rlx.run.loggers.csv"}}
+EVENTS = {"tensorboard": {"_target_": "rlx.run.loggers.tensorboard", "hparams": False}}
+
+
+def steps_of_events(directory: Path) -> list[int]:
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("loss/total")]
+
+
+def test_a_resumed_run_may_have_other_loggers_and_the_csv_file_keeps_all_rows(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    again = stopped_at(whole, tmp_path / "again", 128)
+    said = resume(again, logger=CSV | {"mine": own("Kept", label="x")}, **{"logger.mine.label": "new"})
+    assert "resume: logger: [csv,tensorboard] -> [csv,mine]" in said
+    (kept,) = Kept.made
+    assert (kept.label, kept.run.env_steps, kept.run.position) == ("new", 128, None)
+    assert [row["env_steps"] for row in kept.rows] == [192]
+    assert [row["env_steps"] for row in read_metrics(again / "metrics.csv")] == [64, 128, 192]
+    assert load_checkpoint(find_checkpoint(again)).config["logger"].keys() == {"csv", "mine", "console", "every"}
+
+
+def test_a_logger_that_comes_back_goes_on_where_it_had_left(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    again = stopped_at(whole, tmp_path / "again", 128)
+    assert steps_of_events(again) == [64, 128, 192], "the last came after the checkpoint"
+    resume(again, logger=CSV, total_steps=256)
+    resume(again, logger=CSV | EVENTS, total_steps=320)
+    assert steps_of_events(again) == [64, 128, 320]
+    assert [row["env_steps"] for row in read_metrics(again / "metrics.csv")] == [64, 128, 192, 256, 320]
+
+
+def test_what_a_new_logger_wrote_before_the_run_was_killed_is_not_there_twice(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "logger=[]")
+    again = stopped_at(whole, tmp_path / "again", 64)
+    resume(again, logger=CSV | EVENTS)
+    killed = stopped_at(again, tmp_path / "killed", 64)
+    resume(killed, logger=CSV | EVENTS)
+    assert [row["env_steps"] for row in read_metrics(killed / "metrics.csv")] == [128, 192]
+    assert steps_of_events(killed) == [128, 192]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logger": EVENTS}, r"logger: got \[tensorboard\], but csv stays in a run that has it"),
+        ({"logger": {}}, r"logger: got \[\], but csv stays in a run that has it"),
+        ({"logger.tensorboard.hparams": False}, "logger.tensorboard.hparams: it may not change when a run is resumed"),
+        ({"logger": CSV | EVENTS, "logger.tensorboard.hparams": False}, "it may not change when a run is resumed"),
+        ({"logger": CSV | {"mine": own("Kept")}}, r"logger\.mine\.label: no value given"),
+    ],
+)
+def test_loggers_that_a_resumed_run_may_not_have_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
+    whole = run(tmp_path / "whole")
+    before = (whole / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=message):
+        resume(whole, total_steps=900, **changes)
+    assert (whole / "config.yaml").read_text() == before
+
+
+def test_the_command_line_composes_the_loggers_of_a_resumed_run(tmp_path: Path, capsys, monkeypatch) -> None:
+    whole = run(tmp_path / "whole", "logger=csv")
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    (tmp_path / "conf" / "logger" / "mine.yaml").write_text("mine:\n  _target_: tests.run.loggers.Kept\n  label: x\n")
+    own_conf = f"--config-dir={tmp_path / 'conf'}"
+    run_resume([f"resume={whole}", "logger=[csv,mine]", "logger.mine.label=y", "total_steps=256", own_conf])
+    assert "resume: logger: [csv] -> [csv,mine]\n" in capsys.readouterr().err
+    assert [kept.label for kept in Kept.made] == ["y"]
+    with pytest.raises(ConfigError, match=r"tensorbord.* Did you mean .*tensorboard"):
+        run_resume([f"resume={whole}", "logger=[csv,tensorbord]", "total_steps=320"])
 
 
 def test_a_logger_of_another_checkpoint_is_not_imported_without_trust(tmp_path: Path) -> None:
