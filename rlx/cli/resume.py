@@ -36,6 +36,8 @@ def run_resume(arguments: Sequence[str]) -> None:
     path, changes = "", dict[str, Any]()
     for word in words:
         if word.startswith("resume="):
+            if path:
+                raise ConfigError(f"{word}: one run is resumed at a time, got '{path}' as well")
             path = word.removeprefix("resume=").strip("'\"")  # a path as it stands: Hydra would want some quoted
             continue
         key, value = _parsed(word)

@@ -201,6 +201,15 @@ def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, list[float
     return {name: _as_floats([row[place] for row in rows]) for name, place in places.items()}
 
 
+def column_names(path: Path) -> tuple[str, ...]:
+    """Return the columns of a metrics file; none where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return _columns(path, file.readline())
+    except (OSError, RunDirectoryError):
+        return ()
+
+
 def _as_floats(cells: list[Any]) -> list[float]:
     """Return the numbers in cells; NaN where one is blank or text."""
     try:

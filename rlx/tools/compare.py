@@ -8,7 +8,7 @@ from typing import Any
 from rlx.errors import RunDirectoryError
 from rlx.run.console import format_value
 from rlx.run.migrate import told_together
-from rlx.tools.record import METRIC, RunRecord, read_run
+from rlx.tools.record import METRIC, RunRecord, check_metric, read_run
 from rlx.tools.runs import find_runs
 
 _NO_MATTER = ("run_dir",)
@@ -63,8 +63,10 @@ def compare_runs(ours: Path, theirs: Path, metric: str = METRIC) -> dict[str, An
 
     Raises:
         RunDirectoryError: there is no run in one of the two, or a run cannot be read.
+        ConfigError: no run has the metric.
     """
     sides = [_side(ours, metric), _side(theirs, metric)]
+    check_metric((run for side in sides for run in side.runs), metric)
     keys = dict.fromkeys(key for side in sides for run in side.runs for key in run.config)
     config = {key: [side.values(key) for side in sides] for key in keys if key not in _NO_MATTER}
     results = [side.results() for side in sides]

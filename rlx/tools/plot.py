@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
+from rlx.run.files import check_output
 from rlx.tools.curves import Array, GroupCurves, average, common_edges, final_scores, read_curves
 from rlx.tools.draw import COLORS, Figure, nice_limits, print_style, style_of, whiskers
 from rlx.tools.groups import group_runs
@@ -85,10 +86,12 @@ def plot_runs(paths: Sequence[Path], out: Path, options: PlotOptions) -> list[st
     Raises:
         RunDirectoryError: there are no runs.
         ConfigError: a metric, key or format that is not there.
+        UserError: the picture is nowhere where a file can be written.
         MissingPackageError: matplotlib is not installed.
     """
     if out.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out: got '{out}', expected a name that ends in {', '.join(FORMATS)}")
+    check_output(out, "--out")
     notes: list[str] = []
     runs = list(dict.fromkeys(run.resolve() for path in paths for run in find_runs(path, notes)))
     if not runs:

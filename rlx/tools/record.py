@@ -8,16 +8,16 @@ import platform
 import re
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rlx.errors import RunDirectoryError
+from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.directory import CONFIG, LOG, METRICS, read_summary
 from rlx.run.lock import LOCK, is_running
-from rlx.run.metrics import read_columns
+from rlx.run.metrics import column_names, read_columns
 from rlx.run.migrate import check_schema, read_stored
 
 Status = Literal["pending", "running", "done", "stopped", "failed"]
@@ -174,6 +174,21 @@ def read_config(directory: Path) -> tuple[dict[str, Any], str | None]:
     """
     config, note = read_stored(directory)
     return dict(_flatten(config)), note
+
+
+def check_metric(records: Iterable[RunRecord], metric: str) -> None:
+    """Refuse a metric that no run has, where one has logged anything; the usual one may be missing.
+
+    Raises:
+        ConfigError: there is no such column; names the nearest.
+    """
+    known: set[str] = set()
+    for record in records:
+        if metric == METRIC or record.best is not None:
+            return
+        known.update(column_names(record.directory / METRICS))
+    if known and metric not in known:
+        raise ConfigError(f"--metric: no run has '{metric}'.{did_you_mean(metric, known)}")
 
 
 def target_name(target: Any) -> str:
