@@ -1,4 +1,4 @@
-"""Every shipped member of every group trains: two iterations, through worker processes."""
+"""Every shipped member of every group trains: two iterations, through worker processes. Its checkpoint is whole."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rlx.cli.members import config_directory
 from rlx.run.launch import launch
 from rlx.run.metrics import read_metrics
+from rlx.run.policy import load_policy
 
 
 def members(group: str) -> list[str]:
@@ -71,3 +72,4 @@ def test_every_shipped_configuration_trains_two_iterations(overrides: str, tmp_p
     assert len(rows) >= 2 if whole_episodes else len(rows) == 2
     assert all(row["loss/total"] is not None for row in rows)
     assert (tmp_path / "run" / "summary.json").exists()
+    load_policy(tmp_path / "run")  # and is rebuilt without --trust

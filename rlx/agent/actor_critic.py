@@ -1,6 +1,6 @@
 """The ready-made actor-critic: any mix of discrete and continuous actions over multi-layer perceptrons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, cast
 
 import torch
@@ -139,7 +139,10 @@ class _Actor(Agent):
         only = agent.distributions[0]
         self._only = only if len(agent.distributions) == 1 and isinstance(only, Categorical) else None
         self._mask_key = agent.masking.key
-        self._rows, self._noise = 0, torch.empty(0)
+        self._draws = torch.empty(0)
+        self._races: list[Tensor] = []  # its views, a step each
+        self._coming: Iterator[Tensor] = iter(())  # those of the piece's steps to come
+        self._may_want_mode = True
 
     def forward(
         self,
@@ -171,9 +174,22 @@ class _Actor(Agent):
         self._policy(observation["obs"] if self._plain else self._encoder(observation), logits)
         if self._mask_key is not None:
             apply_mask_(logits, observation[self._mask_key])
-        if observation.batch_size != self._rows:
-            self._rows = observation.batch_size
-            with torch.inference_mode(False):
-                self._noise = torch.empty(logits.shape)
-        only.draw(logits, wants_mode(agent_info), generator, self._noise, out["action"])
+        race = next(self._coming, None)
+        if race is None:
+            self.begin_piece(1, agent_info, generator)
+            race = next(self._coming)
+        only.decide(logits, wants_mode(agent_info) if self._may_want_mode else None, race, out["action"])
         return state
+
+    def begin_piece(self, num_steps: int, agent_info: DictTensor, generator: torch.Generator) -> None:
+        """Draw what all steps need: for one step, the generator takes as long as a layer of a small network."""
+        if self._only is None:
+            return
+        shape = (num_steps, agent_info.batch_size, self._only.num_parameters)
+        if self._draws.shape != shape:
+            with torch.inference_mode(False):
+                self._draws = torch.empty(shape, device=generator.device)
+                self._races = list(self._draws.unbind(0))
+        self._only.race(self._draws, generator)
+        self._coming = iter(self._races)
+        self._may_want_mode = not agent_info.is_empty

@@ -94,6 +94,19 @@ class Agent(nn.Module):
         """
         return state
 
+    def begin_piece(self, num_steps: int, agent_info: DictTensor, generator: torch.Generator) -> None:
+        """Make ready for the steps of a piece; by default, do nothing.
+
+        Called before each piece, perhaps for more steps than it will have. What an agent draws here for all of them,
+        its `act_into` need not draw at every step. What is left at the next call must not be used: a run that is
+        resumed begins here.
+
+        Args:
+            num_steps: calls of `act_into` that follow, at most.
+            agent_info: `[B]`. What it holds may change from step to step, its keys do not.
+            generator: the only source of randomness.
+        """
+
     def act_into(
         self,
         observation: DictTensor,

@@ -88,30 +88,26 @@ class Categorical(Distribution):
     def sample(self, outputs: Fields, deterministic: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
         """Return `action` and the `logits`."""
         logits = outputs[self._logits]
-        noise = torch.empty_like(logits)
-        return {self._action: self.draw(logits, deterministic, generator, noise), self._logits: logits}
+        race = self.race(torch.empty_like(logits), generator)
+        return {self._action: self.decide(logits, deterministic, race), self._logits: logits}
 
-    def draw(
-        self,
-        logits: Tensor,
-        deterministic: Tensor | None,
-        generator: torch.Generator,
-        noise: Tensor,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Draw by the exponential race: argmin(log E - logits), E ~ Exp(1), which is the Gumbel-max trick.
+    @staticmethod
+    def race(out: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw log E, E ~ Exp(1), for each action, `[..., n]`: how long it takes to come in. Written into `out`."""
+        return out.exponential_(generator=generator).log_()
+
+    def decide(self, logits: Tensor, deterministic: Tensor | None, race: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the winner of the exponential race, argmin(log E - logits), which is the Gumbel-max trick.
 
         Args:
             logits: `[B, n]`.
             deterministic: `[B]` bool, rows that take the mode; None for none.
-            generator: source of the draw.
-            noise: `[B, n]`, memory to work in.
+            race: `[B, n]`, from `race`; overwritten.
             out: `[B]` int64, where to write the actions; None for new memory.
         """
-        noise.exponential_(generator=generator).log_()
         if deterministic is not None:
-            noise.masked_fill_(deterministic.unsqueeze(-1), 0.0)
-        return torch.argmin(noise.sub_(logits), -1, out=out)
+            race.masked_fill_(deterministic.unsqueeze(-1), 0.0)
+        return torch.argmin(race.sub_(logits), -1, out=out)
 
     def log_prob(self, outputs: Fields, taken: Fields) -> Tensor:
         """Return log softmax(logits)[action]."""

@@ -40,6 +40,7 @@ class SlotReader:
         self._views |= {key: value.transpose(0, 1) for key, value in slot.sampled.items()}
         self._rows = torch.arange(slot.layout.num_envs)
         self._context = {key: value.transpose(0, 1) for key, value in slot.context.items()}
+        self._context_length = slot.context_length if self._context else torch.zeros_like(slot.length)
 
     def read(
         self, reports: list[PieceReport], agent_info: Info, env_info: Info, version: int | None = None
@@ -63,16 +64,15 @@ class SlotReader:
         steps = TemporalDictTensor.trusted(fields, slot.length, slot.layout.num_steps)
         info = DictTensor.trusted({key: value[0] for key, value in slot.sampled.items()}, slot.layout.num_envs)
         for name, given in (("agent_info", agent_info), ("env_info", env_info)):
-            if isinstance(given, DictTensor):
+            if isinstance(given, DictTensor) and not given.is_empty:
                 info = info | given.add_prefix(name)
         if slot.state:
             info = info | DictTensor.trusted(
                 {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs
             )
         num_steps = sum(report.num_steps for report in reports)
-        context = None
-        if self._context:
-            context = TemporalDictTensor.trusted(dict(self._context), slot.context_length, slot.layout.history_length)
+        longest = slot.layout.history_length if self._context else 0
+        context = TemporalDictTensor.trusted(dict(self._context), self._context_length, longest)
         return Trajectories(
             info, steps, lambda: self._bootstrap(piece), context, num_steps=num_steps, on_revoke=piece.revoke
         )

@@ -250,13 +250,13 @@ class Batcher:
         if not blocking and not self._or_close(all_ready):
             return None
         started = time.perf_counter()
+        if self._current is not None:
+            self._current.revoke(HANDED_BACK)
         self.waiting = True
         reports: list[PieceReport] = self._receive()
         self.waiting = False
         self.collect_seconds += time.perf_counter() - started
         slot = self._in_flight.pop(0)
-        if self._current is not None:
-            self._current.revoke(HANDED_BACK)
         for report in reports:
             self.episodes.extend(report.episodes)
             self.cpu_seconds += report.cpu_seconds

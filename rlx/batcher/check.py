@@ -194,7 +194,9 @@ def check_outputs(agent: Agent, specs: Mapping[str, Spec], num_envs: int, first_
 def _has_unfit(block: Tensor, spec: Spec | None = None) -> bool:
     """Return whether any number is not finite, or no action of `spec`, at the least cost."""
     if block.dtype.is_floating_point:
-        return not bool(torch.isfinite(block).all())
+        if block.device.type != "cpu" or block.dtype is torch.bfloat16:
+            return not bool(torch.isfinite(block).all())
+        return not np.isfinite(block.numpy()).all()  # a quarter of the time that torch takes
     if spec is None or spec.kind == "continuous" or not block.numel():  # a Box of integers is clipped, as any Box
         return False
     least, greatest = torch.aminmax(block)

@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]
 Seeds = Sequence[int | None] | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class PieceReport:
     """What a worker tells about a piece that it wrote.
 
@@ -118,8 +118,7 @@ class Rollout:
         self._resetting: Mask = np.zeros(size, dtype=np.bool_)  # NEXT_STEP: rows whose next call is a reset
         self._returns = np.zeros(size, dtype=np.float64)  # of the episodes that go on
         self._lengths = np.zeros(size, dtype=np.int64)
-        self._seeded = False
-        self._total_steps = 0
+        self._seeded, self._total_steps = False, 0
 
     def reset(self) -> None:
         """Begin a new episode in every environment; the first reset seeds them, later ones go on from there."""
@@ -223,14 +222,13 @@ class Rollout:
         piece = self._pieces[index]
         self._begin(piece)
         started = self._running.copy()
-        num_calls = self._step_all(piece)
-        return self._finish(piece, num_calls, started)
+        return self._finish(piece, self._step_all(piece), started)
 
     def _begin(self, piece: Piece) -> None:
         """Write what the piece begins with: first observations, and what the agent remembers."""
         slot = piece.slot
         for key, value in self._next_obs.obs.items():
-            slot.obs[key][0].copy_(value)
+            piece.observations[0][key].copy_(value)
         self._state = reset_state(self.agent, self._state, self._is_first, self.agent_info)
         for key, value in slot.state.items():
             value.copy_(self._state[key])
@@ -249,6 +247,7 @@ class Rollout:
                 drawn.write(slot.sampled, 0)
         piece.num_finals = 0
         np.copyto(piece.resetting_at_start, self._resetting)
+        self.agent.begin_piece(piece.num_steps, self.agent_info, self.generator)
 
     def _step_all(self, piece: Piece) -> int:
         """Step through the piece; return the number of calls, below T where all episodes have ended (stop mode).
@@ -352,8 +351,9 @@ class Rollout:
     def _finish(self, piece: Piece, num_calls: int, started: Mask) -> PieceReport:
         """Work out what of the calls are steps, what ended and how, and what the next piece begins with."""
         slot, size = piece.slot, self.env.num_envs
+        shown = piece.buffers[num_calls - 1].obs if num_calls else piece.observations[0]
         for key, value in self._next_obs.obs.items():
-            value.copy_(slot.obs[key][num_calls])
+            value.copy_(shown[key])
         ended: Mask = (slot.terminated | slot.truncated).numpy()[:num_calls]
         valid: Mask | None = None
         if self.env.autoreset is Autoreset.NEXT_STEP:
@@ -364,8 +364,8 @@ class Rollout:
             valid = ~resetting[:-1]
         if num_calls and not self._looks_back:
             for key, value in self._prev_action.items():
-                value.copy_(slot.outputs[key][num_calls - 1])
-            self._prev_reward.copy_(slot.reward[num_calls - 1])
+                value.copy_(piece.actions[num_calls - 1][key])
+            self._prev_reward.copy_(piece.buffers[num_calls - 1].reward)
             first = ended[-1] if valid is None else ~valid[-1]
             self._is_first.copy_(torch.from_numpy(first))
         lengths = np.where(started, num_calls, 0)

@@ -6,7 +6,6 @@ A `Worker` lives in the batcher's own process (`local`), behind a pipe in anothe
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -149,7 +148,8 @@ class Worker:
             rollout.agent_changed()
         self._words[CALLS] = 0
         report = self._checked_run(rollout, slot)
-        return replace(report, cpu_seconds=time.process_time() - began)
+        report.cpu_seconds = time.process_time() - began
+        return report
 
     def _checked_run(self, rollout: "_Rollout", slot: int) -> PieceReport:
         if self.piece_check is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 import torch
 from torch import Tensor
 from torch._C import TensorBase
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from rlx.data.fields import Fields, check_devices, check_keys, check_leading
 from rlx.data.interop import Array, from_arrays, from_nested, to_nested
@@ -46,15 +46,16 @@ class DictTensor(Fields):
         """
         own: dict[str, Field] = {**fields}
         # The checks in three calls of C; at any doubt (and where the compiler cannot follow), one by one.
-        if is_compiling():
-            size, others = 0, ()
-        else:
+        size = 0
+        if not is_dynamo_compiling():
             try:
-                size, *others = map(_first_size, own.values())
+                sizes = [*map(_first_size, own.values())]
                 "".join(own)
-            except (TypeError, ValueError):
-                size, others = 0, ()
-        if not size or others.count(size) != len(others) or (batch_size is not None and batch_size != size):
+                if sizes.count(sizes[0]) == len(sizes):
+                    size = sizes[0]
+            except (TypeError, ValueError, IndexError):
+                pass
+        if not size or (batch_size is not None and batch_size != size):
             size = _checked_batch_size(own, batch_size)
         if not _ONE_DEVICE:
             check_devices(own)

@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from rlx.env.fault import environment_fault, raised
 from rlx.env.gym_vec_env import GymEnv, GymVecEnv
 from rlx.env.info_mask import InfoMask
+from rlx.env.mujoco_warnings import hear_mujoco
 from rlx.env.native_gym_vec_env import NativeGymVecEnv
 from rlx.env.raw_reward import RawReward
 from rlx.env.registry import find, missing_dependency
@@ -178,4 +179,5 @@ def _check_kwargs(env_id: str, entry: EnvSpec, creator: Any, kwargs: dict[str, A
             raise environment_fault(env_id, raised("importing it", error)) from error
         except Exception as error:
             raise environment_fault(env_id, raised("importing it", error)) from error
+    hear_mujoco()
     check_keywords(creator, kwargs, "env.kwargs", allowed=("render_mode",))

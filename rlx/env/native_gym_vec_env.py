@@ -147,8 +147,9 @@ class NativeGymVecEnv(VecEnv):
             if out.raw_reward_np is not None:
                 out.raw_reward_np[:] = rewards
             if self._clip_reward:
-                np.clip(out.reward_np, -1.0, 1.0, out=out.reward_np)
-            out.reward_np *= self._reward_scale
+                out.reward_np.clip(-1.0, 1.0, out=out.reward_np)
+            if self._reward_scale != 1.0:
+                out.reward_np *= self._reward_scale
         if self.autoreset is Autoreset.SAME_STEP:
             self._write_final(cast("Mapping[str, Any]", info), out)
 

@@ -44,14 +44,14 @@ def find(env_id: str) -> EnvSpec:
 
 
 def user_modules(env_id: str, wrappers: list[str]) -> list[str]:
-    """Return the modules that building an environment would import and that are the user's own.
+    """Return the modules that building an environment would import and that are neither Gymnasium's nor rlx's.
 
     Args:
         env_id: as for `find`.
         wrappers: names of wrappers, as for `make`.
     """
     modules = [env_id.rpartition(":")[0], *(name.rpartition(".")[0] for name in wrappers)]
-    return sorted({module for module in modules if module and module.split(".")[0] != "gymnasium"})
+    return sorted({module for module in modules if module and module.split(".")[0] not in ("gymnasium", "rlx")})
 
 
 def missing_dependency(env_id: str, entry: EnvSpec, error: Exception) -> ConfigError:

@@ -5,6 +5,7 @@ does all that a collector owes: it writes observations, actions, rewards and bot
 keeps final observations, counts returns and lengths, and checks that the numbers are finite.
 """
 
+import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -94,6 +95,7 @@ def bench_adapter(make_env: EnvMaker, *, num_envs: int, num_steps: int = 128, se
             seed=0,
             workers="local",
         ) as batcher:
+            gc.freeze()  # as in a worker process
 
             def collect(pieces: int) -> int:
                 for _ in range(pieces):

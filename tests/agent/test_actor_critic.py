@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributions as reference
 
-from rlx.agent import ActorCritic, flatten_parameters
+from rlx.agent import ActorCritic, Agent, flatten_parameters
 from rlx.agent.distribution import make_distributions
 from rlx.agent.networks import TwinMLP
 from rlx.data import DictTensor, EnvSpecs, Spec
@@ -128,6 +128,51 @@ def test_acting_into_memory_equals_forward_then_act(kind: str, share: float) -> 
             agent.act_into(observation, nothing, rows, torch.Generator().manual_seed(1), written)
             for key, value in expected.items():
                 torch.testing.assert_close(written[key], value)
+
+
+def test_what_is_drawn_for_a_piece_is_drawn_anew_for_the_next_one() -> None:
+    """A resumed run begins at a piece's start: nothing that was drawn before may be left for it."""
+    specs = EnvSpecs(OBS, {"action": Spec((), torch.int64, "discrete", nvec=(5,))})
+    agent, nothing, seen = actor_critic(specs), DictTensor.empty(6), DictTensor({"obs": torch.randn(6, 3)})
+    out = {"action": torch.empty(6, dtype=torch.int64), "logits": torch.empty(6, 5)}
+
+    def play(actor: Agent, generator: torch.Generator, steps: int) -> list[list[int]]:
+        actor.begin_piece(4, nothing, generator)
+        found: list[list[int]] = []
+        for _ in range(steps):
+            actor.act_into(seen, nothing, nothing, generator, out)
+            found.append(out["action"].tolist())
+        return found
+
+    with torch.no_grad():
+        one, first = agent.actor(), torch.Generator().manual_seed(1)
+        cut_short = play(one, first, 2)
+        later = torch.Generator()
+        later.set_state(first.get_state())
+        following = play(one, first, 4)
+        assert following == play(agent.actor(), later, 4)
+        assert following[:2] != cut_short
+        assert len({tuple(step) for step in following}) > 1
+
+
+def test_actions_drawn_for_a_piece_come_as_often_as_their_probabilities_say() -> None:
+    specs = EnvSpecs(OBS, {"action": Spec((), torch.int64, "discrete", nvec=(3,))})
+    agent = actor_critic(specs)
+    for parameter in agent.parameters():
+        parameter.data.normal_()
+    rows, steps = 2000, 20
+    seen, nothing = DictTensor({"obs": torch.ones(rows, 3)}), DictTensor.empty(rows)
+    out = {"action": torch.empty(rows, dtype=torch.int64), "logits": torch.empty(rows, 3)}
+    counts, generator = torch.zeros(3), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        actor = agent.actor()
+        actor.begin_piece(steps, nothing, generator)
+        for _ in range(steps):
+            actor.act_into(seen, nothing, nothing, generator, out)
+            counts += out["action"].bincount(minlength=3)
+    expected = out["logits"][0].softmax(-1)
+    assert expected.min() > 0.01
+    torch.testing.assert_close(counts / counts.sum(), expected, atol=0.01, rtol=0)  # four standard errors
 
 
 def test_mixed_action_spaces_sum_their_parts() -> None:

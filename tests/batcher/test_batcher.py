@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -263,6 +264,19 @@ def test_a_worker_that_dies_is_named_and_leaves_no_other_behind() -> None:
     with pytest.raises(UserError, match="closed"):
         b.collect()
     b.close()
+
+
+def _scheduling_class(worker: object) -> int:
+    return os.sched_getscheduler(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="classes of Linux's scheduler")
+def test_workers_do_not_push_others_off_a_core_when_they_are_woken() -> None:
+    own = os.sched_getscheduler(0)
+    with batcher(workers="process") as running:
+        expected = os.SCHED_BATCH if own == os.SCHED_OTHER else own
+        assert running.call(_scheduling_class) == [expected, expected]
+    assert os.sched_getscheduler(0) == own
 
 
 def test_makers_that_cannot_travel_are_refused_with_the_way_out() -> None:

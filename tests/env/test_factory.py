@@ -251,8 +251,10 @@ def test_a_missing_engine_says_what_to_install(
         make(id, 2)
 
 
-def test_user_modules_are_those_that_are_not_gymnasiums() -> None:
-    assert user_modules("CartPole-v1", ["ClipReward", "gymnasium.wrappers.ClipReward"]) == []
+def test_user_modules_are_those_that_are_not_gymnasiums_and_not_ours() -> None:
+    assert (
+        user_modules("CartPole-v1", ["ClipReward", "gymnasium.wrappers.ClipReward", "rlx.env.SelectObservation"]) == []
+    )
     assert user_modules("my.envs:Foo-v0", ["my.wrappers.Bar", "ClipReward"]) == ["my.envs", "my.wrappers"]
 
 
