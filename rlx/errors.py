@@ -106,14 +106,20 @@ class DataRevokedError(RlxError):
     """Trajectories were used after their memory was handed back to the workers."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name most like `name`, or None where nothing is near."""
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the name most like `name`, or None where nothing is near.
+
+    Args:
+        name: what was typed.
+        names: what there is.
+        cutoff: how like, from 0 to 1 (the same); more than usual where the names are of other places.
+    """
     candidates = list(names)
-    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
     if found:
         return found[0]
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 

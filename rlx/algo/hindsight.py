@@ -1,6 +1,6 @@
 """Hindsight for algorithms with a replay buffer: what other goals would have paid, asked of an environment."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sized
 from contextlib import contextmanager
 
 from rlx.batcher import Batcher
@@ -40,6 +40,12 @@ def hindsight_of(ratio: float | None, batcher: Batcher) -> Generator[Hindsight |
             f"algo.hindsight: achieved_goal is {achieved.dtype} {list(achieved.shape)} and desired_goal "
             f"{desired.dtype} {list(desired.shape)}; expected the same, so that the one can stand for the other"
         )
-    with batcher.make_env(num_envs=1) as env:
-        env.goal_outcome(achieved.zeros(2), desired.zeros(2))  # whoever cannot say it, says so now
+    mixed: Sized = getattr(batcher.make_env, "keywords", {}).get("members", ())  # of which each has a row at least
+    with batcher.make_env(num_envs=max(1, len(mixed))) as env:
+        try:
+            env.goal_outcome(achieved.zeros(2), desired.zeros(2))  # whoever cannot say it, says so now
+        except ConfigError as error:
+            raise ConfigError(
+                f"algo.hindsight: got {ratio}, but {error}; or algo.hindsight=null, to learn without"
+            ) from None
         yield Hindsight(ratio, env.goal_outcome, _ACHIEVED, f"env/{_DESIRED}")

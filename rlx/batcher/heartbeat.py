@@ -16,6 +16,8 @@ from types import FrameType
 from typing import Any
 
 from rlx.batcher.memory import anonymous_file
+from rlx.env.gym_vec_env import GymVecEnv
+from rlx.env.vec_env import VecEnv
 
 # The words of the page. The worker writes all but STOP.
 ALIVE = 0  # 1 once the worker's own code runs
@@ -89,11 +91,12 @@ class Heartbeat:
         row = self.words[ROW]
         return (row - 1 if row else None), text
 
-    def answer_when_asked(self, environments: Callable[[], Sequence[Any]]) -> None:
+    def answer_when_asked(self, environments: Callable[[], Sequence[Any]], num_envs: Callable[[], int]) -> None:
         """Start the thread that answers; called in the worker's main thread, before others are made.
 
         Args:
             environments: returns the objects whose methods are the environments' code, row by row, as far as known.
+            num_envs: returns how many there are to be.
         """
         if _QUESTION is None:
             return
@@ -105,12 +108,12 @@ class Heartbeat:
                 signal.sigwait({question})
                 frame = sys._current_frames().get(main)  # pyright: ignore[reportPrivateUsage]
                 if frame is not None:
-                    self._tell(frame, environments())
+                    self._tell(frame, environments(), num_envs())
 
         threading.Thread(target=listen, daemon=True, name="rlx-where").start()
 
-    def _tell(self, frame: FrameType, environments: Sequence[Any]) -> None:
-        found, stack = place_in(frame, environments)
+    def _tell(self, frame: FrameType, environments: Sequence[Any], num_envs: int) -> None:
+        found, stack = place_in(frame, environments, num_envs)
         text = stack.encode()[-(_NUM_BYTES - _TEXT_START) :]
         self._map[_TEXT_START : _TEXT_START + len(text)] = text
         self.words[ROW] = 0 if found is None else found + 1
@@ -120,18 +123,30 @@ class Heartbeat:
         return _map, (DupFd(self._descriptor),)
 
 
-def place_in(frame: FrameType, environments: Sequence[Any]) -> tuple[int | None, str]:
+def instances_in(env: VecEnv | None) -> list[Any]:
+    """Return the objects whose methods are the environments' code, row by row; none where that is not known."""
+    members: list[VecEnv] = getattr(env, "members", [])
+    parts = [instances_in(member) for member in members]
+    known = all(len(part) == member.num_envs for part, member in zip(parts, members, strict=True))
+    return [one for part in parts for one in part] if parts and known else list(getattr(env, "envs", []))
+
+
+def place_in(frame: FrameType, environments: Sequence[Any], num_envs: int) -> tuple[int | None, str]:
     """Return in which environment's code a thread is, if that is known, and its stack as text.
 
     Args:
         frame: the innermost one of the thread.
-        environments: the objects whose methods are the environments' code, row by row, as far as known.
+        environments: see `instances_in`; none while they are made.
+        num_envs: how many there are to be.
     """
     text = "".join(traceback.format_stack(frame))
     row = {id(environment): row for row, environment in enumerate(environments)}
     layer: FrameType | None = frame
     while layer is not None:
-        found = row.get(id(layer.f_locals.get("self")))
+        owner = layer.f_locals.get("self")
+        found = row.get(id(owner))
+        if not row and isinstance(owner, GymVecEnv) and owner.num_envs == num_envs and len(owner.envs) < num_envs:
+            found = len(owner.envs)  # the constructor of the next one
         if found is not None:
             return found, text
         layer = layer.f_back

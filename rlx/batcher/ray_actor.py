@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlx import __version__
 from rlx.batcher.failure import Failure
-from rlx.batcher.heartbeat import ALIVE, CALLS, COMMANDS, NUM_WORDS, STOP, Words, place_in
+from rlx.batcher.heartbeat import ALIVE, CALLS, COMMANDS, NUM_WORDS, STOP, Words, instances_in, place_in
 from rlx.batcher.memory import Memory
 from rlx.batcher.ray_cluster import require_ray
 from rlx.batcher.rollout import PieceReport
@@ -67,6 +67,7 @@ class RayWorker:
         self._parcel, self._version = options, version
         self._words: Words = [0] * NUM_WORDS
         self._worker: Worker | None = None
+        self._num_envs = 0
         self._restarted = False
         self._memory: Memory | None = None
         self._layout: Layout | None = None
@@ -105,8 +106,8 @@ class RayWorker:
     def place(self) -> tuple[int | None, str]:
         """Return which environment's code runs, if that is known, and the stack of the thread that runs it."""
         frame = sys._current_frames().get(self._thread)  # pyright: ignore[reportPrivateUsage]
-        environments = () if self._worker is None else getattr(self._worker.env, "envs", ())
-        return (None, "") if frame is None else place_in(frame, environments)
+        env = None if self._worker is None else self._worker.env
+        return (None, "") if frame is None else place_in(frame, instances_in(env), self._num_envs)
 
     @ray.method(concurrency_group="questions")
     def stop(self) -> None:
@@ -151,7 +152,7 @@ class RayWorker:
                 "learner runs: all nodes need the same environment"
             )
         options: WorkerOptions = ray.cloudpickle.loads(self._parcel)
-        self._restarted = options.incarnation > 0
+        self._restarted, self._num_envs = options.incarnation > 0, options.num_envs
         self._words[ALIVE] = 1
         self._worker = Worker(options, self._words)
         gc.freeze()  # what was imported stays, Ray's much included: the collector need not walk through it

@@ -126,7 +126,7 @@ class RestartingHandle(ABC):
             # A look that comes late says nothing about the worker: perhaps all of us were stopped, or nobody asked.
             self._still += min(now - self._looked_at, self._limit / 4)
         self._looked_at = now
-        doing = self._unanswered[0][0] if self._booting is None and self._unanswered else self._booting
+        doing = self._command_now()
         # Other commands make or reset every environment, and show no progress in between; so may a piece's beginning.
         stepping = doing == "run" and (self._words[CALLS] or not _begins_anew(self._unanswered[0]))
         limit = self._limit * (1 if stepping else self.options.num_envs)
@@ -232,18 +232,25 @@ class RestartingHandle(ABC):
         options = self.options
         row = found[0] if isinstance(found, tuple) else None
         if row is not None:
-            place = f": environment {options.first_row + row} (reset seed {options.env_seeds[row]}) hangs"
+            within = {"specs": " in its constructor", "attach": " in reset", "reset": " in reset"}
+            what = f"hangs{within.get(self._command_now() or '', '')}"
+            place = f": environment {options.first_row + row} (reset seed {options.env_seeds[row]}) {what}"
         elif isinstance(found, str):
             place = f": {found}"
         else:
             place = f"; the reset seeds of its environments are {', '.join(map(str, options.env_seeds))}"
         error = WorkerError(
             f"{self._where()} gave no sign of life for {self._still:.3g} s{self._doing()}{place}. "
-            "batcher.step_timeout sets how long a step may take"
+            f"batcher.step_timeout={self._limit:g} sets how long a step may take, and for each environment how long a "
+            "worker may take to make or reset all of its own"
         )
         if isinstance(found, tuple):
             error.__cause__ = RemoteTraceback(f"\nWhere it hangs (most recent call last):\n{found[1]}")
         return error
+
+    def _command_now(self) -> str | None:
+        """Return the command that the worker has not answered; None where it has nothing to do."""
+        return self._unanswered[0][0] if self._booting is None and self._unanswered else self._booting
 
     def _doing(self) -> str:
         calls = self._words[CALLS]

@@ -12,7 +12,7 @@ import torch
 
 from rlx.batcher import wire
 from rlx.batcher.failure import Failure
-from rlx.batcher.heartbeat import ALIVE, Heartbeat
+from rlx.batcher.heartbeat import ALIVE, Heartbeat, instances_in
 from rlx.batcher.memory import Memory
 from rlx.batcher.start import outlive_stops
 from rlx.batcher.worker import Worker
@@ -32,14 +32,19 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     """
     outlive_stops()
     _die_with_parent()
+    worker: Worker | None = None
+    options: WorkerOptions | None = None
     _wake_politely()
-    beat.answer_when_asked(lambda: () if worker is None else getattr(worker.env, "envs", ()))
+    beat.answer_when_asked(
+        lambda: instances_in(None if worker is None else worker.env),
+        lambda: 0 if options is None else options.num_envs,
+    )
     beat.words[ALIVE] = 1
     torch.set_num_threads(1)
-    worker: Worker | None = None
     restarted = False
     try:
-        options: WorkerOptions = parcel.open()
+        options = parcel.open()
+        assert options is not None
         restarted = options.incarnation > 0
         worker = Worker(options, beat.words)
         gc.freeze()  # what was imported stays: the collector need not walk through it again and again

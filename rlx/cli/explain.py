@@ -5,9 +5,10 @@ override after the other, against the groups that exist and the keys of the conf
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -29,6 +30,9 @@ _EXTRAS = {"hydra/launcher=joblib": "rlx[joblib]"}
 
 _OF_OTHERS = ("slurm", "tune")
 """Groups of `rlx submit` and `rlx tune`."""
+_BESIDE, _ELSEWHERE = 0.5, 0.75
+"""How like a key must be to be the one that was meant: beside what was typed, and in another place."""
+
 _NO_MEMBER = "Config group override must be"
 """How the plain ValueError begins that Hydra raises for `group=null` and the like."""
 
@@ -106,6 +110,8 @@ def explain(error: Exception, composition: Composition) -> str | None:
     if isinstance(error, MarkedYAMLError):
         where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}" if error.problem_mark else "a file"
         return f"{where}: this is not valid YAML: {error.problem or error.context}"
+    if isinstance(error, UnicodeDecodeError):
+        return not_text(composition.directories)
     if not isinstance(error, (HydraException, OmegaConfBaseException)) and not str(error).startswith(_NO_MEMBER):
         return None
     overrides: list[Override] = []
@@ -126,6 +132,16 @@ def explain(error: Exception, composition: Composition) -> str | None:
         if message:
             return message
     return _explain_keys(overrides, overrides, composition) or _first_lines(error, composition)
+
+
+def not_text(directories: Iterable[str]) -> str | None:
+    """Return one line for the first YAML file in directories that is no text; None where all are."""
+    for file in (file for directory in directories for file in sorted(Path(directory).rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return f"{file}: this is not UTF-8 text"
+    return None
 
 
 def explain_sweep(composition: Composition) -> str | None:
@@ -166,8 +182,8 @@ def _explain_member(override: Override, composition: Composition) -> str | None:
     """Return what is wrong with the group or the member that `override` names, if anything is."""
     group, groups = override.key_or_group, composition.groups
     typed = cast(str, override.input_line)
-    if group == "slurm":
-        return f"{typed}: this is for rlx submit, as --cluster NAME"
+    if group.partition(".")[0] == "slurm":
+        return f"{typed}: this is for rlx submit, as --cluster NAME, or as options such as --partition and --time"
     if group not in groups:
         if "/" not in group and not override.package:
             return None
@@ -248,9 +264,10 @@ def _near_key(key: str, parent: str, config: DictConfig) -> str:
     if holder == parent:  # the way to it is right, so that only its last name can be
         by_last = {name.rpartition(".")[2]: name for name in reversed(dotted)}
         beside = [name.rpartition(".")[2] for name in dotted if name.rpartition(".")[0] == parent]
-        match = nearest(last, beside) or nearest(last, by_last)
+        match = nearest(last, beside) or nearest(last, by_last, _ELSEWHERE)
         return f" Did you mean '{by_last[match]}'?" if match is not None else ""
-    return did_you_mean(key, dotted)
+    match = nearest(key, dotted, _ELSEWHERE if holder else _BESIDE)
+    return f" Did you mean '{match}'?" if match is not None else ""
 
 
 def _flatten(node: Any, prefix: str = "", *, hydra: bool = False) -> Iterator[str]:

@@ -69,9 +69,13 @@ def see_own_code() -> None:
 
 def _read(directory: Path) -> Iterator[Member]:
     from omegaconf import DictConfig, OmegaConf
+    from yaml import YAMLError
 
     for path in sorted(directory.rglob("*.yaml")):
-        loaded = OmegaConf.load(path)
+        try:
+            loaded = OmegaConf.load(path)
+        except (ValueError, YAMLError) as error:
+            raise ConfigError(f"{path}: this is not valid YAML: {str(error).splitlines()[0]}") from None
         values = loaded if isinstance(loaded, DictConfig) else OmegaConf.create({})
         target = values.get("_target_")
         comments = (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))

@@ -276,7 +276,10 @@ def _check_space(parameters: Sequence[Parameter], overrides: Sequence[str], conf
         try:
             _check(resolve(compose([*overrides, *drawn], config_dir).config))
         except ConfigError as error:
-            raise ConfigError(f"tune.space: {error}") from None
+            key = str(error).partition(":")[0]
+            if any(key == one.key or key.startswith((f"{one.key}.", f"{one.key}=")) for one in parameters):
+                raise ConfigError(f"tune.space: {error}") from None
+            raise
 
 
 def _check(config: Mapping[str, Any]) -> None:

@@ -161,6 +161,8 @@ def compare(
         from rlx.tools.compare import compare_runs, describe_comparison
 
         found = compare_runs(ours, theirs, metric)
+        for note in found["notes"]:
+            typer.echo(note, err=True)
         emit(json.dumps(found) if as_json else "\n".join(describe_comparison(found, ours, theirs)))
 
 

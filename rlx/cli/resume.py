@@ -1,4 +1,4 @@
-"""`rlx train resume=RUN [KEY=VALUE ...]`: the run's own configuration, with a few keys changed; nothing is composed."""
+"""`rlx train resume=RUN [KEY=VALUE ...]`: the run's own configuration, a few keys changed; new loggers are composed."""
 
 import shlex
 import sys
@@ -36,10 +36,16 @@ def run_resume(arguments: Sequence[str]) -> None:
     path, changes = "", dict[str, Any]()
     for word in words:
         if word.startswith("resume="):
+            if path:
+                raise ConfigError(f"{word}: one run is resumed at a time, got '{path}' as well")
             path = word.removeprefix("resume=").strip("'\"")  # a path as it stands: Hydra would want some quoted
             continue
         key, value = _parsed(word)
         changes[key] = value
+        if key == "logger":
+            from rlx.cli.train import compose_loggers
+
+            changes[key] = compose_loggers(word, config_dir)
     see_own_code()
     from rlx.run.launch import resume_run
 

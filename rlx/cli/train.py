@@ -250,6 +250,17 @@ def compose_env(overrides: Sequence[str]) -> dict[str, Any]:
     return resolve(OmegaConf.masked_copy(load(composition), "env"))["env"]
 
 
+def compose_loggers(word: str, config_dir: Path | None) -> dict[str, Any]:
+    """Return the loggers that `logger=[...]` names, with their keys, checked and resolved.
+
+    Raises:
+        ConfigError: there is no such logger.
+    """
+    directories = [str(path) for path in (config_dir, config_directory()) if path is not None]
+    group = resolve(without_hydra(load(Composition([word], "config", directories))))["logger"]
+    return {name: values for name, values in group.items() if isinstance(values, dict)}
+
+
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Return `config` as plain data, with every interpolation resolved and no value missing.
 

@@ -97,6 +97,19 @@ class MixedVecEnv(VecEnv):
             if self.raw_reward and not member.raw_reward and out.raw_reward_np is not None:
                 out.raw_reward_np[columns] = part.reward_np
 
+    def goal_outcome(self, achieved: Tensor, desired: Tensor) -> tuple[Tensor, Tensor]:
+        """Ask the one member, where there is one; see `VecEnv.goal_outcome`.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        if len(self.members) == 1:
+            return self.members[0].goal_outcome(achieved, desired)
+        raise ConfigError(
+            f"env=mixed has {len(self.members)} environments ({self.name}), and a stored transition does not say which "
+            "of them is to be asked what another goal would have paid; expected one environment"
+        )
+
     def get_state(self) -> dict[str, Any]:
         """Return the members' states; see `VecEnv.get_state`."""
         return {"members": [member.get_state() for member in self.members]}

@@ -30,10 +30,8 @@ from rlx import __version__
 from rlx.errors import CheckpointError, RunWriteError
 from rlx.run.directory import CHECKPOINTS, is_run_directory
 from rlx.run.files import fsync_directory, reason_of, sha256_of, sync_file, write_durable
+from rlx.run.migrate import SCHEMA, bring_up_to_date, check_schema
 from rlx.run.state import decode, encode
-
-SCHEMA = 1
-"""Version of the format that this rlx writes; it reads every version up to it."""
 
 _FORMAT = "rlx-checkpoint"
 _MANIFEST = "checkpoint.json"
@@ -154,11 +152,14 @@ def save_checkpoint(
     return write_snapshot(directory, take_snapshot(state, config, meta))
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
+def load_checkpoint(path: Path | str, report: Callable[[str], None] | None = None) -> Checkpoint:
     """Load one checkpoint; sizes and hashes are verified first, and nothing in it is ever run.
+
+    The configuration of an older rlx is brought up to date.
 
     Args:
         path: a checkpoint's directory; `find_checkpoint` finds a run's newest.
+        report: told how, in a line; None: `logging` is, as a warning.
 
     Returns:
         `(state, config, meta)`; tensors on the CPU, each with memory of its own unless it was one and the same before.
@@ -182,6 +183,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     for name, part in (("state", state), ("config", config), ("meta", meta)):
         if not isinstance(part, dict):
             raise CheckpointError(f"checkpoint '{path}': {name} is a {type(part).__name__}, expected a dictionary")
+    config, note = bring_up_to_date(config, manifest["schema"], f"checkpoint '{path}'", CheckpointError)
+    if note is not None:
+        (report or logging.getLogger(__name__).warning)(note)
     return Checkpoint(state, config, meta)
 
 
@@ -339,14 +343,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"'{path}' is no checkpoint of rlx: the format in '{_MANIFEST}' is {manifest.get('format')!r}, "
             f"expected '{_FORMAT}'"
         )
-    schema = manifest.get("schema")
-    if not isinstance(schema, int) or schema < 1:
-        raise CheckpointError(f"checkpoint '{path}': got format version {schema!r}, expected 1 to {SCHEMA}")
-    if schema > SCHEMA:
-        raise CheckpointError(
-            f"checkpoint '{path}' has format version {schema}, written by rlx {manifest.get('rlx')}; "
-            f"rlx {__version__} reads up to {SCHEMA}: upgrade rlx"
-        )
+    check_schema(manifest.get("schema"), f"checkpoint '{path}'", CheckpointError, by=manifest.get("rlx"))
     noted = manifest.pop("sha256", None)
     if hashlib.sha256(_json(manifest)).hexdigest() != noted:
         raise CheckpointError(f"checkpoint '{path}': '{_MANIFEST}' is damaged: its SHA-256 is not the one noted")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from rlx.errors import ConfigError, did_you_mean
+
 AUTO = "auto"
 """As `batcher.num_workers`: as many workers as there are cores."""
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -70,9 +72,17 @@ def cgroup_quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | Non
 
 
 def with_workers(config: Mapping[str, Any], cores: Cores) -> Mapping[str, Any]:
-    """Return a configuration whose `batcher.num_workers` is a number, also where it was `auto`."""
+    """Return a configuration whose `batcher.num_workers` is a number, also where it was `auto`.
+
+    Raises:
+        ConfigError: it is another word.
+    """
     batcher = cast("Mapping[str, Any]", config["batcher"])
-    if batcher.get("num_workers") != AUTO:
+    asked = batcher.get("num_workers")
+    if isinstance(asked, str) and asked != AUTO:
+        hint = did_you_mean(asked, [AUTO])
+        raise ConfigError(f"batcher.num_workers: expected an integer >= 1 or {AUTO}, got {asked!r}.{hint}")
+    if asked != AUTO:
         return config
     return {**config, "batcher": {**batcher, "num_workers": cores.count}}
 

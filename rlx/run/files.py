@@ -10,6 +10,30 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rlx.errors import UserError
+
+
+def check_output(path: Path, option: str) -> None:
+    """Refuse a place where no file can be written, before anything is done for it.
+
+    Args:
+        path: of the file.
+        option: what it was given as: `--output`.
+
+    Raises:
+        UserError: it is one; says why.
+    """
+    folder = path.parent
+    if path.is_dir():
+        reason = "it is a folder; expected a file"
+    elif not folder.is_dir():
+        reason = f"there is no folder '{folder}'"
+    elif not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        reason = f"{f'the folder {str(folder)!r}' if not path.exists() else 'it'} cannot be written to"
+    else:
+        return
+    raise UserError(f"{option}: cannot write '{path}': {reason}")
+
 
 def fsync_directory(path: Path) -> None:
     """Make the names inside a directory durable: a rename is on disk only after its directory is."""

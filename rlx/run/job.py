@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from rlx.errors import ConfigError, RunDirectoryError
 from rlx.run.cores import AUTO
-from rlx.run.directory import CHECKPOINTS, CONFIG
+from rlx.run.directory import CHECKPOINTS
 from rlx.run.files import json_ready
+from rlx.run.migrate import read_stored
 from rlx.run.sweep import Sweep
 
 _WAIT_SECONDS = 1.0
@@ -72,11 +73,9 @@ def _changes(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: something else is told otherwise.
     """
-    from omegaconf import OmegaConf
-
     from rlx.run.resume import MAY_CHANGE
 
-    began = dict(_flatten(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))))
+    began = dict(_flatten(read_stored(directory)[0]))
     now = dict(_flatten(cast("dict[str, Any]", json_ready(config))))
     if now.get("batcher.num_workers") == AUTO:
         now["batcher.num_workers"] = began.get("batcher.num_workers")

@@ -20,10 +20,11 @@ from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision
 from rlx.run.cores import describe_use, find_cores, with_workers
-from rlx.run.directory import CONFIG, default_run_directory, is_taken
+from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator
 from rlx.run.lock import RunLock
 from rlx.run.loggers import LoggerMaker, logger_targets, read_loggers
+from rlx.run.migrate import KEY, SCHEMA, read_stored
 from rlx.run.options import RunOptions
 from rlx.run.policy import check_trust
 from rlx.run.rank_states import state_of_rank
@@ -192,7 +193,7 @@ def _train(
     options = RunOptions(
         directory=directory,
         config=config,
-        config_text=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
+        config_text=OmegaConf.to_yaml(OmegaConf.create({KEY: SCHEMA, **config})),
         title=f"{algo} on {shown}" if resume is None else resume.checkpoint.meta["title"],
         command=command or shlex.join(sys.argv),
         seed=top["seed"],
@@ -257,7 +258,7 @@ def resume_run(
     """
     directory = run.expanduser().absolute()
     check_run(directory)
-    written = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(directory / CONFIG)))
+    written, _ = read_stored(directory)  # what was older in it, its checkpoint tells
     learner = written.get("learner")
     if learner is not None and "learner.timeout" in changes:
         learner = {**learner, "timeout": changes["learner.timeout"]}

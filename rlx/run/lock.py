@@ -83,7 +83,15 @@ class RunLock:
             self._descriptor = -1
 
     def __enter__(self) -> Self:
-        return self.acquire()
+        """Take the directory at once.
+
+        Raises:
+            RunDirectoryError: another process holds it, or nothing can be written there.
+        """
+        try:
+            return self.acquire()
+        except OSError as error:
+            raise RunDirectoryError(f"'{self._path}' cannot be written: {error.strerror}") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

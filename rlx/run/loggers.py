@@ -31,6 +31,11 @@ class RunInfo:
     env_steps: int = 0
     position: Any = None
 
+    @property
+    def is_new(self) -> bool:
+        """Return whether the logger is new in a resumed run: what it had written since, if anything, is to go."""
+        return self.env_steps > 0 and self.position is None
+
 
 LoggerMaker = Callable[[RunInfo], MetricSink]
 """Makes a logger; called once the run directory is there."""
@@ -38,7 +43,7 @@ LoggerMaker = Callable[[RunInfo], MetricSink]
 
 def csv(run: RunInfo) -> MetricSink:
     """Return the logger that writes `metrics.csv`; a resumed run's rows beyond its checkpoint go."""
-    return CsvSink(run.directory / METRICS, keep_rows=run.position)
+    return CsvSink(run.directory / METRICS, keep_rows=0 if run.is_new else run.position)
 
 
 def tensorboard(run: RunInfo, *, hparams: bool) -> MetricSink:
@@ -52,7 +57,7 @@ def tensorboard(run: RunInfo, *, hparams: bool) -> MetricSink:
     resumed = run.env_steps > 0
     return TensorBoardSink(
         run.directory / TENSORBOARD,
-        known=run.position,
+        known={} if run.is_new else run.position,
         purge_step=run.env_steps + 1 if resumed else None,
         hparams=told,
     )

@@ -26,10 +26,11 @@ class MetricSink(Protocol):
     Rows come in order, one a logged iteration, each with `env_steps`, `iteration`, `wall_time` (seconds) and whatever
     was measured. A later row may have keys that no earlier one had, and may lack some.
 
-    Two more names are optional. `position()` returns where a resumed run has to go on (a number, text, or lists and
+    Three more names are optional. `position()` returns where a resumed run has to go on (a number, text, or lists and
     dictionaries of these); it is kept in checkpoints, and given back as `RunInfo.position`. `path` is a file in the run
     directory that holds the rows: the thread that writes a checkpoint then sees to it that the disk has it, in place of
     `flush`, and a run that cannot write it ends. Any other logger that fails is left out from there on, with a warning.
+    An attribute `status` is set before `close`, to how the run ended: `done`, `stopped` (by a signal) or `failed`.
     """
 
     def write(self, row: Row) -> None:
@@ -198,6 +199,15 @@ def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, list[float
     else:
         rows = [line.split(b",", cuts) for line in body.split(b"\n")[:-1]]
     return {name: _as_floats([row[place] for row in rows]) for name, place in places.items()}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Return the columns of a metrics file; none where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return _columns(path, file.readline())
+    except (OSError, RunDirectoryError):
+        return ()
 
 
 def _as_floats(cells: list[Any]) -> list[float]:

@@ -71,7 +71,10 @@ def load_policy(path: Path | str, *, trust: bool = False, config_dir: Path | str
 
     Raises:
         CheckpointError: it is missing, damaged, or holds no agent; or it names code that is not trusted.
+        ConfigError: there is no directory `config_dir`.
     """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir: there is no directory '{config_dir}'")
     source = find_checkpoint(path)
     checkpoint = load_checkpoint(source)
     env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")

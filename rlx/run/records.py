@@ -72,7 +72,7 @@ class Records:
                 self._lock = RunLock(directory).acquire()
             self._begin(directory, about)
         except (OSError, RlxError) as error:
-            self._sinks.close()
+            self._sinks.close("failed")
             self._log.close()
             if found is None:
                 discard_run_directory(directory)
@@ -168,11 +168,12 @@ class Records:
         assert directory is not None
         if not self.writes:
             return
-        unwritten = self._sinks.close()
+        unwritten: list[OSError] = []
         try:
             write_summary(directory, summary)
         except OSError as wrong:
-            unwritten.insert(0, wrong)
+            unwritten.append(wrong)
+        unwritten += self._sinks.close("failed" if unwritten else summary["status"])
         if unwritten and problem is None:
             problem = RunWriteError(f"cannot write '{unwritten[0].filename or directory}': {reason_of(unwritten[0])}")
         if isinstance(problem, RunWriteError):

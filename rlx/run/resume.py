@@ -1,6 +1,6 @@
 """Resuming: a run goes on from its newest whole checkpoint, in its own directory, as if it had never stopped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "stop_at_return",
     "num_threads",
     "learner.timeout",
+    "logger",
     "logger.every",
     "logger.console",
     "checkpoint.minutes",
@@ -94,24 +95,50 @@ def find_resumption(run: Path, changes: Mapping[str, Any], tell: Callable[[str],
 
     Args:
         run: the run directory, an absolute path.
-        changes: new values by dotted key.
-        tell: told of checkpoints that are not whole.
+        changes: new values by dotted key; of `logger`, the members that the run is to have, by name.
+        tell: told of checkpoints that are not whole, and of what an older rlx had written otherwise.
 
     Raises:
         CheckpointError: it has no whole checkpoint.
         ConfigError: a key that may not change.
     """
     path = find_checkpoint(run, tell)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, tell)
     config = checkpoint.config
-    made = {key: (old, new) for key, new in changes.items() if (old := _change(config, key, new)) != new}
+    made: dict[str, tuple[Any, Any]] = {}
+    rest, new_loggers = dict(changes), set[str]()
+    if "logger" in rest:
+        made["logger"], new_loggers = _change_loggers(config, rest.pop("logger"))
+    for key, new in rest.items():
+        made[key] = _change(config, key, new, new_loggers), new
+    made = {key: (old, new) for key, (old, new) in made.items() if old != new}
     damaged = [other for other in list_checkpoints(run) if step_of(other) > step_of(path)]
     return Resumption(run, path, checkpoint, damaged, made)
 
 
-def _change(config: dict[str, Any], key: str, value: Any) -> Any:
+def _change_loggers(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[tuple[str, str], set[str]]:
+    """Let a configuration have other loggers; those that it had stay as they are.
+
+    Returns:
+        How its loggers are called before and after, and which are new.
+
+    Raises:
+        ConfigError: `csv` would go, whose file is what a run is read by.
+    """
+    group: dict[str, Any] = config["logger"]
+    had = [name for name, values in group.items() if isinstance(values, dict)]
+    if "csv" in had and "csv" not in asked:
+        raise ConfigError(
+            f"logger: got [{','.join(asked)}], but csv stays in a run that has it: metrics.csv is to have all its rows"
+        )
+    plain = {key: value for key, value in group.items() if key not in had}
+    config["logger"] = {name: group.get(name, values) for name, values in asked.items()} | plain
+    return (f"[{','.join(had)}]", f"[{','.join(asked)}]"), set(asked).difference(had)
+
+
+def _change(config: dict[str, Any], key: str, value: Any, new_loggers: Collection[str] = ()) -> Any:
     """Set a key of a configuration, and return what it was."""
-    if key not in MAY_CHANGE:
+    if key not in MAY_CHANGE and not (key.startswith("logger.") and key.split(".")[1] in new_loggers):
         known = _lookup(config, key.split("."))
         what = "may not change when a run is resumed" if known is not None else "is no key that may change here"
         raise ConfigError(f"{key}: it {what}; {', '.join(MAY_CHANGE)} may.{did_you_mean(key, MAY_CHANGE)}")

@@ -25,6 +25,7 @@ class Sinks:
         """Open nothing yet."""
         self._sinks: dict[str, MetricSink] = {}
         self._console: ConsoleSink | None = None
+        self._left: dict[str, Any] = {}  # how far loggers had come that a resumed run does without
 
     def open(self, directory: Path, options: RunOptions) -> None:
         """Make the loggers of a run; those of a resumed one go on from what its checkpoint knew of.
@@ -37,6 +38,7 @@ class Sinks:
         found = options.resume
         meta: dict[str, Any] = {"env_steps": 0} if found is None else found.checkpoint.meta
         known: dict[str, Any] = meta.get("logs", {})
+        self._left = {name: position for name, position in known.items() if name not in options.loggers}
         for name, make in options.loggers.items():
             info = RunInfo(directory, options.title, options.config, int(meta["env_steps"]), known.get(name))
             try:
@@ -68,8 +70,11 @@ class Sinks:
             self._console.write(row)
 
     def positions(self) -> tuple[dict[str, Any], list[Path]]:
-        """Return how far each has come, for a checkpoint, and the files that the disk then has to have."""
-        known: dict[str, Any] = {}
+        """Return how far each has come, for a checkpoint, and the files that the disk then has to have.
+
+        Loggers that the run has done without since it was resumed are among them: they may come back.
+        """
+        known = dict(self._left)
         files: list[Path] = []
         for name, sink in list(self._sinks.items()):
             try:
@@ -84,11 +89,17 @@ class Sinks:
                 self._failed(name, sink, error)
         return known, files
 
-    def close(self) -> list[OSError]:
-        """Close the loggers; return what went wrong with files."""
+    def close(self, status: str) -> list[OSError]:
+        """Close the loggers; return what went wrong with files.
+
+        Args:
+            status: how the run ended, for those that ask: `done`, `stopped` (by a signal) or `failed`.
+        """
         wrong: list[OSError] = []
         for name, sink in self._sinks.items():
             try:
+                if hasattr(sink, "status"):
+                    sink.status = status  # pyright: ignore[reportAttributeAccessIssue]
                 sink.close()
             except Exception as error:
                 if isinstance(error, OSError) and hasattr(sink, "path"):

@@ -14,6 +14,11 @@ from rlx.run.metrics import MetricSink, Row
 _MOST_PARAMETERS = 100
 """What MLflow takes in one call."""
 
+Status = Literal["done", "stopped", "failed"]
+_MLFLOW_STATUS: Mapping[Status, str] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_WANDB_EXIT_CODE: Mapping[Status, int] = {"done": 0, "stopped": 255, "failed": 1}
+"""Weights & Biases has no other word for how a run ended; 255 is what it takes for Ctrl-C itself."""
+
 
 def wandb(
     run: RunInfo,
@@ -76,6 +81,8 @@ def _numbers(row: Row) -> dict[str, float]:
 class _Wandb:
     """A run of Weights & Biases."""
 
+    status: Status = "done"
+
     def __init__(self, package: Any, run: RunInfo, where: Mapping[str, Any]) -> None:
         self._run = package.init(
             **where,
@@ -98,11 +105,13 @@ class _Wandb:
         return self._run.id
 
     def close(self) -> None:
-        self._run.finish()
+        self._run.finish(exit_code=_WANDB_EXIT_CODE[self.status])
 
 
 class _MLflow:
     """A run of MLflow."""
+
+    status: Status = "done"
 
     def __init__(self, package: Any, run: RunInfo, tracking_uri: str | None, experiment: str) -> None:
         self._entities: Any = importlib.import_module("mlflow.entities")
@@ -130,4 +139,4 @@ class _MLflow:
         return self._id
 
     def close(self) -> None:
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, status=_MLFLOW_STATUS[self.status])

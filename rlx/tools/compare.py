@@ -7,7 +7,8 @@ from typing import Any
 
 from rlx.errors import RunDirectoryError
 from rlx.run.console import format_value
-from rlx.tools.record import METRIC, RunRecord, read_run
+from rlx.run.migrate import told_together
+from rlx.tools.record import METRIC, RunRecord, check_metric, read_run
 from rlx.tools.runs import find_runs
 
 _NO_MATTER = ("run_dir",)
@@ -57,12 +58,15 @@ def compare_runs(ours: Path, theirs: Path, metric: str = METRIC) -> dict[str, An
 
     Returns:
         JSON-ready: `runs` (how many on each side), `status`, `config` (`{key: [ours, theirs]}`, lists of the values
-        that the runs of each side have, for the keys that differ) and `results` (`{name: [ours, theirs]}`).
+        that the runs of each side have, for the keys that differ), `results` (`{name: [ours, theirs]}`) and `notes`
+        (a line where there are runs of an older rlx).
 
     Raises:
         RunDirectoryError: there is no run in one of the two, or a run cannot be read.
+        ConfigError: no run has the metric.
     """
     sides = [_side(ours, metric), _side(theirs, metric)]
+    check_metric((run for side in sides for run in side.runs), metric)
     keys = dict.fromkeys(key for side in sides for run in side.runs for key in run.config)
     config = {key: [side.values(key) for side in sides] for key in keys if key not in _NO_MATTER}
     results = [side.results() for side in sides]
@@ -72,6 +76,7 @@ def compare_runs(ours: Path, theirs: Path, metric: str = METRIC) -> dict[str, An
         "metric": metric,
         "config": {key: pair for key, pair in config.items() if not _same(*pair)},
         "results": {name: [found[name] for found in results] for name in results[0]},
+        "notes": told_together([run.older for side in sides for run in side.runs if run.older is not None]),
     }
 
 

@@ -156,14 +156,18 @@ def _tail(curve: Curve, share: float) -> float:
 
 
 def _no_such_metric(groups: Sequence[Group], metric: str, axis: str) -> str:
+    unread: list[str] = []
     for group in groups:
         for run in group.runs:
             try:
                 rows = read_metrics(run / METRICS)
-            except RunDirectoryError:
+            except RunDirectoryError as error:
+                unread.append(str(error))
                 continue
             known = sorted({name for row in rows for name, value in row.items() if isinstance(value, int | float)})
+            if not known:
+                continue
             if axis not in known:
                 return f"--axis: no run has '{axis}'.{did_you_mean(axis, known)} There are: {', '.join(known)}"
             return f"--metric: no run has '{metric}'.{did_you_mean(metric, known)} There are: {', '.join(known)}"
-    return "no run has logged anything yet"
+    return unread[0] if unread else "no run has logged anything yet"

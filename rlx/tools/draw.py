@@ -160,7 +160,7 @@ class Figure:
         try:
             self._figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
         except OSError as error:
-            raise RlxError(f"cannot write '{path}': {error.strerror or error}") from error
+            raise RlxError(f"cannot write '{path}': {error.strerror or error}") from None
 
 
 def style_of(labels: Sequence[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from rlx.errors import CheckpointError, RlxError, UserError
 from rlx.run.checkpoint import list_checkpoints
 from rlx.run.directory import is_run_directory
 from rlx.run.evaluate import evaluate_path
+from rlx.run.files import check_output
 from rlx.tools.statistics import bootstrap_interval, summarize
 
 COLUMNS = ("path", "env_steps", "episode", "return", "length", "seed", "deterministic")
@@ -45,8 +46,12 @@ def evaluate_paths(
 
     Raises:
         CheckpointError: a checkpoint is missing or cannot be played.
-        RlxError: the CSV file cannot be written.
+        UserError: the CSV file is nowhere where a file can be written.
+        RlxError: it could not be written.
     """
+    if csv_path is not None:
+        csv_path = csv_path.expanduser()
+        check_output(csv_path, "--csv")
     policies = [policy for path in paths for policy in (_checkpoints(path) if all_checkpoints else [path])]
     if video is not None or human:
         found = [_seen(policies, video, human, options)]
@@ -62,7 +67,7 @@ def evaluate_paths(
                         same = one["seed"], one["deterministic"]
                         table.writerow((one["path"], one["env_steps"], number, value, length, *same))
         except OSError as error:
-            raise RlxError(f"cannot write '{csv_path}': {error.strerror}") from error
+            raise RlxError(f"cannot write '{csv_path}': {error.strerror}") from None
     return found
 
 

@@ -1,7 +1,6 @@
 """`rlx export`: the acting policy of a run or checkpoint as a file that runs without rlx, checked against it first."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from rlx.agent import MixtureAgent
 from rlx.agent.agent import Agent, AgentMaker
 from rlx.data import EnvSpecs
 from rlx.errors import AgentError, ConfigError, RlxError, UserError, did_you_mean
-from rlx.run.files import json_ready, reason_of, replacing
+from rlx.run.files import check_output, json_ready, reason_of, replacing
 from rlx.run.policy import Policy, load_policy
 from rlx.tools.export_check import largest_difference, spaces_of
 from rlx.tools.export_formats import Format, need, opened, to_bytes
@@ -70,7 +69,7 @@ def export_policy(
         UserError: the file cannot be written.
     """
     output = Path(output).expanduser()
-    _check_writable(output)
+    check_output(output, "--output")
     need(format)
     policy = load_policy(path, trust=trust, config_dir=config_dir)
     given = _read_info(agent_info)
@@ -122,24 +121,6 @@ def _metadata(policy: Policy, info: Mapping[str, Tensor], module: ExportedPolicy
 def _described(value: Tensor) -> str:
     """Return dtype and shape as one reads them: `float32 [B, 4]`."""
     return f"{str(value.dtype).removeprefix('torch.')} [{', '.join(['B', *map(str, value.shape[1:])])}]"
-
-
-def _check_writable(output: Path) -> None:
-    """Refuse a place where no file can be written, before anything is done.
-
-    Raises:
-        UserError: it is one; says why.
-    """
-    folder = output.parent
-    if output.is_dir():
-        reason = "it is a folder; expected a file"
-    elif not folder.is_dir():
-        reason = f"there is no folder '{folder}'"
-    elif not os.access(folder, os.W_OK):
-        reason = f"the folder '{folder}' cannot be written to"
-    else:
-        return
-    raise UserError(f"--output: cannot write '{output}': {reason}")
 
 
 def _read_info(given: Sequence[str]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.errors import ConfigError, did_you_mean
+from rlx.run.migrate import told_together
 from rlx.tools.record import env_name, read_config, target_name
 
 _NO_MATTER = ("seed", "run_dir", "logger", "checkpoint", "evaluation", "device", "num_threads", "resume")
@@ -22,10 +23,12 @@ class RunConfig:
     Attributes:
         directory: where it is.
         config: `{"algo.gamma": 0.99, ...}`.
+        older: what an older rlx had written otherwise, in a line.
     """
 
     directory: Path
     config: dict[str, Any]
+    older: str | None = None
 
     @property
     def algo(self) -> str:
@@ -53,7 +56,9 @@ class Group:
     runs: tuple[Path, ...]
 
 
-def group_runs(directories: Iterable[Path], by: Sequence[str] | None = None) -> list[Group]:
+def group_runs(
+    directories: Iterable[Path], by: Sequence[str] | None = None, notes: list[str] | None = None
+) -> list[Group]:
     """Put runs into groups, in the order in which they come.
 
     A key tells groups apart where it differs between runs of the same environment and the same algorithm; the keys of
@@ -62,12 +67,15 @@ def group_runs(directories: Iterable[Path], by: Sequence[str] | None = None) -> 
     Args:
         directories: run directories.
         by: keys that tell groups apart, instead of those found; the environment always does.
+        notes: takes a line where runs of an older rlx are among them.
 
     Raises:
         ConfigError: a key of `by` that no run has.
         RunDirectoryError: a configuration cannot be read.
     """
-    runs = [RunConfig(directory, read_config(directory)) for directory in directories]
+    runs = [RunConfig(directory, *read_config(directory)) for directory in directories]
+    if notes is not None:
+        notes.extend(told_together([run.older for run in runs if run.older is not None]))
     if by is None:
         keys = differing_keys(runs)
         algos = len({run.algo for run in runs}) > 1

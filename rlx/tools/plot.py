@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
+from rlx.run.files import check_output
 from rlx.tools.curves import Array, GroupCurves, average, common_edges, final_scores, read_curves
 from rlx.tools.draw import COLORS, Figure, nice_limits, print_style, style_of, whiskers
 from rlx.tools.groups import group_runs
@@ -85,15 +86,17 @@ def plot_runs(paths: Sequence[Path], out: Path, options: PlotOptions) -> list[st
     Raises:
         RunDirectoryError: there are no runs.
         ConfigError: a metric, key or format that is not there.
+        UserError: the picture is nowhere where a file can be written.
         MissingPackageError: matplotlib is not installed.
     """
     if out.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out: got '{out}', expected a name that ends in {', '.join(FORMATS)}")
+    check_output(out, "--out")
     notes: list[str] = []
     runs = list(dict.fromkeys(run.resolve() for path in paths for run in find_runs(path, notes)))
     if not runs:
         raise RunDirectoryError(f"there is no run in {', '.join(f'{str(path)!r}' for path in paths)}")
-    groups = read_curves(group_runs(runs, options.by), options.metric, options.axis, notes)
+    groups = read_curves(group_runs(runs, options.by, notes), options.metric, options.axis, notes)
     with print_style():
         picture, about = _KINDS[options.kind](groups, options, notes)
         picture.save(out)

@@ -8,16 +8,17 @@ import platform
 import re
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rlx.errors import RunDirectoryError
+from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.directory import CONFIG, LOG, METRICS, read_summary
 from rlx.run.lock import LOCK, is_running
-from rlx.run.metrics import read_columns
+from rlx.run.metrics import column_names, read_columns
+from rlx.run.migrate import check_schema, read_stored
 
 Status = Literal["pending", "running", "done", "stopped", "failed"]
 
@@ -30,6 +31,7 @@ _MOMENT = re.compile(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)")
 _TITLE = re.compile(r"begins: (.+) on (\S+), [\d,]+ steps$", re.MULTILINE)
 _COMMAND = re.compile(r"command: rlx train (.*)$", re.MULTILINE)
 _OWNER = re.compile(r"host: ([^,]+), .*process (\d+)$", re.MULTILINE)
+_SCHEMA = re.compile(r"^schema: (\d+)$", re.MULTILINE)
 _TOTAL = re.compile(r"^total_steps: (\d+)$", re.MULTILINE)
 _HEAD_BYTES = 4096
 _NOT_KEY = ("run_dir", "logger", "checkpoint", "evaluation", "hydra", "resume")
@@ -78,9 +80,18 @@ class RunRecord:
             return None
         return 1.0 if self.status == "done" else min(self.env_steps / self.total_steps, 1.0)
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
         """Return the run's resolved configuration with dotted keys; read when asked for, which takes about 1 ms."""
+        return self._stored[0]
+
+    @property
+    def older(self) -> str | None:
+        """Return what an older rlx had written otherwise, in a line, where `config` has been asked for; else None."""
+        return self.__dict__.get("_stored", (None, None))[1]
+
+    @cached_property
+    def _stored(self) -> tuple[dict[str, Any], str | None]:
         return read_config(self.directory)
 
     def value(self, key: str) -> Any:
@@ -123,7 +134,10 @@ def read_run(directory: Path, metric: str = METRIC) -> RunRecord:
     """
     head = _head(directory / LOG)
     title, command = _TITLE.search(head), _COMMAND.search(head)
-    total = _TOTAL.search(_head(directory / CONFIG, 1 << 16))
+    config = _head(directory / CONFIG, 1 << 16)
+    if (schema := _SCHEMA.search(config)) is not None:
+        check_schema(int(schema[1]), f"'{directory / CONFIG}'", RunDirectoryError)
+    total = _TOTAL.search(config)
     summary = read_summary(directory)
     columns: dict[str, list[float]] = {}
     if (directory / METRICS).exists():
@@ -149,25 +163,32 @@ def read_run(directory: Path, metric: str = METRIC) -> RunRecord:
     )
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return a run's resolved configuration with dotted keys: `{"algo.gamma": 0.99, "seed": 0, ...}`.
+def read_config(directory: Path) -> tuple[dict[str, Any], str | None]:
+    """Return a run's resolved configuration with dotted keys, and what was older in it.
+
+    Returns:
+        `{"algo.gamma": 0.99, "seed": 0, ...}`, and a line on what was brought up to date; None where nothing was.
 
     Raises:
-        RunDirectoryError: it cannot be read, or is no configuration.
+        RunDirectoryError: it cannot be read, is no configuration, or is of a newer rlx.
     """
-    import yaml
+    config, note = read_stored(directory)
+    return dict(_flatten(config)), note
 
-    path = directory / CONFIG
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
-    try:
-        loaded: Any = yaml.load(path.read_bytes(), Loader=loader)
-    except OSError as error:
-        raise RunDirectoryError(f"'{path}' cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise RunDirectoryError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(loaded, dict):
-        raise RunDirectoryError(f"'{path}' holds no configuration")
-    return dict(_flatten(cast("dict[str, Any]", loaded)))
+
+def check_metric(records: Iterable[RunRecord], metric: str) -> None:
+    """Refuse a metric that no run has, where one has logged anything; the usual one may be missing.
+
+    Raises:
+        ConfigError: there is no such column; names the nearest.
+    """
+    known: set[str] = set()
+    for record in records:
+        if metric == METRIC or record.best is not None:
+            return
+        known.update(column_names(record.directory / METRICS))
+    if known and metric not in known:
+        raise ConfigError(f"--metric: no run has '{metric}'.{did_you_mean(metric, known)}")
 
 
 def target_name(target: Any) -> str:
@@ -203,7 +224,7 @@ def _head(path: Path, size: int = _HEAD_BYTES) -> str:
 
 
 def _names(directory: Path) -> tuple[str, str]:
-    config = read_config(directory)
+    config, _ = read_config(directory)
     return target_name(config.get("algo._target_", "unknown")), env_name(config)
 
 

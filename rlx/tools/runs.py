@@ -1,5 +1,6 @@
 """`rlx runs`: the runs in a folder, filtered and sorted, as a table."""
 
+import contextlib
 import math
 import os
 import re
@@ -7,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import ConfigError, RunDirectoryError
+from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.console import format_value
 from rlx.run.directory import PREPARED, is_run_directory
+from rlx.run.migrate import told_together
 from rlx.run.sweep import is_sweep
 from rlx.tools.queued import sweeps_of, with_jobs
-from rlx.tools.record import METRIC, RunRecord, read_run
+from rlx.tools.record import METRIC, RunRecord, check_metric, read_run
 
 STUDY, CONF = "study.yaml", "conf"
 """What `rlx tune` writes beside the runs of a study."""
@@ -38,11 +40,11 @@ def list_runs(
         descending: whether the greatest comes first.
 
     Returns:
-        The runs, and a line for each folder that could not be read or holds something else.
+        The runs, and a line for each folder that could not be read or holds something else, or is of an older rlx.
 
     Raises:
         RunDirectoryError: there is no such folder.
-        ConfigError: a filter that is not `KEY=VALUE`.
+        ConfigError: a filter that is not `KEY=VALUE`, or a metric or a key that no run has.
     """
     wanted: list[tuple[str, str]] = []
     for word in where:
@@ -68,6 +70,10 @@ def list_runs(
                 records.append(record)
         except (RunDirectoryError, OSError) as error:
             problems.append(f"{record.directory}: {error}")
+    check_metric(found, metric)
+    if wanted and not records:
+        _check_keys(found, [key for key, _ in wanted])
+    problems.extend(told_together([record.older for record in records if record.older is not None]))
     if sort != "run":
         value = SORTS[sort]
         records.sort(key=value, reverse=descending)
@@ -91,6 +97,21 @@ SORTS: dict[str, Callable[[RunRecord], tuple[float, str]]] = {
     "env": lambda record: (0.0, record.env),
 }
 """What runs can be sorted by."""
+
+
+def _check_keys(records: Sequence[RunRecord], keys: Sequence[str]) -> None:
+    """Refuse filters by a key that no run has.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    known = {"algo", "env", "status"}
+    for record in records:
+        with contextlib.suppress(RunDirectoryError, OSError):  # which is told already
+            known.update(record.overrides, record.config if record.directory.exists() else ())
+    for key in keys:
+        if records and key not in known:
+            raise ConfigError(f"--where: no run has a key '{key}'.{did_you_mean(key, known)}")
 
 
 def _low(value: float | None) -> float:
@@ -130,17 +151,19 @@ def find_runs(
 
 
 def _walk(folder: Path, problems: list[str], sweeps: list[Path]) -> Iterator[Path]:
-    of_sweep = is_sweep(folder)
-    if of_sweep:
-        sweeps.append(folder)
-    if is_run_directory(folder):
-        yield folder
-        return
+    found: list[os.DirEntry[str]] = []
     try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: _natural(entry.name))
+        of_sweep, of_run = is_sweep(folder), is_run_directory(folder)
+        if not of_run:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: _natural(entry.name))
     except OSError as error:
         problems.append(f"{folder}: cannot be read: {error.strerror}")
+        return
+    if of_sweep:
+        sweeps.append(folder)
+    if of_run:
+        yield folder
         return
     inside: list[str] = []
     any_run = study = any(entry.name == STUDY for entry in found)

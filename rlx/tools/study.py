@@ -211,7 +211,7 @@ def open_study(directory: Path, plan: Plan) -> Study:
     """Make a study, or join the one that is there.
 
     Raises:
-        RunDirectoryError: the directory is something else.
+        RunDirectoryError: the directory is something else, or cannot be made.
         ConfigError: the study there is another one, or its storage cannot be opened.
     """
     directory = directory.expanduser().absolute()
@@ -220,7 +220,10 @@ def open_study(directory: Path, plan: Plan) -> Study:
         raise RunDirectoryError(f"study_dir: '{directory}' exists already, and is no study; give another path")
     if plan.storage is not None and not is_study(directory):
         _storage(directory, plan)  # before anything is written
-    (directory / PROCESSES).mkdir(parents=True, exist_ok=True)
+    try:
+        (directory / PROCESSES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"study_dir: cannot create '{directory}': {error.strerror}") from error
     with locked(directory):
         if is_study(directory):
             there = read_plan(directory)

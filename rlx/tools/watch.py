@@ -20,6 +20,7 @@ from rlx.run.policy import Policy, load_policy
 from rlx.seeding import derive, env_seed
 from rlx.tools.film import Film, libraries
 from rlx.tools.rendering import RenderMode, drawing, frames_per_second, picture
+from rlx.tools.screen import drawing_without_screen, explained, require_screen
 
 _PIECE_STEPS = 64
 _OTHER_FORMATS = {".avi", ".gif", ".mkv", ".mov", ".webm"}
@@ -64,10 +65,12 @@ def watch(
     Raises:
         CheckpointError: it is missing, damaged, does not fit the environment, or names code that is not trusted.
         MissingPackageError: what writes videos is not installed.
-        UserError: the environment cannot draw, or the file cannot be written.
+        UserError: the environment cannot draw, there is no screen for a window, or the file cannot be written.
         EnvironmentFault: the environment raised.
     """
-    if video is not None:
+    if video is None:
+        require_screen()
+    else:
         libraries()  # before anything is made in vain
     place = None if video is None else _Place(Path(video).expanduser(), episodes)
     policy = load_policy(path, trust=trust, config_dir=config_dir)
@@ -85,9 +88,9 @@ def watch(
                     film = stack.enter_context(Film(place.folder, frames_per_second(env)))
                 film.add(picture(env, out), f"return {total:.2f}   step {step}")
 
-            value, length = _play(
-                policy, "human" if place is None else "rgb_array", row, number, seed, stochastic, show
-            )
+            mode: RenderMode = "human" if place is None else "rgb_array"
+            stack.enter_context(drawing_without_screen())
+            value, length = _play(policy, mode, row, number, seed, stochastic, show)
             returns.append(value)
             lengths.append(length)
             if place is not None and film is not None:
@@ -139,7 +142,10 @@ def _play(
     except EnvironmentFault as fault:
         if isinstance(fault.__cause__, DependencyNotInstalled):
             raise UserError(f"'{policy.env_name}' cannot draw: {fault.__cause__}") from None
-        raise
+        told = explained(fault, policy.env_name)
+        if told is fault:
+            raise
+        raise told from None
     return value, length
 
 

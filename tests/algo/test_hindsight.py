@@ -24,15 +24,25 @@ def test_a_gymnasium_environment_with_goals_trains_with_hindsight(tmp_path: Path
     assert all(row["loss/total"] is not None for row in read_metrics(run / "metrics.csv")[1:])
 
 
+def test_a_mixture_of_one_is_asked_as_that_one(tmp_path: Path) -> None:
+    tried(tmp_path, "algo=dqn", "env=mixed", "env.members=[{id: tests.env.goal_envs:Line-v0}]")
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
         (("env=CartPole",), ConfigError, "shows no achieved_goal and no desired_goal .*such as env=BitFlip"),
         (("env=gym", "env.id=tests.env.goal_envs:Mute-v0"), RlxError, "compute_terminated"),
         (("env=gym", "env.id=tests.env.goal_envs:Costly-v0"), SpecError, "a step paid -1.5, but .* it pays -1"),
+        (
+            ("env=mixed", "env.members=[{id: tests.env.goal_envs:Line-v0}, {id: tests.env.goal_envs:OneAtATime-v0}]"),
+            ConfigError,
+            "algo.hindsight: got 0.8, but env=mixed has 2 environments .*does not say which of them .*; "
+            "expected one environment; or algo.hindsight=null",
+        ),
         (("env=BitFlip", "agent=recurrent_q_network"), RlxError, "recurrent"),
     ],
-    ids=["no goals", "no compute_terminated", "costs", "recurrent"],
+    ids=["no goals", "no compute_terminated", "costs", "several environments", "recurrent"],
 )
 def test_what_hindsight_cannot_do_is_refused(
     tmp_path: Path, overrides: tuple[str, ...], error: type[RlxError], message: str

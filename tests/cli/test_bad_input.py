@@ -7,6 +7,7 @@ import pytest
 from rlx.cli.start import run_train
 
 from .conftest import Launches
+from .test_commands import call
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
@@ -49,6 +50,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) 
         (["env=null"], "env=null: got null, expected a member of the group 'env': ", None),
         (["algo=3"], "algo=3: there is no '3' in the group 'algo'.", None),
         (["slurm=default"], "slurm=default: this is for rlx submit, as --cluster NAME", None),
+        (
+            ["slurm.partion=x"],
+            "slurm.partion=x: this is for rlx submit, as --cluster NAME, or as options such as",
+            None,
+        ),
+        (["algo=a2c", "algo.batch_size=3"], "algo.batch_size=3: there is no key 'algo.batch_size'. Keys of algo", None),
+        (["resume=a", "resume=b"], "resume=b: one run is resumed at a time, got 'a' as well", None),
         (["--multirn"], "--multirn: there is no such flag.", "--multirun"),
         (["--cfg", "jobb"], "argument --cfg/-c: invalid choice: 'jobb'", None),
         (["--config-dir", "nowhere"], "--config-dir: there is no directory 'nowhere'", None),
@@ -82,6 +90,14 @@ def test_wrong_default_in_a_users_recipe_is_named(launches: Launches, capsys: py
     recipe.write_text("# @package _global_\ndefaults:\n  - override /env: CartPol\n")
     text = fails(capsys, "experiment=mine", "--config-dir", "own")
     assert "there is no 'env/CartPol'. Did you mean 'CartPole'?" in text
+
+
+def test_users_yaml_that_is_no_text_is_named(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("conf/algo").mkdir(parents=True)
+    Path("conf/algo/mine.yaml").write_bytes(b"\xff\xfe\x00")
+    assert fails(capsys, "--config-dir", "conf", "algo=mine").endswith("conf/algo/mine.yaml: this is not UTF-8 text")
+    assert call("list", "algos", "--config-dir", "conf") == 2
+    assert "mine.yaml: this is not valid YAML" in capsys.readouterr().err
 
 
 def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:

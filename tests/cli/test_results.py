@@ -1,10 +1,19 @@
 """`rlx runs` and `rlx plot`, called in this process."""
 
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rlx.cli.report import reported_errors
+from rlx.run.launch import resume_run
+from rlx.run.migrate import SCHEMA
+
+from ..run.test_migrate import EARLY
 from ..tools.made_runs import make_run
 from .test_commands import call
 
@@ -79,3 +88,99 @@ def test_compare_takes_the_means_of_folders(folder: Path, capfd: pytest.CaptureF
     assert found["results"]["last"] == [3.0, 4.0]
     assert found["config"]["seed"] == [[1], [0, 1]]
     assert call("compare", "runs/1", str(folder / "other" / "nothing")) == 2
+
+
+def test_runs_of_an_older_rlx_are_read_and_told_of_in_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("4", "5"):
+        shutil.copytree(EARLY, folder / "runs" / name)
+    assert call("compare", "runs/4", "runs", "--json") == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert [note.split(" was written by")[0] for note in found["notes"]] == ["'runs/4/config.yaml'"]
+    assert found["notes"][0].endswith("(and 2 others likewise)")
+    assert err.splitlines() == found["notes"]
+    assert call("runs", "--where", "algo.epsilon_spread=0", "--json") == 0
+    listed = json.loads(capfd.readouterr().out)
+    assert [run["run"] for run in listed["runs"]] == ["runs/4", "runs/5"]
+    assert [line.endswith("(and 1 other likewise)") for line in listed["problems"]] == [True]
+    pytest.importorskip("matplotlib")
+    assert call("plot", "runs/4", "runs/5") == 0
+    assert capfd.readouterr().err.count("older rlx") == 1
+
+
+def test_a_run_of_a_newer_rlx_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "runs" / "2" / "config.yaml"
+    path.write_text(path.read_text().replace(f"schema: {SCHEMA}", "schema: 99"))
+    assert call("runs") == 0
+    assert "runs/2/config.yaml' has format version 99, written by a newer rlx" in capsys.readouterr().err
+    assert call("compare", "runs/0", "runs/2") == 2
+    assert "has format version 99" in capsys.readouterr().err
+    assert call("plot", "runs") == 2
+    assert "has format version 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("runs", "--where", "algo.gama=1"), "--where: no run has a key 'algo.gama'. Did you mean 'algo.gamma'?"),
+        (
+            ("runs", "--metric", "episode/retrun"),
+            "--metric: no run has 'episode/retrun'. Did you mean 'episode/return'?",
+        ),
+        (("compare", "runs/0", "runs/1", "--metric", "eval/return"), "--metric: no run has 'eval/return'."),
+        (("plot", "runs", "--out", "no/x.png"), "--out: cannot write 'no/x.png': there is no folder 'no'"),
+        (("plot", "runs", "--out", "here.png"), "--out: cannot write 'here.png': it is a folder; expected a file"),
+        (("eval", "runs/0", "--csv", "no/x.csv"), "--csv: cannot write 'no/x.csv': there is no folder 'no'"),
+        (("eval", "runs/0", "--config-dir", "no"), "--config-dir: there is no directory 'no'"),
+        (("export", "runs/0", "--config-dir", "no"), "--config-dir: there is no directory 'no'"),
+    ],
+)
+def test_what_is_not_there_is_named_before_anything_is_done(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    (folder / "here.png").mkdir()
+    if arguments[0] in ("plot", "export"):
+        pytest.importorskip({"plot": "matplotlib", "export": "onnxscript"}[arguments[0]])
+    assert call(*arguments) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {message}")
+
+
+def test_filters_that_fit_no_run_are_no_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("runs", "--where", "algo.gamma=0.5") == 0
+    assert call("runs", "--where", "seed=7") == 0
+
+
+@pytest.fixture
+def of_others(capfd: pytest.CaptureFixture[str]) -> Iterator[Path]:
+    """Give a folder of runs, the second of which belongs to others: this process may not even look into it."""
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        for seed in range(2):
+            make_run(top / str(seed), seed=seed)
+        assert call("runs", name) == 0  # imports what it takes while all may be read
+        capfd.readouterr()
+        (top / "1").chmod(0)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield top
+        finally:
+            if root:
+                os.seteuid(0)
+            (top / "1").chmod(0o755)
+
+
+def test_a_folder_of_others_is_told_and_the_rest_is_listed(of_others: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("runs", str(of_others)) == 0
+    out, err = capfd.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["0"]
+    assert err == f"{of_others}/1: cannot be read: Permission denied\n"
+
+
+def test_what_may_not_be_read_is_one_line(of_others: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, reported_errors():
+        resume_run(of_others / "1", {}, tell=print)
+    assert end.value.code == 2
+    assert capfd.readouterr().err == f"Error: '{of_others}/1/config.yaml': permission denied\n"

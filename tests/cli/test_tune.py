@@ -190,6 +190,8 @@ def test_jobs_share_the_cores_and_keep_the_environments(monkeypatch: pytest.Monk
         (["tune=field"], "tune.space: algo.gamma: there is no field 'hihg'. Did you mean 'high'?"),
         (["tune=member"], "tune.space: agent=gruu: there is no 'gruu' in the group 'agent'. Did you mean 'gru'?"),
         (["tune=empty"], "tune.space: there is nothing to tune"),
+        (["seed=x"], "Error: seed: expected an integer >= 0, got 'x'"),
+        (["study_dir=conf/tune/key.yaml/x"], "study_dir: cannot create '"),
         (["seed=1,2"], "seed: got several values, 1,2"),
         (["run_dir=x"], "run_dir=x: each trial has a directory of its own"),
         (["nowhere"], "nowhere: expected GROUP=MEMBER, KEY=VALUE, or the directory of a study"),

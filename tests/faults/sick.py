@@ -70,29 +70,46 @@ def sys_exit() -> None:
 
 
 class Sick(gymnasium.Env[np.ndarray, int]):
-    """Goes wrong at `place`: its constructor, its first reset, or its third step."""
+    """Goes wrong at `place`: its constructor, its first reset, its third step, or the reset after an episode of three.
+
+    Args:
+        way: of `WAYS`.
+        place: `constructor`, `reset`, `step` or `later reset`.
+        which: the environment of its process that does, by number; None for all.
+        exits_first: a file that is not there yet: the first of all processes makes it and ends at its third step.
+    """
 
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, way: str, place: str) -> None:
-        self._way, self._place, self._steps = WAYS[way], place, 0
+    _made = 0
+
+    def __init__(self, way: str, place: str, which: int | None = None, exits_first: str | None = None) -> None:
+        self._way, self._place, self._steps, self._resets = WAYS[way], place, 0, 0
+        self._well = which not in (None, Sick._made)
+        self._exits_at = None if exits_first is None or os.path.exists(exits_first) else exits_first
+        Sick._made += 1
         self._go_wrong("constructor")
 
     def _go_wrong(self, place: str) -> None:
-        if place == self._place:
+        if place == self._place and not self._well and self._exits_at is None:
             self._way()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        self._go_wrong("reset")
+        self._resets += 1
+        self._go_wrong("reset" if self._resets == 1 else "later reset")
         return np.zeros(2, np.float32), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._steps += 1
+        if self._steps == 3 and self._exits_at is not None:
+            os.close(os.open(self._exits_at, os.O_CREAT))
+            os._exit(3)
         if self._steps == 3:
             self._go_wrong("step")
-        return np.zeros(2, np.float32), 0.0, False, False, {}
+        ends = self._place == "later reset" and self._steps == 3
+        return np.zeros(2, np.float32), 0.0, ends, False, {}
 
 
 gymnasium.register("Sick-v0", entry_point=Sick, disable_env_checker=True, order_enforce=False)

@@ -17,9 +17,9 @@ import torch
 from rlx.agent import Agent
 from rlx.batcher import Batcher
 from rlx.data import DictTensor, EnvSpecs
-from rlx.env import make
+from rlx.env import make, make_mixed
 from rlx.errors import EnvironmentFault, UserError, WorkerError
-from rlx.seeding import env_seed
+from rlx.seeding import derive, env_seed
 from tests.faults import sick
 
 pytestmark = pytest.mark.faults
@@ -40,8 +40,8 @@ class Still(Agent):
         return DictTensor({"action": torch.zeros_like(outputs["zero"], dtype=torch.int64)})
 
 
-def sick_batcher(way: str, place: str, **changes) -> Batcher:
-    make_env = partial(make, sick.ID, kwargs={"way": way, "place": place})
+def sick_batcher(way: str, place: str, sickness: dict[str, object] | None = None, **changes) -> Batcher:
+    make_env = partial(make, sick.ID, kwargs={"way": way, "place": place, **(sickness or {})})
     return Batcher(Still, make_env, **(SETTINGS | changes))
 
 
@@ -97,6 +97,66 @@ def test_a_worker_that_does_nothing_is_told_with_environment_and_seed(way: str, 
     if way == "waits":
         assert "wait_in_python" in str(caught.value.__cause__)
     assert time.monotonic() - started < 20
+
+
+HANGS = [
+    ("constructor", "hangs in its constructor"),
+    ("reset", "hangs in reset"),
+    ("later reset", "hangs"),
+]
+"""Where an environment may hang besides its step, and what is said of it."""
+
+
+@pytest.mark.parametrize(("place", "said"), HANGS)
+def test_an_environment_that_hangs_at_the_first_start_is_told_with_its_seed(place: str, said: str) -> None:
+    options = {"num_workers": 1, "step_timeout": 0.4, "on_failure": "raise"}
+    with (
+        pytest.raises(WorkerError, match="no sign of life for") as caught,
+        sick_batcher("waits", place, {"which": 1}, **options) as batcher,
+    ):
+        batcher.collect()
+    assert f"environment 1 (reset seed {env_seed(1, 1)}) {said}. batcher.step_timeout=0.4 sets" in str(caught.value)
+    assert "wait_in_python" in str(caught.value.__cause__)
+    found = re.search(r"no sign of life for ([\d.]+) s", str(caught.value))
+    assert found is not None
+    assert 0.4 <= float(found[1]) < 1.2, "0.4 s for each of two environments, and two looks in between"
+
+
+@pytest.mark.parametrize(("place", "said"), HANGS)
+def test_an_environment_that_hangs_after_a_restart_is_told_with_its_new_seed(
+    place: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sickness = {"which": 1, "exits_first": str(tmp_path / "exited")}
+    with sick_batcher("waits", place, sickness, num_workers=1, step_timeout=0.4) as batcher:
+        with pytest.raises(WorkerError, match=r"(?s)died \(exit status 3\).*started again 3 times"):
+            batcher.collect()
+        assert batcher.restarts == 3
+    told = [record.getMessage() for record in caplog.records]
+    assert ["no sign of life" in line for line in told] == [False, True, True]
+    for incarnation, line in enumerate(told[1:], 1):
+        seed = env_seed(derive(1, "incarnation", incarnation), 1)
+        assert f"environment 1 (reset seed {seed}) {said}." in line
+
+
+@pytest.mark.parametrize("place", ["constructor", "reset"])
+def test_a_hang_in_c_at_the_start_has_the_time_limit_as_well(place: str) -> None:
+    options = {"num_workers": 1, "step_timeout": 0.4, "on_failure": "raise"}
+    seeds = ", ".join(str(env_seed(1, row)) for row in range(2))
+    with (
+        pytest.raises(WorkerError, match=f"the reset seeds of its environments are {seeds}"),
+        sick_batcher("waits in C", place, **options) as batcher,
+    ):
+        batcher.collect()
+
+
+def test_a_mixture_names_the_environment_that_hangs_in_reset() -> None:
+    members = [{"id": sick.ID, "kwargs": {"way": "waits", "place": place}} for place in ("never", "reset")]
+    options = SETTINGS | {"num_workers": 1, "step_timeout": 0.4, "on_failure": "raise"}
+    with (
+        pytest.raises(WorkerError, match=rf"environment 1 \(reset seed {env_seed(1, 1)}\) hangs in reset"),
+        Batcher(Still, partial(make_mixed, members=members), **options) as batcher,
+    ):
+        batcher.collect()
 
 
 def test_a_worker_that_hangs_again_and_again_is_given_up() -> None:

@@ -1,5 +1,6 @@
 """Loggers as users write them; configurations of tests name them."""
 
+import signal
 from typing import Any, ClassVar
 
 from rlx.run.lock import LOCK
@@ -55,3 +56,31 @@ class Failing:
     def _reach(self, place: str) -> Any:
         if self.at == place:
             raise ConnectionError("the server is gone")
+
+
+class Ending:
+    """Ends a run with its second row, where it is not resumed, and is told how it ended."""
+
+    made: ClassVar[list["Ending"]] = []
+
+    def __init__(self, run: RunInfo, *, how: str) -> None:
+        self.how, self.rows = how if run.env_steps == 0 else "done", 0
+        self.status: str | None = None
+        self.told: str | None = None
+        if how == "failed":  # else it would be left out
+            self.path = run.directory / "ending.txt"
+            self.path.touch()
+        self.made.append(self)
+
+    def write(self, row: Row) -> None:
+        self.rows += 1
+        if self.rows == 2 and self.how == "stopped":
+            signal.raise_signal(signal.SIGTERM)
+        if self.rows == 2 and self.how == "failed":
+            raise ArithmeticError("the second row")
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.told = self.status

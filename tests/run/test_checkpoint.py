@@ -18,7 +18,6 @@ import torch
 
 from rlx.errors import CheckpointError, RunWriteError
 from rlx.run.checkpoint import (
-    SCHEMA,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -28,6 +27,7 @@ from rlx.run.checkpoint import (
     verify_checkpoint,
     write_snapshot,
 )
+from rlx.run.migrate import SCHEMA
 
 FILES = ["checkpoint.json", "config.json", "state.json", "tensors.safetensors"]
 CONFIG = {"algo": {"gamma": 0.99, "clip": float("inf")}, "seed": 0, "none": None}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlx.errors import ConfigError
 from rlx.run.cores import Cores, cgroup_quota, describe_use, find_cores, with_workers
 from tests.run.jobs import SMALL, train
 
@@ -104,3 +105,10 @@ def test_warning_stands_in_the_log(tmp_path: Path, caplog) -> None:
     run = train(tmp_path / "run", *SMALL, "num_threads=99", "total_steps=128")
     assert "WARNING num_threads is 99, but there are" in (run / "log.txt").read_text()
     assert "num_threads is 99" in caplog.text
+
+
+def test_a_number_of_workers_that_is_another_word_than_auto_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"num_workers: expected an integer >= 1 or auto, got 'Auto'. Did you mean 'auto'"
+    ):
+        with_workers({"batcher": {"num_workers": "Auto"}}, Cores(2, "mask"))

@@ -87,3 +87,8 @@ def test_job_that_slurm_starts_again_elsewhere_takes_over_its_own_lock(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with RunLock(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["restarts"] == 1
+
+
+def test_a_directory_where_no_lock_can_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"run\.lock' cannot be written: No such file or directory"):
+        RunLock(tmp_path / "missing").__enter__()

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+from rlx.cli.resume import run_resume
 from rlx.errors import CheckpointError, ConfigError, MissingPackageError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 from rlx.run.launch import launch, resume_run
 from rlx.run.loggers import RunInfo, hyperparameters
 from rlx.run.metrics import read_metrics
+from rlx.run.signals import StopRequested
 from tests.run.jobs import SMALL, composed
-from tests.run.loggers import Kept
+from tests.run.loggers import Ending, Kept
 from tests.run.resuming import resume, stopped_at
 
 EVERY = ["total_steps=192", "checkpoint.every=1", "checkpoint.keep_last=9", "seed=3"]
@@ -83,10 +86,100 @@ def test_a_resumed_runs_logger_is_told_where_the_checkpoint_knew_it(tmp_path: Pa
     assert kept.position() == 3
 
 
+CSV = {"csv": {"_target_": "rlx.run.loggers.csv"}}
+EVENTS = {"tensorboard": {"_target_": "rlx.run.loggers.tensorboard", "hparams": False}}
+
+
+def steps_of_events(directory: Path) -> list[int]:
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("loss/total")]
+
+
+def test_a_resumed_run_may_have_other_loggers_and_the_csv_file_keeps_all_rows(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    again = stopped_at(whole, tmp_path / "again", 128)
+    said = resume(again, logger=CSV | {"mine": own("Kept", label="x")}, **{"logger.mine.label": "new"})
+    assert "resume: logger: [csv,tensorboard] -> [csv,mine]" in said
+    (kept,) = Kept.made
+    assert (kept.label, kept.run.env_steps, kept.run.position) == ("new", 128, None)
+    assert [row["env_steps"] for row in kept.rows] == [192]
+    assert [row["env_steps"] for row in read_metrics(again / "metrics.csv")] == [64, 128, 192]
+    assert load_checkpoint(find_checkpoint(again)).config["logger"].keys() == {"csv", "mine", "console", "every"}
+
+
+def test_a_logger_that_comes_back_goes_on_where_it_had_left(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    again = stopped_at(whole, tmp_path / "again", 128)
+    assert steps_of_events(again) == [64, 128, 192], "the last came after the checkpoint"
+    resume(again, logger=CSV, total_steps=256)
+    resume(again, logger=CSV | EVENTS, total_steps=320)
+    assert steps_of_events(again) == [64, 128, 320]
+    assert [row["env_steps"] for row in read_metrics(again / "metrics.csv")] == [64, 128, 192, 256, 320]
+
+
+def test_what_a_new_logger_wrote_before_the_run_was_killed_is_not_there_twice(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "logger=[]")
+    again = stopped_at(whole, tmp_path / "again", 64)
+    resume(again, logger=CSV | EVENTS)
+    killed = stopped_at(again, tmp_path / "killed", 64)
+    resume(killed, logger=CSV | EVENTS)
+    assert [row["env_steps"] for row in read_metrics(killed / "metrics.csv")] == [128, 192]
+    assert steps_of_events(killed) == [128, 192]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logger": EVENTS}, r"logger: got \[tensorboard\], but csv stays in a run that has it"),
+        ({"logger": {}}, r"logger: got \[\], but csv stays in a run that has it"),
+        ({"logger.tensorboard.hparams": False}, "logger.tensorboard.hparams: it may not change when a run is resumed"),
+        ({"logger": CSV | EVENTS, "logger.tensorboard.hparams": False}, "it may not change when a run is resumed"),
+        ({"logger": CSV | {"mine": own("Kept")}}, r"logger\.mine\.label: no value given"),
+    ],
+)
+def test_loggers_that_a_resumed_run_may_not_have_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
+    whole = run(tmp_path / "whole")
+    before = (whole / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=message):
+        resume(whole, total_steps=900, **changes)
+    assert (whole / "config.yaml").read_text() == before
+
+
+def test_the_command_line_composes_the_loggers_of_a_resumed_run(tmp_path: Path, capsys, monkeypatch) -> None:
+    whole = run(tmp_path / "whole", "logger=csv")
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    (tmp_path / "conf" / "logger" / "mine.yaml").write_text("mine:\n  _target_: tests.run.loggers.Kept\n  label: x\n")
+    own_conf = f"--config-dir={tmp_path / 'conf'}"
+    run_resume([f"resume={whole}", "logger=[csv,mine]", "logger.mine.label=y", "total_steps=256", own_conf])
+    assert "resume: logger: [csv] -> [csv,mine]\n" in capsys.readouterr().err
+    assert [kept.label for kept in Kept.made] == ["y"]
+    with pytest.raises(ConfigError, match=r"tensorbord.* Did you mean .*tensorboard"):
+        run_resume([f"resume={whole}", "logger=[csv,tensorbord]", "total_steps=320"])
+
+
 def test_a_logger_of_another_checkpoint_is_not_imported_without_trust(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", mine=own("Kept", label="here"))
     with pytest.raises(CheckpointError, match=r"names code that is not rlx's: tests\.run\.loggers\.Kept"):
         resume_run(whole, {"total_steps": 900}, "test", tell=print)
+
+
+ENDS = {"done": nullcontext(), "stopped": pytest.raises(StopRequested), "failed": pytest.raises(ArithmeticError)}
+"""How a run may end, with what `tests.run.loggers.Ending` has it raise."""
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_logger_that_asks_is_told_how_the_run_ended(tmp_path: Path, how: str) -> None:
+    with ENDS[how]:
+        run(tmp_path / "run", mine=own("Ending", how=how))
+    assert Ending.made[-1].told == how
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == how
+
+
+def test_a_logger_that_asks_is_told_of_a_run_that_did_not_begin(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it did not begin"):
+        run(tmp_path / "run", mine=own("Ending", how="done"), then=own("Failing", at="begin"))
+    assert Ending.made[-1].told == "failed"
 
 
 @pytest.mark.parametrize("place", ["write", "flush", "close"])
@@ -183,6 +276,22 @@ def test_mlflow_keeps_parameters_and_rows_and_a_resumed_run_goes_on_in_its_own(t
     assert sorted(metric.step for metric in history) == [64, 128, 192, 192]  # the last again, by the resumed run
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("how", "status"), [("stopped", "KILLED"), ("failed", "FAILED")])
+def test_mlflow_shows_how_a_run_ended_until_it_is_resumed(tmp_path: Path, how: str, status: str, monkeypatch) -> None:
+    mlflow: Any = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'rlx[mlflow]'")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    where = (tmp_path / "store").as_uri()
+    words = ["logger=[csv,mlflow]", f"logger.mlflow.tracking_uri='{where}'"]
+    with ENDS[how]:
+        run(tmp_path / "run", *words, mine=own("Ending", how=how))
+    client = mlflow.MlflowClient(tracking_uri=where)
+    experiment = client.get_experiment_by_name("rlx").experiment_id
+    assert [found.info.status for found in client.search_runs([experiment])] == [status]
+    resume(tmp_path / "run")
+    assert [found.info.status for found in client.search_runs([experiment])] == ["FINISHED"]
+
+
 def records_of(data: bytes) -> Iterator[bytes]:
     """Yield the records of a file in LevelDB's log format, after Weights & Biases' own 7 bytes: blocks of 32 KiB, in
     them chunks of checksum (4 bytes), length (2) and kind: whole (1), first (2), middle (3), last (4)."""
@@ -224,3 +333,22 @@ def test_wandb_writes_rows_offline_and_a_resumed_run_goes_on_in_its_own(tmp_path
     assert found[0][1] == told
     assert found[1] == (found[0][0], told[2:])  # the same run there
     assert os.environ.get("WANDB_MODE") is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("how", "code"), [("done", 0), ("stopped", 255), ("failed", 1)])
+def test_wandb_gets_an_exit_code(tmp_path: Path, how: str, code: int) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'rlx[wandb]'")
+    from wandb.proto import wandb_internal_pb2
+
+    with ENDS[how]:
+        run(tmp_path / "run", "logger=[csv,wandb]", "logger.wandb.mode=offline", mine=own("Ending", how=how))
+    (path,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    codes: list[int] = []
+    for data in records_of(path.read_bytes()):
+        record: Any = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "exit":
+            codes.append(record.exit.exit_code)
+    assert codes == [code]

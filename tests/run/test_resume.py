@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlx.errors import CheckpointError, ConfigError, RlxError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from rlx.run.metrics import read_metrics
+from rlx.run.migrate import KEY, SCHEMA
 from tests.run.jobs import train
 from tests.run.resuming import EVALUATED, JOBS, end_of, job, resume, steps_of, stopped_at, total_steps
 
@@ -189,7 +191,7 @@ def test_shapes_that_do_not_fit_are_named_with_both(stopped: Path, key: str, val
     state, config, meta = load_checkpoint(path)
     config[key] |= value
     save_checkpoint(stopped, state, config, meta)
-    (stopped / "config.yaml").write_text(json.dumps(config))
+    (stopped / "config.yaml").write_text(yaml.safe_dump({KEY: SCHEMA, **config}))
     with pytest.raises(CheckpointError, match=message):
         resume(stopped)
 

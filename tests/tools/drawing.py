@@ -28,6 +28,8 @@ class Drawing(gymnasium.Env[np.ndarray, int]):
         return np.zeros(2, np.float32), self._goal, self._step == self._length, False, {}
 
     def render(self) -> Any:
+        if self._wrong == "GL":
+            raise RuntimeError("could not create a GLX context\nand more of it")
         if self._wrong and self._step == 2:
             return {"none": None, "float": np.zeros((33, 51, 3)), "size": np.zeros((40, 51, 3), np.uint8)}[self._wrong]
         return np.full((33, 51, 3), 20 * self._step, np.uint8) if self.render_mode == "rgb_array" else None

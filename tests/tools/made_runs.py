@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from rlx.run.directory import CONFIG, LOG, METRICS, create_run_directory, write_summary
 from rlx.run.metrics import CsvSink
+from rlx.run.migrate import KEY, SCHEMA
 
 
 def make_run(
@@ -29,6 +30,7 @@ def make_run(
     """Write a run of `algo` on `env` with one row a return, `steps` apart; no summary where `status` is None."""
     create_run_directory(directory)
     config = {
+        KEY: SCHEMA,
         "env": {"_target_": "rlx.env.make", "id": env},
         "agent": {"_target_": "rlx.agent.ActorCritic", "hidden_sizes": [64, 64]},
         "algo": {"_target_": f"rlx.algo.{algo}.train", "learning_rate": 0.001, "gamma": 0.99, **numbers},

@@ -1,6 +1,8 @@
 """Episodes that are recorded or shown: those of an evaluation, every frame of them."""
 
+import ctypes.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ from rlx.errors import CheckpointError, EnvironmentFault, MissingPackageError, R
 from rlx.run.evaluate import Evaluator
 from rlx.run.policy import load_policy
 from rlx.seeding import env_seed
+from rlx.tools.screen import drawing_without_screen
 from rlx.tools.watch import watch
 
 from ..cli.test_commands import call
-from ..program import train_here
+from ..program import COMMAND, ROOT, train_here
 from .trained import Trained, trained_once
 
 SEED = 3
@@ -27,7 +30,7 @@ KINDS = {
     "torch": ["env=CartPoleTorch"],
     "drawing": [*DRAWING, "env.reward_scale=0.5", "+batcher.env_info.goal={uniform: [0, 9]}"],
     "blind": ["env=gym", "env.id=tests.tools.drawing:Blind-v0"],
-    **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size")},
+    **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size", "GL")},
     "mixed": [
         "env=mixed",
         "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
@@ -155,6 +158,74 @@ def test_pictures_that_are_none_are_named_and_leave_no_file(
     with pytest.raises(kind, match=reason):
         watch(trained(wrong), video=tmp_path, trust=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_screen(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Take away all that tells of a screen, or of how MuJoCo is to draw."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_drawing_that_fails_for_want_of_a_screen_is_one_line_that_says_what_helps(
+    trained: Trained, tmp_path: Path, no_screen: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    no_screen.setenv("MUJOCO_GL", "glfw")
+    run = str(trained("GL"))
+    capfd.readouterr()
+    assert call("eval", run, "--video", str(tmp_path / "x"), "--trust") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        "Error: 'tests.tools.drawing:Drawing-v0' cannot draw here, without a screen and with MUJOCO_GL=glfw: "
+        "RuntimeError: could not create a GLX context. Without a screen, MuJoCo needs MUJOCO_GL=egl and libEGL"
+    )
+
+
+def test_a_window_without_a_screen_is_refused(
+    trained: Trained, no_screen: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call("eval", str(trained("cartpole")), "--render", "human") == 2
+    assert "there is no screen here" in capfd.readouterr().err
+
+
+def test_mujoco_is_told_of_egl_only_where_nothing_else_is_said(no_screen: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("OpenGL")
+    if ctypes.util.find_library("EGL") is None:
+        pytest.skip("there is no libEGL")
+
+    def chosen() -> str | None:
+        with drawing_without_screen():
+            return os.environ.get("MUJOCO_GL")
+
+    assert chosen() == "egl"
+    assert "MUJOCO_GL" not in os.environ
+    for name, value, expected in (
+        ("MUJOCO_GL", "osmesa", "osmesa"),
+        ("PYOPENGL_PLATFORM", "glx", None),
+        ("DISPLAY", ":0", None),
+    ):
+        no_screen.setenv(name, value)
+        assert chosen() == expected
+        assert os.environ.get(name) == value
+        no_screen.delenv(name)
+
+
+def test_mujoco_draws_without_a_screen(tmp_path: Path, no_screen: pytest.MonkeyPatch) -> None:
+    for package in ("mujoco", "OpenGL", "imageio_ffmpeg"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    if ctypes.util.find_library("EGL") is None:
+        pytest.skip("there is no libEGL")
+    run = tmp_path / "run"
+    assert train_here("env=HalfCheetah", "env.max_episode_steps=3", f"run_dir={run}") == 0
+    command = [*COMMAND, "eval", str(run), "--video", "x.mp4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    frames, _ = frames_of(tmp_path / "x.mp4", 480, 480)
+    assert len(frames) == 4
+    assert frames[0].std() > 1, "a picture, and not one colour"
 
 
 def test_code_that_a_checkpoint_names_is_not_run_untrusted(trained: Trained, tmp_path: Path) -> None:
