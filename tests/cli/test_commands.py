@@ -91,7 +91,7 @@ def test_eval_of_several_policies_tells_each_and_keeps_every_episode(
     ]
     assert call("eval", "one", "two", "--json") == 0
     assert [one["path"] for one in json.loads(capfd.readouterr().out)["evaluations"]] == ["one", "two"]
-    assert call("eval", "one", "--csv", str(tmp_path)) == 1
+    assert call("eval", "one", "--csv", str(tmp_path)) == 2
     assert "cannot write" in capfd.readouterr().err
 
 
