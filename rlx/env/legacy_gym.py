@@ -85,7 +85,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         self.env = env
         numbers = [int(part) for part in str(gym.__version__).split(".")[:2]]
         self._seeds_at_reset = numbers >= [0, 22]
-        self._renders_by_mode = numbers < [0, 26]
+        self._renders_by_mode = numbers < [0, 26] and getattr(env, "render_mode", None) is None
         self.observation_space = convert_space(env.observation_space)
         self.action_space = convert_space(env.action_space)
         self.metadata = dict(getattr(env, "metadata", {}))
@@ -117,8 +117,11 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         return observation, reward, bool(done) and not truncated, truncated, info
 
     def render(self) -> Any:
-        """Return a picture of the environment, or None."""
-        return self.env.render(mode="rgb_array") if self._renders_by_mode else self.env.render()
+        """Return a picture of the environment, or None; of the pictures that gym 0.25 collects, the newest."""
+        picture: Any = self.env.render(mode="rgb_array") if self._renders_by_mode else self.env.render()
+        if isinstance(picture, list):
+            return cast("list[Any]", picture)[-1] if picture else None
+        return picture
 
     def close(self) -> None:
         """Close the environment."""

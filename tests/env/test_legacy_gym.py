@@ -67,6 +67,18 @@ def test_transitions_are_those_of_gymnasiums_cartpole(limit: int | None) -> None
 
 
 @needs_gym
+def test_it_draws_one_picture_of_each_step() -> None:
+    with make_legacy_gym("CartPole-v1", 1, kwargs={"render_mode": "rgb_array"}) as env:
+        out = env.allocate()
+        env.reset(out, seeds=[0])
+        for _ in range(2):
+            env.step({"action": torch.tensor([1])}, out)
+            picture = env.render(0)
+            assert picture.dtype == np.uint8
+            assert picture.shape == (400, 600, 3)
+
+
+@needs_gym
 def test_an_unknown_id_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"gym has no environment 'CartPol-v1'.*CartPole-v1"):
         make_legacy_gym("CartPol-v1", 1)
