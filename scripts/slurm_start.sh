@@ -7,6 +7,7 @@
 # Needs root and: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 set -euo pipefail
 
+PATH="$PATH:/usr/sbin:/sbin" # where the daemons are, and a user's PATH may not lead
 folder="$(mkdir -p "$1" && cd "$1" && pwd)"
 for program in munged slurmctld slurmd sbatch; do
     command -v "$program" >/dev/null || { echo "slurm_start.sh: $program is not installed" >&2; exit 3; }

@@ -158,8 +158,9 @@ def test_what_is_drawn_for_a_piece_is_drawn_anew_for_the_next_one() -> None:
 def test_actions_drawn_for_a_piece_come_as_often_as_their_probabilities_say() -> None:
     specs = EnvSpecs(OBS, {"action": Spec((), torch.int64, "discrete", nvec=(3,))})
     agent = actor_critic(specs)
+    weights = torch.Generator().manual_seed(0)
     for parameter in agent.parameters():
-        parameter.data.normal_()
+        parameter.data.normal_(std=0.3, generator=weights)
     rows, steps = 2000, 20
     seen, nothing = DictTensor({"obs": torch.ones(rows, 3)}), DictTensor.empty(rows)
     out = {"action": torch.empty(rows, dtype=torch.int64), "logits": torch.empty(rows, 3)}
@@ -171,7 +172,7 @@ def test_actions_drawn_for_a_piece_come_as_often_as_their_probabilities_say() ->
             actor.act_into(seen, nothing, nothing, generator, out)
             counts += out["action"].bincount(minlength=3)
     expected = out["logits"][0].softmax(-1)
-    assert expected.min() > 0.01
+    assert expected.max() - expected.min() > 0.1
     torch.testing.assert_close(counts / counts.sum(), expected, atol=0.01, rtol=0)  # four standard errors
 
 

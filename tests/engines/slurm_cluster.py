@@ -94,7 +94,7 @@ def running() -> Iterator[Cluster]:
     """
     if os.geteuid() != 0:
         pytest.skip("SLURM: only root can start it")
-    if any(shutil.which(program) is None for program in PROGRAMS):
+    if not is_installed():
         _install()
     with tempfile.TemporaryDirectory(prefix="slurm") as name:
         folder = Path(name)
@@ -112,6 +112,12 @@ def running() -> Iterator[Cluster]:
             yield Cluster(folder)
         finally:
             subprocess.run([str(ROOT / "scripts/slurm_stop.sh"), name], check=True, timeout=120)
+
+
+def is_installed() -> bool:
+    """Return whether all programs are there; daemons are where a user's PATH may not lead."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    return all(shutil.which(program, path=path) for program in PROGRAMS)
 
 
 def _install() -> None:

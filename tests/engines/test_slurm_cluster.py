@@ -2,7 +2,6 @@
 
 import os
 import select
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from tests.program import ENVIRONMENT, ROOT
 
-from .slurm_cluster import PROGRAMS, running
+from .slurm_cluster import is_installed, running
 
 pytestmark = pytest.mark.engines
 
@@ -26,7 +25,7 @@ with running() as cluster:
 
 @pytest.fixture(autouse=True)
 def installed() -> None:
-    if os.geteuid() != 0 or any(shutil.which(program) is None for program in PROGRAMS):
+    if os.geteuid() != 0 or not is_installed():
         pytest.skip("SLURM: not installed, or this is not root")
 
 

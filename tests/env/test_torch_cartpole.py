@@ -12,7 +12,8 @@ from rlx.env.random_rows import RandomRows
 from rlx.errors import ConfigError, DeviceError
 
 MODES = ["next_step", "same_step", "none"]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.engines)]
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
 
 def _cartpole(num_envs: int, autoreset: str = "next_step", max_episode_steps: int = 500, device: str = "cpu"):
