@@ -1,12 +1,14 @@
 """How a command ends: results on standard output, one message on standard error, and the exit status."""
 
+import logging
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rlx.errors import RlxError, RunWriteError, UserError
 
@@ -39,6 +41,30 @@ def reported_errors() -> Generator[None]:
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
         sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
         raise SystemExit(getattr(interrupt, "exit_status", 130)) from None
+
+
+@contextmanager
+def end_at_once() -> Generator[None]:
+    """End the process of a rank that failed without the interpreter's own end, once all has been said.
+
+    A failing rank leaves its process group as it is: an exchange may be pending that never ends. Gloo's threads let go
+    of the tensors of the last exchanges in their own time, for which they need the interpreter; if that is at its end
+    by then, it aborts the process (status -6, "terminate called without an active exception").
+    """
+    try:
+        yield
+    except BaseException as error:
+        distributed: Any = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+            raise
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _leave_it_to_rank_0() -> None:

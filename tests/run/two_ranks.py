@@ -11,6 +11,7 @@ from torch import nn
 
 from rlx.agent import Normalizer, ObservationNormalizer, update_normalizers
 from rlx.agent.flat import flatten_parameters
+from rlx.cli.report import end_at_once
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from rlx.errors import ConfigError, RankError
 from rlx.run.agreement import Iteration, agree, agree_on_stop
@@ -124,8 +125,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ConfigError, RankError) as error:
-        sys.stderr.write(f"told: {error}\n")
-        sys.exit(error.exit_status)
+    with end_at_once():
+        try:
+            main()
+        except (ConfigError, RankError) as error:
+            sys.stderr.write(f"told: {error}\n")
+            sys.exit(error.exit_status)
