@@ -188,7 +188,7 @@ class _Actor(Agent):
         shape = (num_steps, agent_info.batch_size, self._only.num_parameters)
         if self._draws.shape != shape:
             with torch.inference_mode(False):
-                self._draws = torch.empty(shape, device=generator.device)
+                self._draws = torch.empty(shape, device=next(self._agent[0].parameters()).device)
                 self._races = list(self._draws.unbind(0))
         self._only.race(self._draws, generator)
         self._coming = iter(self._races)

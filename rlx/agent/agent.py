@@ -267,13 +267,18 @@ def reset_state(agent: Agent, state: DictTensor, is_first: Tensor, agent_info: D
         is_first: `[B]` bool.
         agent_info: `[B]`.
     """
-    if state.is_empty or not bool(is_first.any()):
+    if state.is_empty or not may_be_any(is_first):
         return state
     initial = agent.initial_state(agent_info, state.batch_size)
     if not agent.history_length:
         return DictTensor.where(is_first, initial, state)
     derived = state.exclude(*initial)
     return DictTensor.where(is_first, initial, state.select(*initial)) | derived
+
+
+def may_be_any(rows: Tensor) -> bool:
+    """Return whether any of `rows` `[B]` bool may be true: on the CPU whether it is; elsewhere to ask means to wait."""
+    return not rows.is_cpu or bool(rows.any())
 
 
 def is_stateful(agent: Agent, agent_info: DictTensor | None = None) -> bool:

@@ -38,7 +38,8 @@ class SlotReader:
             "next/truncated": slot.truncated.transpose(0, 1),
         }
         self._views |= {key: value.transpose(0, 1) for key, value in slot.sampled.items()}
-        self._rows = torch.arange(slot.layout.num_envs)
+        self._device = slot.reward.device
+        self._rows = torch.arange(slot.layout.num_envs, device=self._device)
         self._context = {key: value.transpose(0, 1) for key, value in slot.context.items()}
         self._context_length = slot.context_length if self._context else torch.zeros_like(slot.length)
 
@@ -56,7 +57,7 @@ class SlotReader:
         for key in slot.obs:
             fields[f"next/{key}"] = Lazy(lambda key=key: piece.next_obs(key))
         if version is not None:
-            fields["agent/policy_version"] = torch.tensor(version).expand(slot.reward.T.shape)
+            fields["agent/policy_version"] = torch.tensor(version, device=self._device).expand(slot.reward.T.shape)
         fields["env/is_first"] = Lazy(piece.is_first)
         fields["env/prev_reward"] = Lazy(lambda: piece.shifted(slot.prev_reward, slot.reward))
         for key, first in slot.prev_action.items():
@@ -65,7 +66,7 @@ class SlotReader:
         info = DictTensor.trusted({key: value[0] for key, value in slot.sampled.items()}, slot.layout.num_envs)
         for name, given in (("agent_info", agent_info), ("env_info", env_info)):
             if isinstance(given, DictTensor) and not given.is_empty:
-                info = info | given.add_prefix(name)
+                info = info | given.to(self._device).add_prefix(name)
         if slot.state:
             info = info | DictTensor.trusted(
                 {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs
@@ -90,7 +91,7 @@ class SlotReader:
         fields: dict[str, Tensor | Lazy] = {"row": row, "time": time}
         for key, value in slot.obs.items():
             fields[key] = torch.cat([value[last[running] + 1, running], finals[key][cut]])
-        fields["is_first"] = torch.zeros(len(row), dtype=torch.bool)
+        fields["is_first"] = torch.zeros(len(row), dtype=torch.bool, device=self._device)
         fields["prev_reward"] = Lazy(lambda: piece.at(slot.reward, time, row))
         for key in slot.prev_action:
             fields[f"prev_{key}"] = Lazy(lambda key=key: piece.at(slot.outputs[key], time, row))

@@ -13,7 +13,7 @@ from rlx.batcher.assemble import HANDED_BACK, SlotReader
 from rlx.batcher.context import context_specs
 from rlx.batcher.crew import Crew, WorkerKind
 from rlx.batcher.handles import Handle, all_ready, receive_all
-from rlx.batcher.memory import Memory
+from rlx.batcher.on_device import allocate
 from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import agreed_specs, probe_agent
 from rlx.batcher.restart import OnFailure
@@ -23,7 +23,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker_options import EnvMaker, WorkerOptions
-from rlx.data import DictTensor, EnvSpecs, Trajectories
+from rlx.data import DictTensor, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
 
@@ -42,6 +42,7 @@ class Batcher:
         collect_seconds: time the caller has spent waiting in `get`.
         cpu_seconds: CPU time that the workers have spent on the pieces handed over.
         workers: `process`, `local` or `ray`.
+        device: where the pieces lie: on the CPU; with local workers, where the environments live.
         waiting: whether a `get` is waiting for workers, or was when something interrupted it.
     """
 
@@ -139,8 +140,8 @@ class Batcher:
                     envs_before=rank * self.num_envs,
                 )
                 self._crew.add(options)
-            found: list[EnvSpecs] = receive_all(self._handles)
-            self.specs = agreed_specs(found)
+            self.specs = agreed_specs(receive_all(self._handles))
+            self.device = self._handles[0].device
         except BaseException:
             self.close()
             raise
@@ -180,8 +181,7 @@ class Batcher:
         if not wait:
             return
         for handle in self._handles:
-            columns = handle.options.columns
-            handle.send("reset", columns_of(self._agent_info, columns), columns_of(self._env_info, columns))
+            handle.send("reset", *self._given_to(handle))
         self._receive()
 
     def publish(self, agent: nn.Module) -> None:
@@ -221,11 +221,10 @@ class Batcher:
                 raise UserError("execute(agent_info): it is drawn by a sampler for each episode; see reset()")
             self._agent_info = self._rows_of("agent_info", agent_info)
         slot = self._next_slot
+        anew, given = self._resets_first, self._resets_first or agent_info is not None
         for handle in self._handles:
-            columns = handle.options.columns
-            anew = self._resets_first
-            info = None if agent_info is None and not anew else columns_of(self._agent_info, columns)
-            handle.send("run", slot, self._version, info, columns_of(self._env_info, columns) if anew else None)
+            info, env_info = self._given_to(handle)
+            handle.send("run", slot, self._version, info if given else None, env_info if anew else None)
         self._resets_first = False
         self._in_flight.append(slot)
         self._version_executed = self._version
@@ -349,7 +348,7 @@ class Batcher:
         actor = agent.actor()
         given = {"agent_info": self._agent_info, "env_info": self._env_info}
         sampled, rows = draw_once(given, self.num_envs, travels=self.workers != "local")
-        outputs, state = probe_agent(actor, self.specs, rows["agent_info"])
+        outputs, state = probe_agent(actor, self.specs, rows["agent_info"].to("cpu"))
         self._weights = WeightsLayout.of(agent)
         layout = Layout.plan(
             self.num_steps,
@@ -362,17 +361,18 @@ class Batcher:
             history_length=actor.history_length,
             sampled=sampled,
         )
-        self._memory = Memory(layout.num_bytes)
-        self._memory.reserve(0, layout.finals_start)
+        self._memory = allocate(layout, self.device)
         self._weight_views = [self._weights.tensors(self._memory.tensor(block)) for block in layout.weights]
         columns = [handle.options.columns for handle in self._handles]
         self._readers = [SlotReader(Slot(layout, self._memory, index), columns) for index in range(NUM_SLOTS)]
         self._layout = layout
         for handle in self._handles:
-            own = handle.options.columns
-            given = columns_of(self._agent_info, own), columns_of(self._env_info, own)
-            handle.attach(layout, self._memory, *given)
+            handle.attach(layout, self._memory, *self._given_to(handle))
         self._receive()
+
+    def _given_to(self, handle: Handle) -> tuple[Info, Info]:
+        own = handle.options.columns
+        return columns_of(self._agent_info, own), columns_of(self._env_info, own)
 
     def _receive(self) -> list[Any]:
         return self._or_close(receive_all)
@@ -393,7 +393,7 @@ class Batcher:
                 f"batcher.{name}: got one, and reset({name}=...) gives another from the start; expected null"
             )
         info = standing if info is None else info
-        return fitting(name, info, self.num_envs, planned, travels=self.workers != "local")
+        return fitting(name, info, self.num_envs, planned, travels=self.workers != "local", device=self.device)
 
     def _usable(self) -> None:
         if self._closed:

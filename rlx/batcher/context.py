@@ -41,9 +41,9 @@ class Context:
         """Allocate it, as large as the context that `slot` holds; no step is in it."""
         self._fields = {key: torch.zeros_like(value) for key, value in slot.context.items()}
         self._lengths = torch.zeros_like(slot.length)
-        self._rows = torch.arange(len(self._lengths))
+        self._rows = torch.arange(len(self._lengths), device=self._lengths.device)
         self._size = slot.layout.history_length
-        self._order = torch.arange(self._size).unsqueeze(1)
+        self._order = torch.arange(self._size, device=self._lengths.device).unsqueeze(1)
         views = {key: value.transpose(0, 1) for key, value in self._fields.items()}
         self.steps = TemporalDictTensor.trusted(views, self._lengths, self._size)
 
@@ -75,7 +75,7 @@ class Context:
         counts, before, rows = slot.length, self._lengths, self._rows
         ended = slot.terminated | slot.truncated
         is_first = torch.cat([slot.is_first.unsqueeze(0), ended[:-1]])
-        time = torch.arange(len(ended)).unsqueeze(1)
+        time = torch.arange(len(ended), device=ended.device).unsqueeze(1)
         begun = torch.where(is_first & (time < counts), time, -1).amax(0)  # -1: the episode began before the piece
         over = ended[(counts - 1).clamp(min=0), rows] & (counts > 0)
         # Places count through the old context and on through the piece.

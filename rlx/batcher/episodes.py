@@ -157,7 +157,7 @@ class EpisodeBatcher(Batcher):
     def _begin_round(self) -> None:
         super().reset(*self._given, wait=False)
         super().execute()
-        self._rounds.append(_Round(self.num_envs, first_episode=len(self.episodes)))
+        self._rounds.append(_Round(self.num_envs, len(self.episodes), self.device))
 
     def _joined(self) -> Trajectories:
         rounds, self._rounds = self._rounds, []
@@ -186,12 +186,12 @@ class _Round:
         first_episode: how many episodes the batcher had counted before.
     """
 
-    def __init__(self, num_envs: int, first_episode: int) -> None:
-        self.done = torch.zeros(num_envs, dtype=torch.bool)
+    def __init__(self, num_envs: int, first_episode: int, device: torch.device) -> None:
+        self.done = torch.zeros(num_envs, dtype=torch.bool, device=device)
         self.info: DictTensor | None = None
         self.finals: dict[str, Tensor] = {}
         self.first_episode = first_episode
-        self._lengths = torch.zeros(num_envs, dtype=torch.int64)
+        self._lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._fields: dict[str, Tensor] = {}
         self._capacity = 0
 
@@ -212,7 +212,7 @@ class _Round:
         self.info.copy_rows_(piece.info, again, again)
         counts = steps.lengths[rows]
         self._reserve(int((self._lengths[rows] + counts).max()), steps, observed)
-        inside = torch.arange(int(counts.max())) < counts.unsqueeze(1)
+        inside = torch.arange(int(counts.max()), device=counts.device) < counts.unsqueeze(1)
         place, time = inside.nonzero(as_tuple=True)
         row = rows[place]
         target = self._lengths[row] + time
@@ -251,7 +251,7 @@ def _trajectories(
     info: DictTensor, steps: TemporalDictTensor, finals: DictTensor, actions: Sequence[str]
 ) -> Trajectories:
     """Return whole episodes with the fields that follow from the others, built when they are asked for."""
-    rows = torch.arange(steps.batch_size)
+    rows = torch.arange(steps.batch_size, device=steps.device)
     last = steps.lengths - 1
 
     def following(key: str) -> Tensor:
@@ -266,7 +266,7 @@ def _trajectories(
         return moved.masked_fill_(~steps.mask().view(*moved.shape[:2], *[1] * (moved.dim() - 2)), 0)
 
     def is_first() -> Tensor:
-        first = torch.zeros(steps.batch_size, steps.max_length, dtype=torch.bool)
+        first = torch.zeros(steps.batch_size, steps.max_length, dtype=torch.bool, device=steps.device)
         first[:, 0] = True
         return first
 
@@ -274,7 +274,7 @@ def _trajectories(
         row = rows[steps["next/truncated"][rows, last] & ~steps["next/terminated"][rows, last]]
         time = last[row]
         fields = {"row": row, "time": time, **{key: finals[key][row] for key in finals}}
-        fields["is_first"] = torch.zeros(len(row), dtype=torch.bool)
+        fields["is_first"] = torch.zeros(len(row), dtype=torch.bool, device=steps.device)
         fields["prev_reward"] = steps["next/reward"][row, time]
         fields |= {f"prev_{key}": steps[f"agent/{key}"][row, time] for key in actions}
         return DictTensor.trusted(fields, len(row))

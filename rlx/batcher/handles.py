@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
+import torch
+
 from rlx.batcher.memory import Memory
 from rlx.batcher.sampler import Info
 from rlx.batcher.slots import Layout
@@ -24,12 +26,14 @@ class Handle(Protocol):
         answers: what arrived and was not yet fetched, oldest first.
         restarts: how often the worker was started again.
         dropped_steps: steps that were lost with former incarnations of the worker.
+        device: where pieces are written: where the environments live, for a worker in this process, or on the CPU.
     """
 
     options: WorkerOptions
     answers: deque[Any]
     restarts: int
     dropped_steps: int
+    device: torch.device
 
     @property
     def sources(self) -> list[Any]:
@@ -90,6 +94,7 @@ class LocalHandle:
         self.sources: list[Any] = []
         self.look_every: float | None = None
         self._worker = Worker(options)
+        self.device = self._worker.env.device
         self._commands: deque[Command] = deque([("specs", ())])
 
     @staticmethod

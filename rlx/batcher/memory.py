@@ -59,7 +59,10 @@ class Memory:
 
     Attributes:
         num_bytes: its size.
+        device: where it lies.
     """
+
+    device = torch.device("cpu")
 
     def __init__(self, num_bytes: int, *, descriptor: int | None = None) -> None:
         """Create new zeroed memory, or map the one behind `descriptor` (which is then owned by this object).

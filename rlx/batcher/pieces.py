@@ -14,6 +14,7 @@ from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 
 Mask = NDArray[np.bool_]
 Array = NDArray[Any]
+Places = NDArray[np.int64] | Tensor
 
 Episode = tuple[int, float, int]
 """Row among all environments, return, length."""
@@ -31,7 +32,7 @@ class Piece:
         raw_rewards: `[T, B]`, what the bare environment paid.
         num_finals: final observations kept so far.
         finals_by_call: whether the final observations are found among the calls' own (NEXT_STEP environments).
-        resetting_at_start: `[B]` bool, rows whose first call is a reset.
+        resetting_at_start: `[B]` bool tensor, rows whose first call is a reset.
     """
 
     def __init__(self, slot: Slot, env: VecEnv, extra: Mapping[str, Tensor]) -> None:
@@ -40,7 +41,7 @@ class Piece:
         self.num_steps = len(slot.reward)
         self.num_finals = 0
         self.finals_by_call = env.autoreset is Autoreset.NEXT_STEP
-        self.resetting_at_start: Mask = np.zeros(env.num_envs, dtype=np.bool_)
+        self.resetting_at_start = torch.zeros_like(slot.is_first)
         steps = range(self.num_steps)
         obs = {key: views_of(value) for key, value in slot.obs.items()}
         outputs = {key: views_of(value) for key, value in slot.outputs.items()}
@@ -63,9 +64,14 @@ class Piece:
             )
             for t in steps
         ]
-        self._final_row, self._final_time = slot.final_row.numpy(), slot.final_time.numpy()
-        self._final_obs = {key: value.numpy() for key, value in slot.final_obs.items()}
-        self.raw_rewards: NDArray[np.floating] = slot.reward.numpy() if raw is None else raw
+        self.raw_rewards = self.array(slot.reward) if raw is None else raw
+        self._final_row, self._final_time = self.array(slot.final_row), self.array(slot.final_time)
+        self._final_obs = {key: self.array(value) for key, value in slot.final_obs.items()}
+
+    @staticmethod
+    def array(tensor: Tensor) -> Any:
+        """Return the same memory in the form in which this piece is worked on: here an array."""
+        return tensor.numpy()
 
     def keep_finals(self, t: int, rows: list[int], first_row: int) -> None:
         """Copy the final observations of the episodes that ended at step t, before a reset overwrites them."""
@@ -82,7 +88,7 @@ class Piece:
             place += 1
         self.num_finals = place
 
-    def add_finals(self, times: NDArray[np.int64], rows: NDArray[np.int64], obs: Mapping[str, Tensor]) -> None:
+    def add_finals(self, times: Places, rows: Places, obs: Mapping[str, Tensor]) -> None:
         """Write final observations `[N, ...]`, and which step of which row they follow."""
         place = slice(self.num_finals, self.num_finals + len(rows))
         self.slot.reserve_finals(place.stop)
@@ -91,23 +97,6 @@ class Piece:
         for key, value in obs.items():
             self.slot.final_obs[key][place] = value
         self.num_finals = place.stop
-
-    def first_not_finite(self, first_row: int) -> tuple[str, object, int] | None:
-        """Return the first number that is NaN or infinite: what shows it, the number and its row; None: there is none.
-
-        Final observations included; `first_row` is the first of these rows among all workers'.
-        """
-        for name, block in (*self.slot.obs.items(), ("reward", self.slot.reward)):
-            values = block.numpy() if block.dtype.is_floating_point else None
-            if values is not None and not np.isfinite(values).all():
-                time, row, *_ = np.argwhere(~np.isfinite(values))[0].tolist()
-                return name, values[time, row], row
-        for name, block in self.slot.final_obs.items():
-            values = block[: self.num_finals].numpy() if block.dtype.is_floating_point else None
-            if values is not None and not np.isfinite(values).all():
-                place = int(np.argwhere(~np.isfinite(values))[0][0])
-                return f"the final {name}", values[place], int(self.slot.final_row[place]) - first_row
-        return None
 
 
 def tally(

@@ -13,6 +13,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
+
 from rlx.batcher.failure import Failure, RemoteTraceback, as_error
 from rlx.batcher.handles import CLOSE_SECONDS, Command
 from rlx.batcher.heartbeat import ALIVE, CALLS, COMMANDS, RESETS, Words
@@ -54,6 +56,7 @@ class RestartingHandle(ABC):
         self.options = options
         self.answers: deque[Any] = deque()
         self.restarts = 0
+        self.device = torch.device("cpu")
         self.dropped_steps = 0
         self._on_failure = on_failure
         self._limit = step_timeout or None

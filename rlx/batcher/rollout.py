@@ -1,15 +1,15 @@
 """The rollout loop: one agent stepping some environments and writing what happens into a slot. There is no other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.agent.agent import Agent, reset_state
+from rlx.agent.agent import Agent, may_be_any, reset_state
 from rlx.batcher.context import Context
 from rlx.batcher.heartbeat import CALLS, NUM_WORDS, RESETS, STOP, Words
 from rlx.batcher.journal import Journal
@@ -19,7 +19,7 @@ from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
 from rlx.env.fault import environment_fault, raised
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
-from rlx.errors import EnvironmentFault, RlxError
+from rlx.errors import RlxError
 
 Mask = NDArray[np.bool_]
 Seeds = Sequence[int | None] | None
@@ -50,7 +50,12 @@ class Rollout:
     Episodes follow one another without end, or, in stop mode, each environment does one episode and waits for the next
     `reset`. The loop does per step only what cannot wait; lengths, returns, validity and checks are worked out for the
     whole piece at its end.
+
+    Attributes:
+        piece: what prepares a slot for the loop.
     """
+
+    piece = Piece
 
     def __init__(
         self,
@@ -64,7 +69,6 @@ class Rollout:
         agent_info: DictTensor,
         env_info: DictTensor,
         stop_at_episode_end: bool,
-        check_finite: bool,
         agent_drawn: Drawn | None = None,
         env_drawn: Drawn | None = None,
         words: Words | None = None,
@@ -82,7 +86,6 @@ class Rollout:
             agent_info: `[B]`; empty for none.
             env_info: `[B]`, passed to every reset; empty for none.
             stop_at_episode_end: stop mode.
-            check_finite: whether observations and rewards are checked for NaN and infinity, once a piece.
             agent_drawn: draws `agent_info` for each episode; None: it stays as given.
             env_drawn: likewise `env_info`.
             words: where the environments' calls are counted, and where it is said that the worker is to end.
@@ -93,15 +96,16 @@ class Rollout:
         self.agent_info = agent_info if agent_drawn is None else agent_drawn.rows
         self.env_info = env_info if env_drawn is None else env_drawn.rows
         self.first_row, self.seeds = first_row, seeds
-        self.stop, self.check_finite = stop_at_episode_end, check_finite
+        self.stop = stop_at_episode_end
         self._words: Words = [0] * NUM_WORDS if words is None else words
         self.journal = journal
-        size = env.num_envs
+        size, device = env.num_envs, slots[0].reward.device
         self._next_obs = env.allocate()  # the observation with which the next piece begins
         self._state = agent.initial_state(self.agent_info, size)
-        self._prev_action = {key: spec.zeros(size) for key, spec in env.specs.action.items()}
-        self._prev_reward = torch.zeros(size)
-        self._is_first = torch.ones(size, dtype=torch.bool)
+        self._prev_action = {key: spec.zeros(size, device=device) for key, spec in env.specs.action.items()}
+        self._prev_reward = torch.zeros(size, device=device)
+        self._is_first = torch.ones(size, dtype=torch.bool, device=device)
+        self._resetting = torch.zeros_like(self._is_first)  # NEXT_STEP: rows whose next call is a reset
         extra: dict[str, Tensor] = {}
         if "prev_action" in agent.inputs:
             extra |= {f"prev_{key}": value for key, value in self._prev_action.items()}
@@ -113,11 +117,10 @@ class Rollout:
         self._looks_back |= agent_drawn is not None
         self._context = Context(slots[0]) if agent.history_length else None
         self._recall_due = True  # what the agent derives from its history has to be worked out anew
-        self._pieces = [Piece(slot, env, extra) for slot in slots]
+        self._pieces = [self.piece(slot, env, extra) for slot in slots]
         self._running: Mask = np.ones(size, dtype=np.bool_)  # stop mode: all but those that have ended
-        self._resetting: Mask = np.zeros(size, dtype=np.bool_)  # NEXT_STEP: rows whose next call is a reset
-        self._returns = np.zeros(size, dtype=np.float64)  # of the episodes that go on
-        self._lengths = np.zeros(size, dtype=np.int64)
+        self._returns: Any = np.zeros(size, dtype=np.float64)  # of the episodes that go on
+        self._lengths: Any = np.zeros(size, dtype=np.int64)
         self._seeded, self._total_steps = False, 0
 
     def reset(self) -> None:
@@ -135,7 +138,7 @@ class Rollout:
             self.journal.saw(self._next_obs.obs)
         self._is_first.fill_(True)
         self._running[:] = True
-        self._resetting[:] = False
+        self._resetting.fill_(False)
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._state = self.agent.initial_state(self.agent_info, self.env.num_envs)
@@ -158,7 +161,8 @@ class Rollout:
 
         def now(values: Tensor) -> Tensor:
             """Leave out what means nothing: rows that wait for their reset show what lay in the memory before."""
-            return values.masked_fill(ended.view(-1, *[1] * (values.dim() - 1)), 0) if self.stop else values
+            shape = -1, *[1] * (values.dim() - 1)
+            return values.masked_fill(ended.to(values.device).view(shape), 0) if self.stop else values
 
         drawn = {"agent_info": self.agent_drawn, "env_info": self.env_drawn}
         given = {"agent_info": self.agent_info, "env_info": self.env_info}
@@ -187,7 +191,8 @@ class Rollout:
         for key, value in self._next_obs.obs.items():
             value.copy_(state["obs"][key])
         names = self._pieces[0].slot.state
-        self._state = DictTensor({key: memories[key] for key in names}, self.env.num_envs)
+        device = self._is_first.device
+        self._state = DictTensor({key: memories[key].to(device) for key in names}, self.env.num_envs)
         for key, value in self._prev_action.items():
             value.copy_(state["prev_action"][key])
         self._prev_reward.copy_(state["prev_reward"])
@@ -204,9 +209,15 @@ class Rollout:
             self.env_drawn.set_state(drawn["env_info"])
         else:
             self.env_info = rows_like(self.env_info, state["given"]["env_info"])
-        self._running[:], self._resetting[:] = state["running"], state["resetting"]
-        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+        self._running[:] = state["running"]
+        self._resetting.copy_(torch.as_tensor(state["resetting"]))
+        for name, values in (("returns", self._returns), ("lengths", self._lengths)):
+            values[:] = torch.as_tensor(state[name])
         self._total_steps, self._seeded = state["total_steps"], True
+
+    def leave_out(self, finished: Collection[int]) -> None:
+        """Stop mode: let these rows wait for the next `reset`, as rows do whose one episode has ended."""
+        self._running[list(finished)] = False
 
     def agent_changed(self) -> None:
         """Take note that the agent's weights or `agent_info` are others from the next piece on."""
@@ -217,7 +228,7 @@ class Rollout:
         """Write one piece into slot `index`.
 
         Raises:
-            EnvironmentFault: an environment raised, or gave a NaN or an infinite number.
+            EnvironmentFault: an environment raised.
         """
         piece = self._pieces[index]
         self._begin(piece)
@@ -236,7 +247,7 @@ class Rollout:
         for key, value in self._prev_action.items():
             slot.prev_action[key].copy_(value)
         slot.prev_reward.copy_(self._prev_reward)
-        slot.is_first.copy_(self._is_first | torch.from_numpy(self._resetting))
+        torch.logical_or(self._is_first, self._resetting, out=slot.is_first)
         if self._context is not None:
             self._context.write(slot)
             if self._recall_due:
@@ -246,7 +257,8 @@ class Rollout:
             if drawn is not None:
                 drawn.write(slot.sampled, 0)
         piece.num_finals = 0
-        np.copyto(piece.resetting_at_start, self._resetting)
+        if piece.finals_by_call:
+            piece.resetting_at_start.copy_(self._resetting)
         self.agent.begin_piece(piece.num_steps, self.agent_info, self.generator)
 
     def _step_all(self, piece: Piece) -> int:
@@ -262,9 +274,8 @@ class Rollout:
         # A row that has done its one episode is left alone, unless the environment can only step all its rows.
         caller_resets = self.env.autoreset is Autoreset.NONE and not (stop and self.env.row_step)
         keeps_finals = self.env.autoreset is not Autoreset.NEXT_STEP
-        watches = keeps_finals or looks_back or stop
+        watches = keeps_finals or stop
         running, rows, words = self._running, self._rows_to_step(), self._words
-        done: Mask = np.empty(self.env.num_envs, dtype=np.bool_)
         for t in range(piece.num_steps):
             if stop and not running.any():
                 self._state = state
@@ -280,22 +291,17 @@ class Rollout:
             except Exception as error:
                 raise environment_fault(self.env.name, raised("step", error)) from error
             words[CALLS] = t + 1
-            if watches:
-                if buffer.any_ended():
-                    np.logical_or(buffer.terminated_np, buffer.truncated_np, done)
-                    ended = done.nonzero()[0].tolist()
-                    counted = [row for row in ended if running[row]] if stop else ended
-                    if keeps_finals:
-                        piece.keep_finals(t, counted, self.first_row)
-                    if caller_resets:
-                        self._reset_rows(piece, t, ended)
-                    if stop:
-                        running[counted] = False
-                        rows = self._rows_to_step()
-                elif looks_back:
-                    done.fill(False)
-                if looks_back:
-                    state = self._look_back(piece, t, done, state)
+            if watches and (ended := buffer.ended_rows()):
+                counted = [row for row in ended if running[row]] if stop else ended
+                if keeps_finals:
+                    piece.keep_finals(t, counted, self.first_row)
+                if caller_resets:
+                    self._reset_rows(piece, t, ended)
+                if stop:
+                    running[counted] = False
+                    rows = self._rows_to_step()
+            if looks_back:
+                state = self._look_back(piece, t, state)
         self._state = state
         return piece.num_steps
 
@@ -326,46 +332,60 @@ class Rollout:
             drawn.draw(rows)
             drawn.write(piece.slot.sampled, t + 1, rows)
 
-    def _look_back(self, piece: Piece, t: int, done: Mask, state: DictTensor) -> DictTensor:
+    def _look_back(self, piece: Piece, t: int, state: DictTensor) -> DictTensor:
         """Update what the agent remembers of step t: its state, and the previous action and reward."""
+        buffer, ended = piece.buffers[t], self._is_first
         for key, value in self._prev_action.items():
             value.copy_(piece.actions[t][key])
-        self._prev_reward.copy_(piece.buffers[t].reward)
+        self._prev_reward.copy_(buffer.reward)
         if self.env.autoreset is Autoreset.NEXT_STEP:  # an episode's first observation comes one call later
-            self._is_first.copy_(torch.from_numpy(self._resetting))
-            np.copyto(self._resetting, done)
-        else:
-            self._is_first.copy_(torch.from_numpy(done))
+            self._is_first.copy_(self._resetting)
+            ended = self._resetting
+        torch.logical_or(buffer.terminated, buffer.truncated, out=ended)
         self._forget(self._is_first)
         if self.agent_drawn is not None:
-            self._draw(self.agent_drawn, piece, t, np.flatnonzero(self._is_first.numpy()).tolist())
+            self._draw(self.agent_drawn, piece, t, cast("list[int]", self._is_first.nonzero().flatten().tolist()))
         return reset_state(self.agent, state, self._is_first, self.agent_info)
 
     def _forget(self, is_first: Tensor) -> None:
         """Nothing comes before an episode's first step."""
-        if is_first.any():
-            for value in self._prev_action.values():
-                value[is_first] = 0
-            self._prev_reward[is_first] = 0.0
+        if may_be_any(is_first):
+            for value in (*self._prev_action.values(), self._prev_reward):
+                value.masked_fill_(is_first.view(-1, *[1] * (value.dim() - 1)), 0)
 
     def _finish(self, piece: Piece, num_calls: int, started: Mask) -> PieceReport:
         """Work out what of the calls are steps, what ended and how, and what the next piece begins with."""
-        slot, size = piece.slot, self.env.num_envs
+        slot = piece.slot
         shown = piece.buffers[num_calls - 1].obs if num_calls else piece.observations[0]
         for key, value in self._next_obs.obs.items():
             value.copy_(shown[key])
-        ended: Mask = (slot.terminated | slot.truncated).numpy()[:num_calls]
-        valid: Mask | None = None
-        if self.env.autoreset is Autoreset.NEXT_STEP:
-            resetting = np.empty((num_calls + 1, size), dtype=np.bool_)
-            resetting[0] = piece.resetting_at_start
-            resetting[1:] = ended
-            np.copyto(self._resetting, resetting[-1])
-            valid = ~resetting[:-1]
         if num_calls and not self._looks_back:
             for key, value in self._prev_action.items():
                 value.copy_(piece.actions[num_calls - 1][key])
             self._prev_reward.copy_(piece.buffers[num_calls - 1].reward)
+        num_steps, episodes = self._work_out(piece, num_calls, started)
+        if self.journal is not None:
+            self.journal.add(slot)
+        if self._context is not None:
+            self._context.advance(slot)
+        self._total_steps += num_steps
+        return PieceReport(num_steps, int(self._running.sum()), piece.num_finals, episodes)
+
+    def _work_out(self, piece: Piece, num_calls: int, started: Mask) -> tuple[int, list[Episode]]:
+        """Write the lengths of a piece, close the gaps between its steps, and return how many there are and who ended.
+
+        The episodes that ended are in order of time.
+        """
+        slot, size = piece.slot, self.env.num_envs
+        ended: Mask = (slot.terminated | slot.truncated).numpy()[:num_calls]
+        valid: Mask | None = None
+        if self.env.autoreset is Autoreset.NEXT_STEP:
+            resetting = np.empty((num_calls + 1, size), dtype=np.bool_)
+            resetting[0] = piece.resetting_at_start.numpy()
+            resetting[1:] = ended
+            self._resetting.copy_(torch.from_numpy(resetting[-1]))
+            valid = ~resetting[:-1]
+        if num_calls and not self._looks_back:
             first = ended[-1] if valid is None else ~valid[-1]
             self._is_first.copy_(torch.from_numpy(first))
         lengths = np.where(started, num_calls, 0)
@@ -377,24 +397,4 @@ class Rollout:
         if valid is not None:
             lengths = compact(piece, valid, ended, num_calls, self.first_row)
         slot.length.copy_(torch.from_numpy(lengths))
-        if self.journal is not None:
-            self.journal.add(slot)
-        if self._context is not None:
-            self._context.advance(slot)
-        num_steps = int(lengths.sum())
-        self._total_steps += num_steps
-        if self.check_finite:
-            self._check_finite(piece)
-        return PieceReport(num_steps, int(self._running.sum()), piece.num_finals, episodes)
-
-    def _check_finite(self, piece: Piece) -> None:
-        """Look at every number that was written, final observations included, before the piece is handed over."""
-        found = piece.first_not_finite(self.first_row)
-        if found is None:
-            return
-        name, value, row = found
-        raise EnvironmentFault(
-            f"{self.env.name}: {name} is {value} (not finite) in environment {self.first_row + row} "
-            f"(reset seed {self.seeds[row]}), about {self._total_steps // max(1, self.env.num_envs)} steps after "
-            "the start. batcher.check_finite=false lets it pass."
-        )
+        return int(lengths.sum()), episodes

@@ -80,7 +80,15 @@ def draw_once(
     return sampled, rows
 
 
-def fitting(name: str, info: Info | None, num_envs: int, planned: Mapping[str, Spec] | None, *, travels: bool) -> Info:
+def fitting(
+    name: str,
+    info: Info | None,
+    num_envs: int,
+    planned: Mapping[str, Spec] | None,
+    *,
+    travels: bool,
+    device: torch.device,
+) -> Info:
     """Return what a batcher was given, None as no information, where it fits the batcher.
 
     Args:
@@ -89,6 +97,7 @@ def fitting(name: str, info: Info | None, num_envs: int, planned: Mapping[str, S
         num_envs: the rows it needs.
         planned: what the memory, once it is laid out, has a place for each step for: what samplers draw.
         travels: see `sample_specs`.
+        device: where rows are wanted.
 
     Raises:
         SpecError: rows are missing, or a sampler draws other fields than the one before.
@@ -109,7 +118,7 @@ def fitting(name: str, info: Info | None, num_envs: int, planned: Mapping[str, S
                 raise SpecError(f"{name}: the new sampler draws {specs}, the first one {drawn}")
     if isinstance(info, DictTensor) and info.batch_size != num_envs:
         raise SpecError(f"{name}: got {info.batch_size} rows, expected one an environment, {num_envs}")
-    return info
+    return info.to(device) if isinstance(info, DictTensor) else info
 
 
 def first_draw(name: str, sampler: Sampler, row: int, seed: int) -> DictTensor:
@@ -138,7 +147,15 @@ class Drawn:
     """
 
     def __init__(
-        self, name: str, sampler: Sampler, specs: Mapping[str, Spec], *, first_row: int, num_rows: int, seed: int
+        self,
+        name: str,
+        sampler: Sampler,
+        specs: Mapping[str, Spec],
+        *,
+        first_row: int,
+        num_rows: int,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Prepare; nothing is drawn yet.
 
@@ -149,10 +166,11 @@ class Drawn:
             first_row: index of the first environment among all workers'.
             num_rows: B.
             seed: where the rows' generators grow from.
+            device: where the rows are wanted.
         """
         self.sampler = sampler
         self._name, self._specs, self._first_row = name, dict(specs), first_row
-        self._fields = {key: spec.zeros(num_rows) for key, spec in specs.items()}
+        self._fields = {key: spec.zeros(num_rows, device=device) for key, spec in specs.items()}
         self.rows = DictTensor.trusted(self._fields, num_rows)
         self._generators = [_generator(seed, name, first_row + row) for row in range(num_rows)]
 
@@ -204,4 +222,4 @@ class Drawn:
 
 def rows_like(rows: DictTensor, state: Mapping[str, Tensor]) -> DictTensor:
     """Return rows of the same fields as `rows`, with the values of a state."""
-    return DictTensor({key: state[key] for key in rows}, rows.batch_size)
+    return DictTensor({key: state[key].to(value.device) for key, value in rows.items()}, rows.batch_size)

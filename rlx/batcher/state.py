@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlx.batcher.handles import Handle
-from rlx.batcher.sampler import Info
+from rlx.batcher.sampler import Info, rows_like
 from rlx.batcher.worker import Worker
 from rlx.data import DictTensor
 from rlx.seeding import derive, env_seed
@@ -92,5 +92,4 @@ def _like(info: Info, name: str, given: Mapping[str, Any]) -> Info:
     """Return the rows that were given instead of `info`, a sampler as it is."""
     if not isinstance(info, DictTensor):
         return info
-    rows = given[name]
-    return DictTensor({key: rows[key] for key in info}, info.batch_size)
+    return rows_like(info, given[name])

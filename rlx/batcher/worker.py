@@ -15,6 +15,7 @@ from rlx.batcher.check import PieceCheck, check_outputs
 from rlx.batcher.heartbeat import CALLS, NUM_WORDS, Words
 from rlx.batcher.journal import Journal
 from rlx.batcher.memory import Memory
+from rlx.batcher.on_device import DeviceRollout
 from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
@@ -48,7 +49,7 @@ class Worker:
         self.env = options.make_env(num_envs=options.num_envs)
         self._words: Words = [0] * NUM_WORDS if words is None else words
         self.piece_check: PieceCheck | None = None
-        self._rollout: _Rollout | None = None
+        self._rollout: Rollout | None = None
         self._version = -1
         self._weights: list[list[Tensor]] = []
         self._entries: list[Tensor] = []
@@ -69,7 +70,7 @@ class Worker:
 
         Args:
             layout: what lies where in `memory`.
-            memory: shared with the batcher, or this worker's own (`Layout.narrowed`).
+            memory: shared with the batcher, or this worker's own (`Layout.narrowed`); the agent goes where it lies.
             agent_info: `[B]`, or what draws it for each episode.
             env_info: likewise.
             finished: in stop mode, the rows whose one episode a former incarnation has handed over already.
@@ -78,7 +79,7 @@ class Worker:
         slots = [Slot(layout, memory, index, options.columns) for index in range(NUM_SLOTS)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(options.seed, "agent"))
-            agent = options.make_agent(self.env.specs)
+            agent = options.make_agent(self.env.specs).to(memory.device)
         weights = WeightsLayout.of(agent)
         self._weights = [weights.tensors(memory.tensor(block)) for block in layout.weights]
         self._entries = weights.entries(agent)
@@ -88,13 +89,14 @@ class Worker:
             self.piece_check = PieceCheck(
                 self.env, slots, first_row=options.first_row, seeds=seeds, stop=options.stop_at_episode_end
             )
-        self._rollout = _Rollout(
+        on_host = memory.device.type == "cpu"
+        self._rollout = (Rollout if on_host else DeviceRollout)(
             self.env,
             actor,
             slots,
             first_row=options.first_row,
             seeds=seeds,
-            generator=torch.Generator().manual_seed(
+            generator=torch.Generator(memory.device).manual_seed(
                 derive(
                     options.root,
                     "evaluation" if options.evaluation else "act",
@@ -103,11 +105,10 @@ class Worker:
             ),
             agent_info=agent_info if isinstance(agent_info, DictTensor) else DictTensor.empty(options.num_envs),
             env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
-            agent_drawn=self._drawn("agent_info", agent_info, layout),
-            env_drawn=self._drawn("env_info", env_info, layout),
-            journal=self._journal(),
+            agent_drawn=self._drawn("agent_info", agent_info, layout, memory.device),
+            env_drawn=self._drawn("env_info", env_info, layout, memory.device),
+            journal=self._journal() if on_host else None,
             stop_at_episode_end=options.stop_at_episode_end,
-            check_finite=False,  # it is done here, where a failing step is looked into as well
             words=self._words,
         )
         self._begin_episodes(self._rollout)
@@ -151,7 +152,7 @@ class Worker:
         report.cpu_seconds = time.process_time() - began
         return report
 
-    def _checked_run(self, rollout: "_Rollout", slot: int) -> PieceReport:
+    def _checked_run(self, rollout: Rollout, slot: int) -> PieceReport:
         if self.piece_check is None:
             return rollout.run(slot)
         try:
@@ -186,14 +187,15 @@ class Worker:
         """Close the environments."""
         self.env.close()
 
-    def _drawn(self, name: str, info: Info, layout: Layout) -> Drawn | None:
+    def _drawn(self, name: str, info: Info, layout: Layout, device: torch.device) -> Drawn | None:
         """Return what draws `info` for each episode; None where it is given."""
         if isinstance(info, DictTensor):
             return None
         options, prefix = self.options, f"{name}/"
         specs = {key.removeprefix(prefix): spec for key, spec in layout.sampled.items() if key.startswith(prefix)}
         root = derive(options.root, "evaluation") if options.evaluation else options.root
-        return Drawn(name, info, specs, first_row=options.places.start, num_rows=options.num_envs, seed=root)
+        places = {"first_row": options.places.start, "num_rows": options.num_envs}
+        return Drawn(name, info, specs, **places, seed=root, device=device)
 
     def _journal(self) -> Journal | None:
         """Return what keeps the environments' ways for a checkpoint: where one is made of them, and they need it."""
@@ -206,19 +208,11 @@ class Worker:
 
         return Journal(options.num_envs, self.env.specs.action, seed_of)
 
-    def _begin_episodes(self, rollout: "_Rollout") -> None:
+    def _begin_episodes(self, rollout: Rollout) -> None:
         rollout.reset()
         if self.piece_check is not None:
             self.piece_check.begin_episodes()
 
-    def _attached(self) -> "_Rollout":
+    def _attached(self) -> Rollout:
         assert self._rollout is not None, "attach() comes first"
         return self._rollout
-
-
-class _Rollout(Rollout):
-    """A rollout that can go on where another one in stop mode was cut off."""
-
-    def leave_out(self, finished: Collection[int]) -> None:
-        """Let these rows wait for the next `reset`, as rows do whose one episode has ended."""
-        self._running[list(finished)] = False

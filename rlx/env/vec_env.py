@@ -60,6 +60,7 @@ class StepBuffer:
     __slots__ = (
         "_flags",
         "_no_flags",
+        "_on_host",
         "final_obs",
         "final_obs_np",
         "obs",
@@ -111,11 +112,16 @@ class StepBuffer:
         self.truncated_np: Array = _view(truncated)
         self._flags = [_bytes_of(self.terminated_np), _bytes_of(self.truncated_np)]
         self._no_flags = bytes(len(self.terminated_np))
+        self._on_host = reward.device.type == "cpu"
 
-    def any_ended(self) -> bool:
-        """Return whether an episode of any row ended in this step, at a fifth of what NumPy takes for so few rows."""
-        terminated, truncated = self._flags
-        return terminated() != self._no_flags or truncated() != self._no_flags
+    def ended_rows(self) -> list[int]:
+        """Return the rows whose episode ended in this step. Elsewhere than on the CPU, this waits for the device."""
+        terminated, truncated = self._flags  # bytes tell in a fifth of NumPy's time that there are none
+        if self._on_host and terminated() == self._no_flags and truncated() == self._no_flags:
+            return []
+        if self._on_host:
+            return (self.terminated_np | self.truncated_np).nonzero()[0].tolist()
+        return cast("list[int]", (self.terminated | self.truncated).nonzero().flatten().tolist())
 
     @classmethod
     def allocate(

@@ -309,4 +309,4 @@ def find_device(name: str) -> torch.device:
     index = cast("int | None", device.index)
     if not count or (index is not None and index >= count):
         raise DeviceError(f"device: got {name!r}, but this machine has {count} CUDA devices; device=cpu works anywhere")
-    return device
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
