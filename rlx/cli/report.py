@@ -34,10 +34,6 @@ def reported_errors() -> Generator[None]:
         else:
             _leave_it_to_rank_0()
         raise SystemExit(error.exit_status) from None
-    except PermissionError as error:  # of a folder that belongs to somebody else
-        sys.stdout.flush()
-        sys.stderr.write(f"Error: '{error.filename}': permission denied\n")
-        raise SystemExit(UserError.exit_status) from None
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
         sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
         raise SystemExit(getattr(interrupt, "exit_status", 130)) from None

@@ -254,10 +254,13 @@ def find_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
         CheckpointError: there is none; says what is there instead.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"'{path}' does not exist; expected a run directory or a checkpoint")
-    if (path / _MANIFEST).exists() or _NAME.fullmatch(path.name):
-        return path
+    try:
+        if not path.exists():
+            raise CheckpointError(f"'{path}' does not exist; expected a run directory or a checkpoint")
+        if (path / _MANIFEST).exists() or _NAME.fullmatch(path.name):
+            return path
+    except PermissionError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error
     run = path.parent if path.name == CHECKPOINTS else path
     candidates = list_checkpoints(run)
     if not candidates:

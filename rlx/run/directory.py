@@ -111,9 +111,16 @@ def discard_run_directory(path: Path) -> None:
 
 
 def is_run_directory(path: Path | str) -> bool:
-    """Return whether a run wrote this directory: it holds `config.yaml` beside metrics, checkpoints or a summary."""
+    """Return whether a run wrote this directory: it holds `config.yaml` beside metrics, checkpoints or a summary.
+
+    Raises:
+        RunDirectoryError: it belongs to somebody else, who lets nobody look into it.
+    """
     path = Path(path)
-    return (path / CONFIG).is_file() and any((path / name).exists() for name in (METRICS, CHECKPOINTS, SUMMARY))
+    try:
+        return (path / CONFIG).is_file() and any((path / name).exists() for name in (METRICS, CHECKPOINTS, SUMMARY))
+    except PermissionError as error:
+        raise RunDirectoryError(f"'{path}' cannot be read: {error.strerror}") from error
 
 
 def write_summary(directory: Path | str, summary: Mapping[str, Any]) -> None:

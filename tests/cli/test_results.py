@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlx.cli.report import reported_errors
+from rlx.errors import CheckpointError
+from rlx.run.checkpoint import find_checkpoint
 from rlx.run.launch import resume_run
 from rlx.run.migrate import SCHEMA
 
@@ -183,4 +185,12 @@ def test_what_may_not_be_read_is_one_line(of_others: Path, capfd: pytest.Capture
     with pytest.raises(SystemExit) as end, reported_errors():
         resume_run(of_others / "1", {}, tell=print)
     assert end.value.code == 2
-    assert capfd.readouterr().err == f"Error: '{of_others}/1/config.yaml': permission denied\n"
+    assert capfd.readouterr().err == f"Error: '{of_others}/1' cannot be read: Permission denied\n"
+    for path in (of_others / "1", of_others / "1" / "checkpoints" / "step-000000100"):
+        with pytest.raises(CheckpointError, match=f"'{path}' cannot be read: Permission denied"):
+            find_checkpoint(path)
+
+
+def test_what_an_algorithm_may_not_do_keeps_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), reported_errors():
+        raise PermissionError(13, "Permission denied", str(tmp_path))
