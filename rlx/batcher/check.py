@@ -83,10 +83,12 @@ class PieceCheck:
             lengths = slot.length.numpy(force=True)
             self._raise_first(slot, lengths, lengths, report.num_finals, gaps=False, masks=True)
         self._steps += slot.length.numpy(force=True)
-        for row, _, length in report.episodes:
-            self._steps[row - self._first_row] -= length
+        if report.episodes:
+            ended, _, lengths = zip(*report.episodes, strict=True)
+            rows = np.array(ended) - self._first_row
+            np.subtract.at(self._steps, rows, lengths)
             if not self._stop:
-                self._episodes[row - self._first_row] += 1
+                np.add.at(self._episodes, rows, 1)
 
     def blame(self, index: int, calls: int) -> None:
         """Look for what made call `calls` of the piece in slot `index` fail: an exception is often only what follows.

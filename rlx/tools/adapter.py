@@ -100,6 +100,7 @@ def bench_adapter(make_env: EnvMaker, *, num_envs: int, num_steps: int = 128, se
             def collect(pieces: int) -> int:
                 for _ in range(pieces):
                     batcher.collect()
+                    batcher.episodes.clear()  # as a run does
                 return pieces * num_steps * num_envs
 
             def bare(pieces: int) -> int:

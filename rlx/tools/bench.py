@@ -130,7 +130,11 @@ _make_agent = partial(ActorCritic, hidden_sizes=[64, 64], activation="tanh", log
 
 
 def _collect(batcher: Batcher, pieces: int) -> int:
-    return sum(batcher.collect().num_steps for _ in range(pieces))
+    count = 0
+    for _ in range(pieces):
+        count += batcher.collect().num_steps
+        batcher.episodes.clear()  # as a run does
+    return count
 
 
 def _ceiling(batcher: Batcher, env: str, native: bool, num_steps: int, pieces: int) -> int:
