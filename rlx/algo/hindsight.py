@@ -1,6 +1,6 @@
 """Hindsight for algorithms with a replay buffer: what other goals would have paid, asked of an environment."""
 
-from collections.abc import Generator, Sized
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rlx.batcher import Batcher
@@ -14,8 +14,8 @@ _ACHIEVED, _DESIRED = "obs/achieved_goal", "obs/desired_goal"
 def hindsight_of(ratio: float | None, batcher: Batcher) -> Generator[Hindsight | None, None, None]:
     """Yield what relabels a replay buffer's transitions; None where `ratio` is.
 
-    The workers have the environments, the learner has the buffer: so one more is made here, to be asked what other
-    goals would have paid. It is never reset nor stepped.
+    The workers have the environments, the learner has the buffer: so those of one worker are made here once more, to be
+    asked what other goals would have paid. They are never reset nor stepped.
 
     Args:
         ratio: `algo.hindsight`, part of the transitions that get another goal; None for none.
@@ -40,8 +40,7 @@ def hindsight_of(ratio: float | None, batcher: Batcher) -> Generator[Hindsight |
             f"algo.hindsight: achieved_goal is {achieved.dtype} {list(achieved.shape)} and desired_goal "
             f"{desired.dtype} {list(desired.shape)}; expected the same, so that the one can stand for the other"
         )
-    mixed: Sized = getattr(batcher.make_env, "keywords", {}).get("members", ())  # of which each has a row at least
-    with batcher.make_env(num_envs=max(1, len(mixed))) as env:
+    with batcher.make_env(num_envs=batcher.envs_per_worker) as env:
         try:
             env.goal_outcome(achieved.zeros(2), desired.zeros(2))  # whoever cannot say it, says so now
         except ConfigError as error:

@@ -37,6 +37,7 @@ class Batcher:
     Attributes:
         specs: what the environments show and take.
         num_envs: B, over all workers.
+        envs_per_worker: of each.
         make_env: makes environments like those of the workers.
         episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
         collect_seconds: time the caller has spent waiting in `get`.
@@ -101,13 +102,12 @@ class Batcher:
             SpecError: the workers' environments differ in their specs.
         """
         self._closed = False
-        self.num_envs = num_workers * envs_per_worker
+        self.num_envs, self.envs_per_worker = num_workers * envs_per_worker, envs_per_worker
         self.num_steps = num_steps
         self.episodes: list[Episode] = []
         self.collect_seconds = self.cpu_seconds = 0.0
         self.workers: WorkerKind = workers
-        self.asynchronous = asynchronous
-        self.waiting = False
+        self.asynchronous, self.waiting = asynchronous, False
         self._resets_first = False  # the next piece begins with new episodes
         self._make_agent, self.make_env = make_agent, make_env
         self._crew = Crew(

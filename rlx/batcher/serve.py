@@ -32,9 +32,9 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     """
     outlive_stops()
     _die_with_parent()
+    _wake_politely()
     worker: Worker | None = None
     options: WorkerOptions | None = None
-    _wake_politely()
     beat.answer_when_asked(
         lambda: instances_in(None if worker is None else worker.env),
         lambda: 0 if options is None else options.num_envs,
@@ -43,10 +43,9 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     torch.set_num_threads(1)
     restarted = False
     try:
-        options = parcel.open()
-        assert options is not None
-        restarted = options.incarnation > 0
-        worker = Worker(options, beat.words)
+        opened: WorkerOptions = parcel.open()
+        options, restarted = opened, opened.incarnation > 0
+        worker = Worker(opened, beat.words)
         gc.freeze()  # what was imported stays: the collector need not walk through it again and again
         wire.send(connection, worker.specs())
         while True:
