@@ -178,6 +178,8 @@ def _train(
         "partial[Batcher]", partial(parts.make_batcher, make_agent, make_env, seed=top["seed"], **place)
     )
     device = find_device(device_of(top["device"], ranks))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what `cuda` alone means from here on, such as env.device=cuda
     env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
     shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
     algo = choices.get("algo", "algo")
