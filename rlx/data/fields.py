@@ -176,10 +176,11 @@ class Fields(ABC):
         """Return the fields on `device`; those already there are not copied.
 
         Args:
-            device: where to.
-            non_blocking: do not wait for copies from pinned memory.
+            device: where to. What goes to a GPU goes by way of pinned memory, and the host goes on meanwhile: what is
+                written to these tensors afterwards is not seen there.
+            non_blocking: do not wait for copies from memory that is pinned already.
         """
-        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+        return self.map(lambda value: moved(value, device, non_blocking))
 
     def detach(self) -> Self:
         """Return the same tensors, cut off from the graph that made them."""
@@ -240,6 +241,14 @@ class _RevokedFields(dict[str, Field]):
 def map_fields(fields: dict[str, Field], function: Callable[[Tensor], Tensor]) -> dict[str, Field]:
     """Return `function` of every field, lazily of the lazy ones."""
     return {key: value.map(function) if isinstance(value, Lazy) else function(value) for key, value in fields.items()}
+
+
+def moved(value: Tensor, device: torch.device | str, non_blocking: bool) -> Tensor:
+    """Return a tensor on `device`, itself where it is there; see `Fields.to`."""
+    device = torch.device(device)
+    if device.type == "cuda" and value.is_cpu and value.numel() and not (value.requires_grad or value.is_pinned()):
+        return value.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned copy until it has been read
+    return value.to(device, non_blocking=non_blocking)
 
 
 def check_leading(key: str, value: object, leading_shape: tuple[int, ...]) -> None:

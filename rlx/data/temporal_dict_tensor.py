@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
-from rlx.data.fields import Fields, check_devices, check_keys, check_leading, map_fields
+from rlx.data.fields import Fields, check_devices, check_keys, check_leading, map_fields, moved
 from rlx.data.interop import Array, from_arrays, from_nested, to_nested
 from rlx.data.lazy import Field, Lazy
 from rlx.data.rows import Rows, cat_fields, integers, take_rows
@@ -157,11 +157,12 @@ class TemporalDictTensor(Fields):
         """Return fields and lengths on `device`; what is already there is not copied.
 
         Args:
-            device: where to.
-            non_blocking: do not wait for copies from pinned memory.
+            device: where to. What goes to a GPU goes by way of pinned memory, and the host goes on meanwhile: what is
+                written to these tensors afterwards is not seen there.
+            non_blocking: do not wait for copies from memory that is pinned already.
         """
-        fields = map_fields(self._fields, lambda value: value.to(device, non_blocking=non_blocking))
-        return self.trusted(fields, self._lengths.to(device, non_blocking=non_blocking), self._max_length)
+        fields = map_fields(self._fields, lambda value: moved(value, device, non_blocking))
+        return self.trusted(fields, moved(self._lengths, device, non_blocking), self._max_length)
 
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one; builds the lazy fields."""

@@ -73,6 +73,23 @@ def test_sequences_on_a_gpu_are_those_on_the_cpu(operation: Callable[[TemporalDi
         assert torch.equal(there.mask().cpu(), here.mask())
 
 
+def test_a_copy_to_a_gpu_does_not_see_what_is_written_behind_it() -> None:
+    values = torch.zeros(512, 1024).T
+    there = DictTensor({"a": values}).to("cuda")
+    steps = TemporalDictTensor({"a": values}, [512] * 1024).to("cuda")
+    values.fill_(1.0)
+    assert not bool(there["a"].any())
+    assert not bool(steps["a"].any())
+    assert there["a"].stride() == values.stride()  # copied as it lies
+
+
+def test_gradients_pass_through_a_copy_to_a_gpu() -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    DictTensor({"a": leaf}).to("cuda")["a"].sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [1.0] * 3
+
+
 def test_two_devices_in_one_are_refused() -> None:
     with pytest.raises(SpecError, match="'b' is on cuda:0, but field 'a' on cpu"):
         DictTensor({"a": torch.zeros(2), "b": torch.zeros(2, device="cuda")})
