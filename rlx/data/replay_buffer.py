@@ -117,11 +117,12 @@ class ReplayBuffer:
         """Add a batcher's piece; the oldest steps make room. Every piece in turn: an episode goes on in the next one.
 
         Args:
-            trajectories: `[B, T]`; rows may be of different lengths.
+            trajectories: `[B, T]`; rows may be of different lengths. They are copied to the host, wherever they lie.
 
         Raises:
             SpecError: a piece does not fit into the whole buffer, or is of another number of environments.
         """
+        trajectories = trajectories.to("cpu")
         if self._hindsight is not None and not self.num_added and self._hindsight.goal.startswith("env/"):
             self._hindsight.check(trajectories)
         written = self._rings.write(trajectories)

@@ -5,6 +5,7 @@ device, where tensors have no values, so that whoever asks for one, or mixes dev
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from rlx.batcher.slots import Layout
 from rlx.data import DictTensor, Trajectories
 from rlx.env import TorchCartPole
 from rlx.errors import RlxError
+from tests.program import rlx
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 MODES = ["next_step", "same_step", "none"]
@@ -207,3 +209,26 @@ def test_a_gpu_collects_what_the_host_does(mode: str, agent: str) -> None:
     for key, value in here.items():
         torch.testing.assert_close(there[key], value, rtol=1e-4, atol=1e-4, msg=key)
     torch.testing.assert_close(others, numbers, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("environments", "learner", "algo"),
+    [
+        ("cpu", "cpu", "ppo"),
+        *(
+            pytest.param("cuda", learner, algo, marks=NEEDS_CUDA)
+            for learner in ("cuda", "cpu")
+            for algo in ("ppo", "a2c", "dqn")
+        ),
+    ],
+)
+def test_training_goes_on_wherever_environments_and_learner_are(
+    environments: str, learner: str, algo: str, tmp_path: Path
+) -> None:
+    devices = [f"env.device={environments}", f"device={learner}", "batcher=local"]
+    settings = ["run_dir=run", "total_steps=2048", "evaluation.every=1024", "evaluation.episodes=2"]
+    done = rlx(tmp_path, "train", f"algo={algo}", "env=CartPoleTorch", *devices, *settings)
+    assert done.returncode == 0, done.stderr
+    again = rlx(tmp_path, "train", "resume=run", "total_steps=4096")
+    assert again.returncode == 0, again.stderr
+    assert "begin new episodes" not in again.stderr
