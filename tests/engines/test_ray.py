@@ -253,7 +253,8 @@ def test_a_killed_node_costs_its_unfinished_pieces_and_ten_seconds_at_most(
             batcher.execute()
         account.take()
         assert longest <= 10
-        assert batcher.restarts == victims
+        # Once more where an actor failed before the cluster knew that its node is gone, and was put on it again.
+        assert victims <= batcher.restarts <= 2 * victims
         for _ in range(3):
             batcher.execute()
             account.take()
