@@ -23,7 +23,7 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("masked_fill_(terminated | truncated, 0.0)", "masked_fill_(truncated, 0.0)"),
         ("gamma * gae_lambda)", "gae_lambda)"),
         ("delta = rewards + gamma", "delta = rewards - gamma"),
-        ("decay.masked_fill_(~mask, 0.0)", "pass"),
+        ("delta = delta.masked_fill(~mask, 0.0)", "pass"),
         (
             "one_step = rewards + discount * next_values.masked_fill(terminated, 0.0)",
             "one_step = rewards + discount * next_values",

@@ -43,8 +43,7 @@ def gae(
     delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
     decay = torch.full_like(delta, gamma * gae_lambda).masked_fill_(terminated | truncated, 0.0)
     if mask is not None:
-        delta = delta.masked_fill(~mask, 0.0)
-        decay.masked_fill_(~mask, 0.0)
+        delta = delta.masked_fill(~mask, 0.0)  # padding lies behind the steps: what it hands back to them is 0
     # Time first in memory, and one buffer written from the end: T calls on rows that lie together.
     delta_t, decay_t = delta.t().contiguous().unbind(0), decay.t().contiguous().unbind(0)
     advantages = torch.empty(rewards.shape[1], rewards.shape[0], dtype=delta.dtype, device=delta.device)

@@ -75,6 +75,19 @@ def test_loss_of_a_case_worked_by_hand(truncated: bool) -> None:
     assert agent.logit.grad.item() == pytest.approx(-sum(s * a for s, a in zip(score, advantage, strict=True)) / 3)
 
 
+class Scaled(Table):
+    """An actor-critic whose returns have a standard deviation of 4."""
+
+    value_scale = torch.tensor(4.0)
+
+
+def test_values_count_in_standard_deviations_of_returns() -> None:
+    values = [1.0, 1.0, 2.0, 4.0, 8.0]
+    plain, found = (loss(agent, by_hand(False), **NUMBERS) for agent in (Table(values), Scaled(values)))
+    torch.testing.assert_close(found["loss/value"], plain["loss/value"] / 16)
+    torch.testing.assert_close(found["loss/policy"], plain["loss/policy"])
+
+
 def prepared(lengths: list[int], dtype: torch.dtype = torch.float32, agent=None) -> tuple:
     torch.manual_seed(0)
     agent = actor_critic() if agent is None else agent

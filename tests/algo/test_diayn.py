@@ -41,8 +41,16 @@ def test_the_reward_is_what_the_discriminator_tells_above_chance() -> None:
     torch.testing.assert_close(found["loss/discriminator"], -log_prob.mean())
     torch.testing.assert_close(found["loss/total"], expected["loss/total"] - log_prob.mean())
     torch.testing.assert_close(found["diayn/reward"], reward.mean())
-    hits = belief.argmax(-1) == batch.info["agent_info/skill"]
-    torch.testing.assert_close(found["diayn/accuracy"], hits.float().mean())
+
+
+@pytest.mark.parametrize("right", [6, 4, 0])
+def test_accuracy_is_the_part_of_the_skills_that_the_discriminator_finds(right: int) -> None:
+    agent, discriminator, batch = made()
+    skill = discriminator(DictTensor({"obs": batch.steps["next/obs"][:, 0]})).argmax(-1)
+    skill[right:] = (skill[right:] + 1) % 3
+    told = Trajectories(DictTensor({"agent_info/skill": skill}), batch.steps, batch.bootstrap)
+    found = loss(agent, deepcopy(agent.critics), discriminator, told, seeded(), target_entropy=-2.0)
+    assert found["diayn/accuracy"].item() == pytest.approx(right / 6)
 
 
 def test_the_tasks_own_reward_is_not_looked_at() -> None:

@@ -65,6 +65,23 @@ def test_clipped_value_loss_takes_the_greater_error() -> None:
     assert found["loss/value"].item() == pytest.approx(0.5 * (0.8**2 + 0.9**2) / 2)
 
 
+class Scaled(Fixed):
+    """An agent whose returns have a standard deviation of 4."""
+
+    value_scale = torch.tensor(4.0)
+
+
+def test_values_count_in_standard_deviations_of_returns() -> None:
+    found = loss(Scaled([0.0, 0.0], [4.0, 0.4], 0.0), batch_of([0.0, 0.0], [4.0, 4.0], [0.0, 0.0]), **NUMBERS)
+    assert found["loss/value"].item() == pytest.approx(0.5 * 0.9**2 / 2)
+    found = loss(
+        Scaled([0.0, 0.0], [4.0, 0.4], 0.0),
+        batch_of([0.0, 0.0], [4.0, 4.0], [0.0, 0.0]),
+        **(NUMBERS | {"clip_vf": True}),
+    )
+    assert found["loss/value"].item() == pytest.approx(0.5 * (0.8**2 + 0.9**2) / 2)
+
+
 def prepared(lengths: list[int], dtype: torch.dtype = torch.float32, agent=None) -> tuple:
     torch.manual_seed(0)
     agent = actor_critic() if agent is None else agent
@@ -136,6 +153,20 @@ def test_advantages_bootstrap_truncation_and_not_termination() -> None:
     torch.testing.assert_close(batch.steps["return"], batch.steps["advantage"] + value)
     taken = steps.group("agent")
     torch.testing.assert_close(batch.steps["log_prob"], agent.log_prob(taken, taken))
+
+
+def test_padding_is_in_no_advantage() -> None:
+    agent, trajectories, batch = prepared([5, 3, 1])
+    mask = trajectories.steps.mask()
+    fields = {key: value.clone() for key, value in trajectories.steps.items()}
+    for value in fields.values():
+        if value.dtype.is_floating_point:
+            value[~mask] = 1e9
+    steps = TemporalDictTensor(fields, trajectories.steps.lengths)
+    spoiled = Trajectories(trajectories.info, steps, trajectories.bootstrap)
+    found = with_advantages(agent, spoiled, gamma=0.9, gae_lambda=0.8).steps
+    for name in ("advantage", "return", "log_prob"):
+        torch.testing.assert_close(found[name][mask], batch.steps[name][mask], msg=name)
 
 
 def test_old_log_probs_are_those_of_acting_not_of_the_weights_that_learn() -> None:

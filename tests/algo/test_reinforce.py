@@ -7,7 +7,7 @@ from rlx.agent import ActorCriticAgent
 from rlx.algo.reinforce import loss
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from tests.agent.agents import SPECS, Recurrent, actor_critic, steps_of
-from tests.algo.test_a2c import Table
+from tests.algo.test_a2c import Scaled, Table
 
 NUMBERS = {"gamma": 0.5, "baseline": True, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
 
@@ -55,6 +55,13 @@ def test_loss_of_a_case_worked_by_hand(truncated: bool, baseline: bool) -> None:
     else:
         assert agent.value.grad is None
         assert "loss/value" not in found
+
+
+def test_values_count_in_standard_deviations_of_returns() -> None:
+    values = [1.0, 0.5, 2.0, 16.0]
+    plain, found = (loss(agent, episodes(False), **NUMBERS) for agent in (Table(values), Scaled(values)))
+    torch.testing.assert_close(found["loss/value"], plain["loss/value"] / 16)
+    torch.testing.assert_close(found["loss/policy"], plain["loss/policy"])
 
 
 @pytest.mark.parametrize("baseline", [False, True])
