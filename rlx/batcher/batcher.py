@@ -223,8 +223,8 @@ class Batcher:
         slot = self._next_slot
         anew, given = self._resets_first, self._resets_first or agent_info is not None
         for handle in self._handles:
-            info, env_info = self._given_to(handle)
-            handle.send("run", slot, self._version, info if given else None, env_info if anew else None)
+            info, env_info = self._given_to(handle) if given else (None, None)
+            handle.send("run", slot, self._version, info, env_info if anew else None)
         self._resets_first = False
         self._in_flight.append(slot)
         self._version_executed = self._version
