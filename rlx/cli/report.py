@@ -56,6 +56,8 @@ def end_at_once() -> Generator[None]:
         status = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)
+        elif not isinstance(status, int | None):
+            sys.stderr.write(f"{status}\n")  # as the interpreter does
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):

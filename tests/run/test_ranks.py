@@ -129,6 +129,26 @@ def test_rank_0_that_serves_the_store_is_heard_when_it_fails() -> None:
     assert told == [["told: rank 0 alone is wrong"], []]
 
 
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [("SystemExit(3)", 3, ""), ("SystemExit('why')", 1, "why"), ("OSError('disk')", 1, "OSError: disk")],
+)
+def test_a_rank_that_fails_does_not_wait_for_the_interpreters_end(raised: str, status: int, told: str) -> None:
+    program = f"""
+import atexit
+from torch import distributed
+from rlx.cli.report import end_at_once
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+atexit.register(print, "the interpreter's end")
+with end_at_once():
+    print("said")
+    raise {raised}
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (status, "said\n")
+    assert told in done.stderr
+
+
 def test_a_rank_that_never_comes_is_named_within_the_limit() -> None:
     status, _, errors = ended(start(0, free_port(), TIMEOUT="1"))
     assert status == 1
