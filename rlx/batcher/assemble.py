@@ -66,7 +66,7 @@ class SlotReader:
         info = DictTensor.trusted({key: value[0] for key, value in slot.sampled.items()}, slot.layout.num_envs)
         for name, given in (("agent_info", agent_info), ("env_info", env_info)):
             if isinstance(given, DictTensor) and not given.is_empty:
-                info = info | given.to(self._device).add_prefix(name)
+                info = info | given.add_prefix(name)
         if slot.state:
             info = info | DictTensor.trusted(
                 {f"agent_state/{key}": value for key, value in slot.state.items()}, slot.layout.num_envs
