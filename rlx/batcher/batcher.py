@@ -13,7 +13,6 @@ from rlx.batcher.assemble import HANDED_BACK, SlotReader
 from rlx.batcher.context import context_specs
 from rlx.batcher.crew import Crew, WorkerKind
 from rlx.batcher.handles import Handle, all_ready, receive_all
-from rlx.batcher.on_device import allocate
 from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import agreed_specs, probe_agent
 from rlx.batcher.restart import OnFailure
@@ -361,7 +360,7 @@ class Batcher:
             history_length=actor.history_length,
             sampled=sampled,
         )
-        self._memory = allocate(layout, self.device)
+        self._memory = layout.allocate(self.device)
         self._weight_views = [self._weights.tensors(self._memory.tensor(block)) for block in layout.weights]
         columns = [handle.options.columns for handle in self._handles]
         self._readers = [SlotReader(Slot(layout, self._memory, index), columns) for index in range(NUM_SLOTS)]

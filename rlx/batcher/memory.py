@@ -109,6 +109,27 @@ class Memory:
             self.descriptor = -1
 
 
+class DeviceMemory(Memory):
+    """Memory on an accelerator, for this process alone."""
+
+    def __init__(self, num_bytes: int, device: torch.device) -> None:
+        """Allocate zeroed memory.
+
+        Raises:
+            RlxError: there is not that much.
+        """
+        self.num_bytes, self.descriptor, self.device = num_bytes, -1, device
+        try:
+            self._bytes = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            raise RlxError(
+                f"no room for {num_bytes / 2**20:.0f} MiB on {device}: lower algo.num_steps or batcher.envs_per_worker"
+            ) from None
+
+    def reserve(self, start: int, end: int) -> None:
+        """Do nothing: all of it is there."""
+
+
 def anonymous_file() -> int:
     """Return the descriptor of a new empty file without a name: it is gone with its last descriptor and mapping."""
     if sys.platform == "linux":

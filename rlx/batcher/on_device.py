@@ -10,46 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode, Piece
 from rlx.batcher.rollout import Mask, Rollout
-from rlx.batcher.slots import Layout
 from rlx.env.vec_env import Autoreset
-from rlx.errors import RlxError
-
-
-class DeviceMemory(Memory):
-    """Memory on an accelerator, for this process alone."""
-
-    def __init__(self, num_bytes: int, device: torch.device) -> None:
-        """Allocate zeroed memory.
-
-        Raises:
-            RlxError: there is not that much.
-        """
-        self.num_bytes, self.descriptor, self.device = num_bytes, -1, device
-        try:
-            self._bytes = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-        except torch.OutOfMemoryError:
-            raise RlxError(
-                f"no room for {num_bytes / 2**20:.0f} MiB on {device}: lower algo.num_steps or batcher.envs_per_worker"
-            ) from None
-
-    def reserve(self, start: int, end: int) -> None:
-        """Do nothing: all of it is there."""
-
-
-def allocate(layout: Layout, device: torch.device) -> Memory:
-    """Return memory for all that a batcher holds, where its workers write.
-
-    Raises:
-        RlxError: there is not that much.
-    """
-    if device.type != "cpu":
-        return DeviceMemory(layout.num_bytes, device)
-    memory = Memory(layout.num_bytes)
-    memory.reserve(0, layout.finals_start)
-    return memory
 
 
 class DevicePiece(Piece):

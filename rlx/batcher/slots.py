@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlx.batcher.memory import Block, Memory, lay_out
+from rlx.batcher.memory import Block, DeviceMemory, Memory, lay_out
 from rlx.data import EnvSpecs, Spec
 
 NUM_SLOTS = 2
@@ -135,6 +135,18 @@ class Layout:
             sampled=self.sampled,
         )
         return replace(narrow, first_row=columns.start)
+
+    def allocate(self, device: torch.device) -> Memory:
+        """Return memory for all that a batcher holds, where its workers write: shared, or on their accelerator.
+
+        Raises:
+            RlxError: there is not that much.
+        """
+        if device.type != "cpu":
+            return DeviceMemory(self.num_bytes, device)
+        memory = Memory(self.num_bytes)
+        memory.reserve(0, self.finals_start)
+        return memory
 
     def bytes_by_block(self) -> dict[str, int]:
         """Return what the memory is made of: each field's bytes in all slots, the `weights`, and the `alignment`.

@@ -14,7 +14,8 @@ import torch
 from rlx.agent import ActorCritic, GRUActorCritic, TransformerActorCritic, replay, values
 from rlx.agent.distribution import Categorical
 from rlx.batcher import Batcher
-from rlx.batcher.on_device import DeviceMemory, DeviceRollout, allocate
+from rlx.batcher.memory import DeviceMemory
+from rlx.batcher.on_device import DeviceRollout
 from rlx.batcher.slots import Layout
 from rlx.data import DictTensor, Trajectories
 from rlx.env import TorchCartPole
@@ -173,8 +174,8 @@ def test_memory_lies_where_the_environments_live() -> None:
         b.reset()
         layout = b._layout
     assert isinstance(layout, Layout)
-    assert not isinstance(allocate(layout, torch.device("cpu")), DeviceMemory)
-    memory = allocate(layout, torch.device("meta"))
+    assert not isinstance(layout.allocate(torch.device("cpu")), DeviceMemory)
+    memory = layout.allocate(torch.device("meta"))
     assert isinstance(memory, DeviceMemory)
     assert memory.tensor(layout.slots[0]["reward"]).device.type == "meta"
     memory.close()
