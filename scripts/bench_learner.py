@@ -3,7 +3,8 @@
     python scripts/bench_learner.py --turns 60
 
 Both sides draw a batch from as many steps, with networks of the same shapes, one thread, `torch.optim.Adam(fused=True)`
-on the hand-written side. Time is that of the thread, so that other work on the machine counts little.
+on the hand-written side. Time is that of the thread, so that other work on the machine counts little. The last row has
+rlx's products in bfloat16 and those by hand in float32: what `precision=bfloat16` brings on this machine.
 """
 
 import argparse
@@ -12,20 +13,24 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlx.agent import ActorCritic, QNetwork, SoftActorCritic, flatten_parameters
+from rlx.agent import ActorCritic, ConvActorCritic, QNetwork, SoftActorCritic, flatten_parameters
 from rlx.algo import dqn, ppo, sac
 from rlx.algo.optimizer import FlatAdam
 from rlx.data import DictTensor, EnvSpecs, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
+from rlx.run.compute import Compute
 
 Update = Callable[[], object]
 STEPS = 10_000
 OBS = {"obs": Spec((4,), torch.float32)}
 DISCRETE = EnvSpecs(OBS, {"action": Spec((), torch.int64, "discrete", nvec=(2,))})
+IMAGES = EnvSpecs({"obs": Spec((4, 84, 84), torch.uint8)}, DISCRETE.action)
+PAPER = {"filters": [32, 64, 64], "kernel_sizes": [8, 4, 3], "strides": [4, 2, 1]}  # of DQN's network
 BOX = EnvSpecs(OBS, {"action": Spec((1,), torch.float32, low=(-1.0,), high=(1.0,))})
 
 
@@ -88,21 +93,38 @@ def dqn_updates() -> tuple[Update, Update]:
     return ours, by_hand
 
 
-def ppo_updates() -> tuple[Update, Update]:
-    """Return one update of PPO by rlx, and by hand: 256 steps, two networks with two layers of 64."""
-    plain = {"obs": torch.randn(STEPS, 4), "action": torch.randint(2, (STEPS,))}
-    plain |= {name: torch.randn(STEPS) for name in ("advantage", "return", "value")}
-    plain["log_prob"] = torch.full((STEPS,), -0.7)
+def convolutional() -> nn.Sequential:
+    """Return the network of DQN's paper with an action's logits and a value at its end."""
+    convolutions = [nn.Conv2d(4, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
+    body = itertools.chain.from_iterable((each, nn.ReLU()) for each in convolutions)
+    return nn.Sequential(*body, nn.Flatten(), *layers(3136, 512, 2 + 1))
+
+
+def ppo_updates(*, images: bool = False, bfloat16: bool = False) -> tuple[Update, Update]:
+    """Return one update of PPO by rlx, and by hand: 256 steps, two networks with two layers of 64, or one for images.
+
+    With `bfloat16` rlx's products are computed in it, and those by hand in float32.
+    """
+    number = 1024 if images else STEPS
+    obs = torch.randint(256, (number, 4, 84, 84), dtype=torch.uint8) if images else torch.randn(number, 4)
+    plain = {"obs": obs, "action": torch.randint(2, (number,))}
+    plain |= {name: torch.randn(number) for name in ("advantage", "return", "value")}
+    plain["log_prob"] = torch.full((number,), -0.7)
     names = {"obs": "env/obs", "action": "agent/action"}
     fields = {names.get(name, name): value.unsqueeze(1) for name, value in plain.items()}
-    steps = TemporalDictTensor(fields, torch.ones(STEPS, dtype=torch.int64))
-    samples = Trajectories(DictTensor.empty(STEPS), steps, DictTensor.empty(0))
-    agent = ActorCritic(DISCRETE, hidden_sizes=[64, 64], activation="tanh", log_std_init=0.0)
+    steps = TemporalDictTensor(fields, torch.ones(number, dtype=torch.int64))
+    samples = Trajectories(DictTensor.empty(number), steps, DictTensor.empty(0))
+    agent = (
+        ConvActorCritic(IMAGES, **PAPER, hidden_size=512, activation="relu", log_std_init=0.0)
+        if images
+        else ActorCritic(DISCRETE, hidden_sizes=[64, 64], activation="tanh", log_std_init=0.0)
+    )
+    loss = Compute(torch.device("cpu"), compile=False, precision="bfloat16" if bfloat16 else "float32")(ppo.loss, agent)
     optimizer, generator = FlatAdam(agent, eps=1e-5), torch.Generator().manual_seed(0)
     minibatches = itertools.chain.from_iterable(samples.minibatches(256, generator) for _ in itertools.count())
 
     def ours() -> None:
-        terms = ppo.loss(
+        terms = loss(
             agent,
             next(minibatches),
             clip_coef=0.2,
@@ -118,10 +140,11 @@ def ppo_updates() -> tuple[Update, Update]:
         optimizer.step(3e-4)
 
     actor, critic = (layers(4, 64, 64, outputs, activation=nn.Tanh) for outputs in (2, 1))
-    parameters = [*actor.parameters(), *critic.parameters()]
+    both = convolutional()
+    parameters = [*both.parameters()] if images else [*actor.parameters(), *critic.parameters()]
     adam = torch.optim.Adam(parameters, lr=3e-4, fused=True)
     indices = itertools.chain.from_iterable(
-        torch.randperm(STEPS, generator=generator).split(256) for _ in itertools.count()
+        torch.randperm(number, generator=generator).split(256) for _ in itertools.count()
     )
 
     def by_hand() -> None:
@@ -129,12 +152,13 @@ def ppo_updates() -> tuple[Update, Update]:
         obs, action, advantage, wanted, old = (
             plain[k][index] for k in ("obs", "action", "advantage", "return", "log_prob")
         )
-        log_probs = actor(obs).log_softmax(-1)
+        outputs = both(obs.float() / 255).split([2, 1], -1) if images else (actor(obs), critic(obs))
+        log_probs = outputs[0].log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
         ratio = (log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1) - old).exp()
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         policy_loss = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
-        value_loss = 0.5 * (critic(obs).squeeze(-1) - wanted).square().mean()
+        value_loss = 0.5 * (outputs[1].squeeze(-1) - wanted).square().mean()
         adam.zero_grad()
         (policy_loss + 0.5 * value_loss - 0.01 * entropy).backward()
         nn.utils.clip_grad_norm_(parameters, 0.5)
@@ -218,12 +242,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--times", type=int, default=10, help="updates a turn")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to measure, as they are printed; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name, make in (("ppo", ppo_updates), ("dqn", dqn_updates), ("sac", sac_updates)):
-        ours, by_hand = make()
-        seconds(ours, 20), seconds(by_hand, 20)
+    sides = {
+        "ppo": ppo_updates,
+        "dqn": dqn_updates,
+        "sac": sac_updates,
+        "ppo, images": partial(ppo_updates, images=True),
+        "ppo, images, bfloat16": partial(ppo_updates, images=True, bfloat16=True),
+    }
+    for name in arguments.only or sides:
+        ours, by_hand = sides[name]()
+        seconds(ours, 5), seconds(by_hand, 5)
         turns = [(seconds(ours, arguments.times), seconds(by_hand, arguments.times)) for _ in range(arguments.turns)]
         ratio = statistics.median(a / b for a, b in turns)
         least = [1e3 * min(column) for column in zip(*turns, strict=True)]

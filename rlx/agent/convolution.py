@@ -92,7 +92,7 @@ class Convolutions(nn.Module):
 
     def _look(self, image: Tensor, key: str, spec: Spec) -> Tensor:
         """Return the features `[B, F]` of images `[B, *shape]`."""
-        seen = channels_first(image, spec).float() / 255.0
+        seen = channels_first(image, spec).to(torch.float32, memory_format=_memory_format(image)) / 255.0
         layers = self.convolutions[_name(key)]
         assert isinstance(layers, nn.ModuleList)
         for layer in layers:
@@ -259,6 +259,12 @@ def channels_first(image: Tensor, spec: Spec) -> Tensor:
 
 def _channels_last(spec: Spec) -> bool:
     return len(spec.shape) >= 3 and spec.shape[-1] <= _MOST_CHANNELS_LAST and spec.shape[-1] < spec.shape[-3]
+
+
+def _memory_format(image: Tensor) -> torch.memory_format:
+    """Return how pixels should lie: on a CPU the gradients of float32 convolutions cost a third less, channels last."""
+    learns = torch.is_grad_enabled() and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return torch.channels_last if learns else torch.preserve_format
 
 
 def _convolution(channels: int, filters: int, kernel_size: int, stride: int, gain: float) -> nn.Conv2d:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlx.agent import ConvActorCritic
 from rlx.agent.convolution import channels_first, image_size
@@ -73,6 +74,37 @@ def test_the_network_of_the_paper_has_its_size() -> None:
     )  # fmt: skip
     trunk = sum(p.numel() for name, p in agent.named_parameters() if not name.startswith(("policy", "critic")))
     assert trunk == 1_684_128  # 8,224 + 32,832 + 36,928 + 3,136 * 512 + 512
+
+
+@pytest.mark.parametrize("shape", [(4, 20, 24), (20, 24, 3)])
+def test_however_pixels_lie_while_learning_values_and_gradients_are_those_of_plain_convolutions(
+    shape: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    spec, nothing = Spec(shape, torch.uint8), DictTensor.empty(5)
+    agent = ConvActorCritic(specs(obs=spec), **NUMBERS)
+    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    kept: list[Tensor] = []
+    layers = [layer for layer in agent.modules() if isinstance(layer, torch.nn.Conv2d)]
+    layers[0].register_forward_pre_hook(lambda _, seen: kept.append(seen[0]))
+    learned = agent(DictTensor({"obs": images}), nothing, nothing)[0]["value"]
+    learned.sum().backward()
+    gradients = [weight.grad.clone() for layer in layers for weight in layer.parameters() if weight.grad is not None]
+    with torch.no_grad():
+        acted = agent(DictTensor({"obs": images}), nothing, nothing)[0]["value"]
+    assert kept[0].is_contiguous(memory_format=torch.channels_last)  # what makes learning faster on a CPU
+    assert kept[1].stride() == channels_first(images, spec).stride()
+
+    agent.zero_grad()
+    seen = channels_first(images, spec).contiguous().float() / 255
+    for layer in layers:
+        seen = layer(seen).relu()
+    plain = agent.critic(agent.hidden(seen.flatten(1)).relu())[:, 0]
+    plain.sum().backward()
+    torch.testing.assert_close(learned, plain)
+    torch.testing.assert_close(acted, plain)
+    expected = [weight.grad for layer in layers for weight in layer.parameters()]
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_what_does_not_fit_is_named() -> None:
