@@ -106,6 +106,9 @@ def evaluate(
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Every checkpoint of each run: a curve.")
     ] = False,
+    max_episode_steps: Annotated[
+        int | None, typer.Option(min=1, help="End each episode after so many steps.  [default: as trained]")
+    ] = None,
     video: Annotated[
         Path | None, typer.Option("--video", help="Record each episode: a file .mp4, or a folder of them.")
     ] = None,
@@ -123,6 +126,7 @@ def evaluate(
         from rlx.tools.evaluate import evaluate_paths
 
         options: dict[str, Any] = {"stochastic": stochastic, "trust": trust, "config_dir": config_dir}
+        options["max_episode_steps"] = max_episode_steps
         found = evaluate_paths(
             paths,
             all_checkpoints=all_checkpoints,

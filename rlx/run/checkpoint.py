@@ -228,13 +228,18 @@ def list_checkpoints(directory: Path | str) -> list[Path]:
     """Return a run's checkpoints, oldest first, whole or not; an empty list where there are none.
 
     A checkpoint that was being replaced when its process died counts, where its successor is not there.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
     """
     folder = Path(directory) / CHECKPOINTS
     found: dict[int, Path] = {}
     try:
         names = sorted(os.listdir(folder))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise CheckpointError(f"'{folder}' cannot be read: {reason_of(error)}") from error
     for name in names:  # hidden names sort first, so that the plain one of the same step takes over
         replaced = _REPLACED.fullmatch(name)
         match = _NAME.fullmatch(replaced[1] if replaced else name)
@@ -289,8 +294,12 @@ def prune_checkpoints(directory: Path | str, keep_last: int, keep_every: int = 0
         keep_last: how many stay, >= 1.
         keep_every: of the older ones, the first at or behind each multiple of so many environment steps stays, too.
     """
+    try:
+        kept = list_checkpoints(directory)
+    except CheckpointError:
+        return  # what cannot be seen, stays
     before = 0
-    for path in list_checkpoints(directory)[: -max(keep_last, 1)]:
+    for path in kept[: -max(keep_last, 1)]:
         period = step_of(path) // keep_every if keep_every else 0
         if period == before:
             remove_checkpoint(path)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from rlx.run.metrics import FIRST_COLUMNS, Row, Value, as_number
 
@@ -161,6 +161,41 @@ class ConsoleSink:
     def _line(self, text: str) -> None:
         """Write one line to the stream."""
         _write(self._stream, text + "\n")
+
+
+class EvaluationLine:
+    """Says how far an evaluation is, on standard error, where it takes longer than some seconds.
+
+    On a terminal a line that renews itself and goes at the end; elsewhere a line now and then, later one a minute.
+    """
+
+    def __init__(self, episodes: int, *, stream: TextIO | None = None, quiet_s: float = 2.0) -> None:
+        """Begin to wait for `episodes` episodes, in silence for `quiet_s` seconds."""
+        self._episodes = episodes
+        self._stream = stream if stream is not None else sys.stderr
+        self._renews = _is_terminal(self._stream)
+        self._quiet_s = quiet_s
+        self._began = time.monotonic()
+        self._next = self._began + (quiet_s if self._renews else 5 * quiet_s)
+        self._shown = False
+
+    def __call__(self, ended: int, steps: int) -> None:
+        """Show how many episodes have ended, and how many steps were played, if it is time to."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        spent = now - self._began
+        self._next = now + (0.1 * self._quiet_s if self._renews else min(max(spent, 5 * self._quiet_s), 60.0))
+        text = f"{ended} of {self._episodes} episodes | {steps:,} steps | {format_duration(spent)}"
+        _write(self._stream, f"\r\x1b[K{text}" if self._renews else text + "\n")
+        self._shown = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._renews and self._shown:
+            _write(self._stream, "\r\x1b[K")
 
 
 def format_value(value: Value) -> str:

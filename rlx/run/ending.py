@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlx.errors import CheckpointError
 from rlx.run.checkpoint import list_checkpoints
 from rlx.run.counters import Counters
 
@@ -37,7 +38,10 @@ def what_is_left(directory: Path, env_steps: int, signal: str | None) -> str:
     ended = f"The run ended at {env_steps:,} steps{f', asked to by {signal}' if signal else ''}"
     if not directory.is_dir():
         return f"{ended}; its directory '{directory}' is gone."
-    kept = list_checkpoints(directory)
+    try:
+        kept = list_checkpoints(directory)
+    except CheckpointError as error:
+        return f"{ended}; {error}."
     return f"{ended}; its last checkpoint is '{kept[-1]}'." if kept else f"{ended}; it has no checkpoint."
 
 

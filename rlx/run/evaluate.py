@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,14 @@ from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, EnvSpecs
+from rlx.errors import EnvironmentFault
 from rlx.run.policy import load_policy
 
 MOST_ENVS = 128
 """Environments that play at once, at most."""
+
+MOST_EPISODE_STEPS = 1_000_000
+"""Steps after which an episode is taken for one that never ends."""
 
 _PIECE_STEPS = 64, 1024
 _PIECE_BYTES = 1 << 26
@@ -90,6 +94,7 @@ class Evaluator:
         address: str | None = None,
         agent_info: Sampler | None = None,
         env_info: Sampler | None = None,
+        report: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -104,18 +109,22 @@ class Evaluator:
             address: of Ray's cluster; see `Batcher`.
             agent_info: draws which kind of policy plays each episode, beside `deterministic`; None for nothing.
             env_info: draws each episode's task; None for nothing.
+            report: told after each piece how many of the episodes have ended, and how many steps were played.
         """
         self._makers = make_agent, make_env
         self._episodes = episodes
         self._seed = seed
         self._deterministic = deterministic
         self._samplers = agent_info, env_info
+        self._report = report
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
         self._kind: WorkerKind = workers
         self._address = address
         self._batcher: Batcher | None = None
         self._learner: Batcher | None = None
         self._found: list[tuple[float, int]] | None = None  # return and length of the episodes played; None: idle
+        self._round_steps = 0  # of each environment, since the round of episodes began
+        self._steps = 0  # of all of them, since the evaluation began
         self._result: EvaluationResult | None = None
         self._spent = 0.0, 0.0
 
@@ -156,6 +165,9 @@ class Evaluator:
         Args:
             agent: made by `make_agent`, with the weights to play with.
             env_steps: environment steps that they were trained for.
+
+        Raises:
+            EnvironmentFault: the environment raised, or an episode does not end.
         """
         self._begin(agent, self.start())
         result = self._advance(blocking=True)
@@ -184,6 +196,9 @@ class Evaluator:
         Returns:
             `eval/return` (mean), `eval/return_std`, `eval/length` (mean), and `eval/cpu_share`: the part of the CPU
             time of learner and workers, since the evaluation began, that its steps took.
+
+        Raises:
+            EnvironmentFault: the environment raised, or an episode does not end.
         """
         result = self._result or self._advance(blocking=True)
         assert result is not None
@@ -203,7 +218,7 @@ class Evaluator:
 
     def _begin(self, agent: nn.Module, batcher: Batcher) -> None:
         assert self._found is None, "an evaluation is under way"
-        self._found = []
+        self._found, self._round_steps, self._steps = [], 0, 0
         batcher.call(Worker.seed_again)  # every evaluation plays the same seeds, whatever was played before
         batcher.reset(wait=False)  # each environment begins an episode with the next piece
         batcher.publish(agent)
@@ -217,12 +232,22 @@ class Evaluator:
             piece = batcher.get(blocking)
             if piece is None:
                 return None
+            self._round_steps += batcher.num_steps
+            self._steps += piece[0].num_steps
+            if self._report is not None:
+                self._report(min(len(found) + len(batcher.episodes), self._episodes), self._steps)
             if not piece[1]:  # the round is over
+                self._round_steps = 0
                 found.extend((episode[1], episode[2]) for episode in sorted(batcher.episodes))
                 batcher.episodes.clear()
                 if len(found) >= self._episodes:
                     break
                 batcher.reset(wait=False)
+            elif self._round_steps >= MOST_EPISODE_STEPS:
+                raise EnvironmentFault(
+                    f"evaluation: {piece[1]} episodes have not ended after {self._round_steps:,} steps each; expected "
+                    "episodes that end: env.max_episode_steps=N (rlx eval: --max-episode-steps N) ends them after N"
+                )
             batcher.execute()
         self._found = None
         returns, lengths = zip(*found[: self._episodes], strict=True)
@@ -261,6 +286,8 @@ def evaluate_path(
     trust: bool = False,
     config_dir: Path | str | None = None,
     num_workers: int = 2,
+    max_episode_steps: int | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Play episodes with the policy of a run or of one of its checkpoints; the checkpoint carries what that takes.
 
@@ -272,12 +299,17 @@ def evaluate_path(
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
         num_workers: worker processes.
+        max_episode_steps: steps after which an episode ends; None for what the policy was trained with.
+        report: told after each piece how many of the episodes have ended, and how many steps were played.
 
     Raises:
         CheckpointError: it is missing, damaged, or does not fit the environment; or it names code that is not trusted.
+        ConfigError: the environment takes no `max_episode_steps`.
+        EnvironmentFault: the environment raised, or an episode does not end.
     """
-    policy = load_policy(path, trust=trust, config_dir=config_dir)
+    policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
     options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | policy.samplers
+    options["report"] = report
     with Evaluator(policy.make_agent, policy.make_env, num_workers=num_workers, **options) as evaluator:
         policy.check_specs(evaluator.start().specs)
         return evaluator.play(policy.agent, env_steps=policy.env_steps)

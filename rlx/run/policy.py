@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from rlx.agent.agent import Agent, AgentMaker
 from rlx.batcher.worker_options import EnvMaker
 from rlx.data import EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
-from rlx.run.build import maker
+from rlx.run.build import find_target, maker
 from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 from rlx.run.samplers import read_samplers, sampler_targets
 
@@ -61,17 +62,24 @@ class Policy:
             )
 
 
-def load_policy(path: Path | str, *, trust: bool = False, config_dir: Path | str | None = None) -> Policy:
+def load_policy(
+    path: Path | str,
+    *,
+    trust: bool = False,
+    config_dir: Path | str | None = None,
+    max_episode_steps: int | None = None,
+) -> Policy:
     """Rebuild the policy of a run or of one of its checkpoints; the checkpoint carries what that takes.
 
     Args:
         path: a run directory (its newest whole checkpoint) or a checkpoint.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
+        max_episode_steps: steps after which its environments end an episode; None for what it was trained with.
 
     Raises:
         CheckpointError: it is missing, damaged, or holds no agent; or it names code that is not trusted.
-        ConfigError: there is no directory `config_dir`.
+        ConfigError: there is no directory `config_dir`, or the environment takes no `max_episode_steps`.
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir: there is no directory '{config_dir}'")
@@ -85,6 +93,8 @@ def load_policy(path: Path | str, *, trust: bool = False, config_dir: Path | str
     if not trust:
         own = None if config_dir is None else Path(config_dir)
         check_trust(source, env, agent, own, also=sampler_targets(batcher))
+    if max_episode_steps is not None:
+        env = limited(env, max_episode_steps)
     try:
         make_env, make_agent = maker("env", env), maker("agent", agent)
         samplers = read_samplers(batcher)
@@ -104,6 +114,20 @@ def load_policy(path: Path | str, *, trust: bool = False, config_dir: Path | str
         agent=trained,
         samplers=samplers,
     )
+
+
+def limited(env: Mapping[str, Any], max_episode_steps: int) -> Mapping[str, Any]:
+    """Return the group `env` of environments that end an episode after so many steps.
+
+    Raises:
+        ConfigError: they take no such number.
+    """
+    limit = {"max_episode_steps": max_episode_steps}
+    if "members" in env:
+        return {**env, "members": [{**member, **limit} for member in cast("list[Mapping[str, Any]]", env["members"])]}
+    if "max_episode_steps" not in signature(find_target("env", env)).parameters:
+        raise ConfigError(f"--max-episode-steps: {env.get('_target_')} takes no env.max_episode_steps")
+    return {**env, **limit}
 
 
 def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlx.errors import CheckpointError, RlxError, UserError
 from rlx.run.checkpoint import list_checkpoints
+from rlx.run.console import EvaluationLine
 from rlx.run.directory import is_run_directory
 from rlx.run.evaluate import evaluate_path
 from rlx.run.files import check_output
@@ -38,7 +39,8 @@ def evaluate_paths(
         video: a file or folder to record the episodes of one policy in; see `rlx.tools.watch`.
         human: show the episodes of one policy in a window.
         csv_path: a file to write, one row an episode (see `COLUMNS`).
-        options: of `rlx.run.evaluate.evaluate_path`: `episodes`, `seed`, `stochastic`, `trust`, `config_dir`.
+        options: of `rlx.run.evaluate.evaluate_path`: `episodes`, `seed`, `stochastic`, `trust`, `config_dir`,
+            `max_episode_steps`.
 
     Returns:
         For each policy what `EvaluationResult.to_dict` tells, its `path`, and `median`, `iqm` (interquartile mean) and
@@ -46,6 +48,7 @@ def evaluate_paths(
 
     Raises:
         CheckpointError: a checkpoint is missing or cannot be played.
+        EnvironmentFault: an environment raised, or an episode does not end.
         UserError: the CSV file is nowhere where a file can be written.
         RlxError: it could not be written.
     """
@@ -56,7 +59,7 @@ def evaluate_paths(
     if video is not None or human:
         found = [_seen(policies, video, human, options)]
     else:
-        found = [{"path": str(path), **_described(evaluate_path(path, **options).to_dict())} for path in policies]
+        found = [_played(path, options) for path in policies]
     if csv_path is not None:
         try:
             with open(csv_path, "w", newline="", encoding="utf-8") as file:
@@ -69,6 +72,12 @@ def evaluate_paths(
         except OSError as error:
             raise RlxError(f"cannot write '{csv_path}': {error.strerror}") from None
     return found
+
+
+def _played(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    with EvaluationLine(options["episodes"]) as line:
+        result = evaluate_path(path, report=line, **options)
+    return {"path": str(path), **_described(result.to_dict())}
 
 
 def _seen(policies: Sequence[Path], video: Path | None, human: bool, options: Mapping[str, Any]) -> dict[str, Any]:

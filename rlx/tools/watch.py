@@ -48,6 +48,7 @@ def watch(
     stochastic: bool = False,
     trust: bool = False,
     config_dir: Path | str | None = None,
+    max_episode_steps: int | None = None,
 ) -> Seen:
     """Play the first episodes of an evaluation, each to a video, or in a window.
 
@@ -61,9 +62,11 @@ def watch(
         stochastic: draw actions instead of taking the policy's mode.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
+        max_episode_steps: steps after which an episode ends; None for what the policy was trained with.
 
     Raises:
         CheckpointError: it is missing, damaged, does not fit the environment, or names code that is not trusted.
+        ConfigError: the environment takes no `max_episode_steps`.
         MissingPackageError: what writes videos is not installed.
         UserError: the environment cannot draw, there is no screen for a window, or the file cannot be written.
         EnvironmentFault: the environment raised.
@@ -73,7 +76,7 @@ def watch(
     else:
         libraries()  # before anything is made in vain
     place = None if video is None else _Place(Path(video).expanduser(), episodes)
-    policy = load_policy(path, trust=trust, config_dir=config_dir)
+    policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
     returns, lengths, files = list[float](), list[int](), list[Path]()
     for row in range(episodes):
         number = env_seed(seed, row, evaluation=True)

@@ -55,13 +55,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 
 def test_json_alone_stands_on_standard_output(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    assert call("eval", "run", "--episodes", "2", "--seed", "7", "--stochastic", "--json") == 0
+    assert (
+        call("eval", "run", "--episodes", "2", "--seed", "7", "--stochastic", "--max-episode-steps", "30", "--json")
+        == 0
+    )
     out, err = capfd.readouterr()
     told = json.loads(out)
     assert {key: told[key] for key in RESULT} == RESULT
     assert (told["path"], told["median"], told["iqm"]) == ("run", 1.5, 1.5)
     assert out.count("\n") == 1
     assert "a library's greeting" in err
+    asked.pop("report")(0, 0)
     assert asked == {
         "path": Path("run"),
         "episodes": 2,
@@ -69,6 +73,7 @@ def test_json_alone_stands_on_standard_output(asked: dict[str, Any], capfd: pyte
         "stochastic": True,
         "trust": False,
         "config_dir": None,
+        "max_episode_steps": 30,
     }
 
 

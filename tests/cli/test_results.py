@@ -11,7 +11,8 @@ import pytest
 
 from rlx.cli.report import reported_errors
 from rlx.errors import CheckpointError
-from rlx.run.checkpoint import find_checkpoint
+from rlx.run.checkpoint import find_checkpoint, prune_checkpoints
+from rlx.run.ending import what_is_left
 from rlx.run.launch import resume_run
 from rlx.run.migrate import SCHEMA
 
@@ -189,6 +190,28 @@ def test_what_may_not_be_read_is_one_line(of_others: Path, capfd: pytest.Capture
     for path in (of_others / "1", of_others / "1" / "checkpoints" / "step-000000100"):
         with pytest.raises(CheckpointError, match=f"'{path}' cannot be read: Permission denied"):
             find_checkpoint(path)
+
+
+def test_checkpoints_that_may_not_be_read_are_not_said_to_be_missing(of_others: Path) -> None:
+    run, folder = of_others / "0", of_others / "0" / "checkpoints"
+    root, somebody = os.getuid() == 0, os.geteuid()
+
+    def protect(mode: int) -> None:
+        if root:
+            os.seteuid(0)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(mode)
+        os.seteuid(somebody)
+
+    protect(0)
+    try:
+        message = f"'{folder}' cannot be read: Permission denied"
+        with pytest.raises(CheckpointError, match=message):
+            find_checkpoint(run)
+        assert what_is_left(run, 3000, None) == f"The run ended at 3,000 steps; {message}."
+        prune_checkpoints(run, 1)  # what cannot be seen, stays
+    finally:
+        protect(0o755)
 
 
 def test_what_an_algorithm_may_not_do_keeps_its_traceback(tmp_path: Path) -> None:

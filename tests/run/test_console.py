@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from rlx.run.console import ConsoleSink, Progress, format_duration, format_value, sections
+from rlx.run.console import ConsoleSink, EvaluationLine, Progress, format_duration, format_value, sections
 
 
 def row(steps, wall_time, **metrics):
@@ -60,6 +60,38 @@ def test_lines_become_rarer_as_a_run_grows_old(monkeypatch):
     assert sum(shown[now] for now in range(0, 60)) == 60
     assert sum(shown[now] for now in range(3600, 3660)) == 1
     assert sum(shown[now] for now in range(864000, 864120)) == 2
+
+
+def test_an_evaluation_says_how_far_it_is_once_it_takes_long(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    shown = []
+    with EvaluationLine(100, stream=stream) as line:
+        for now in range(0, 3600):
+            before = stream.tell()
+            line(now // 50, now * 1000)
+            if stream.tell() > before:
+                shown.append(now)
+    assert shown[:5] == [10, 20, 40, 80, 140]
+    assert shown[-1] - shown[-2] == 60
+    assert stream.getvalue().splitlines()[2] == "0 of 100 episodes | 40,000 steps | 0:40"
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    now, terminal = 0.0, Terminal()
+    with EvaluationLine(100, stream=terminal) as line:
+        for now in (0.5, 1.9, 2.1, 2.2, 3.0):
+            line(int(now), 1000)
+    assert terminal.getvalue().split("\r\x1b[K") == [
+        "",
+        "2 of 100 episodes | 1,000 steps | 0:02",
+        "3 of 100 episodes | 1,000 steps | 0:03",
+        "",
+    ]
 
 
 def test_a_reader_that_has_gone_does_not_end_the_run():

@@ -7,8 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -182,3 +185,39 @@ def test_evaluation_plays_exactly_n_episodes_and_does_not_favour_short_ones() ->
 
     seeds = [env_seed(5, row, evaluation=True) % 1000 for row in range(50)]
     assert sorted(result.lengths) == sorted(episode_length(seed, 0) for seed in seeds)
+
+
+class Endless(gymnasium.Env[Any, int]):
+    """An environment whose episodes never end, as registered: without a time limit."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Endless-v0", Endless)
+
+
+def test_an_evaluation_of_episodes_that_never_end_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rlx.run.evaluate.MOST_EPISODE_STEPS", 500)
+    endless = "env=gym", "env.id=tests.run.test_run:Endless-v0"
+    with pytest.raises(EnvironmentFault, match=r"evaluation: 3 episodes have not ended after .* steps each"):
+        run(tmp_path / "evaluated", *endless, "evaluation.every=64", "evaluation.episodes=3")
+
+    trained = run(tmp_path / "run", *endless)
+    told: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"episodes": 5, "trust": True, "report": lambda *now: told.append(now)}
+    with pytest.raises(EnvironmentFault, match="--max-episode-steps N"):
+        evaluate_path(trained, **options)
+    told.clear()
+    result = evaluate_path(trained, **options, max_episode_steps=150)
+    assert result.lengths == [150] * 5
+    assert result.returns == [150.0] * 5
+    assert told[-1] == (5, 6 * 150)  # two workers with three environments each, the last of which does not count
+    assert told == sorted(told)
+    assert told[0][0] == 0

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx.errors import CheckpointError, EnvironmentFault, MissingPackageError, RlxError, UserError
-from rlx.run.evaluate import Evaluator
-from rlx.run.policy import load_policy
+from rlx.errors import CheckpointError, ConfigError, EnvironmentFault, MissingPackageError, RlxError, UserError
+from rlx.run.evaluate import Evaluator, evaluate_path
+from rlx.run.policy import limited, load_policy
 from rlx.seeding import env_seed
 from rlx.tools.screen import drawing_without_screen
 from rlx.tools.watch import watch
@@ -257,6 +257,7 @@ def test_command_lists_its_files_and_refuses_what_makes_no_sense(
         (["--render", "window"], "'human'"),
         (["--render", "human", "--video", "x"], "expected one of them"),
         ([run, "--video", "x"], "got 2 policies, expected one at a time"),
+        (["--max-episode-steps", "0"], "--max-episode-steps"),
     ):
         assert call("eval", run, *arguments) == 2
         out, err = capfd.readouterr()
@@ -267,7 +268,16 @@ def test_command_lists_its_files_and_refuses_what_makes_no_sense(
     out = capfd.readouterr().out.splitlines()
     assert out[0].startswith("return ")
     assert sorted(out[-2:]) == sorted(str(path) for path in Path("x").iterdir())
-    assert call("eval", run, "--video", "y.mp4", "--json") == 0
+    assert call("eval", run, "--video", "y.mp4", "--json", "--max-episode-steps", "3") == 0
     told = json.loads(capfd.readouterr().out)
     assert told["videos"] == ["y.mp4"]
-    assert told["episodes"] == 1
+    assert told["lengths"] == [3]
+
+
+def test_a_limit_of_steps_reaches_each_kind_of_environment(trained: Trained) -> None:
+    for kind in ("torch", "mixed"):
+        found = evaluate_path(trained(kind), episodes=2, max_episode_steps=4, num_workers=1, trust=True)
+        assert found.lengths == [4, 4]
+    policy = load_policy(trained("cartpole"))
+    with pytest.raises(ConfigError, match=r"--max-episode-steps: rlx.env.make_atari takes no env.max_episode_steps"):
+        limited({**policy.env, "_target_": "rlx.env.make_atari"}, 4)
