@@ -15,7 +15,7 @@ if timeout 10 scancel --user=root 2>/dev/null; then
         sleep 0.2
     done
 fi
-for name in slurmd-n1 slurmd-n2 slurmctld munged; do
+for name in slurmd-n1 slurmd-n2 slurmctld slurmdbd mariadbd munged; do
     [ -f "$folder/$name.pid" ] || continue
     pid="$(cat "$folder/$name.pid")"
     kill "$pid" 2>/dev/null

@@ -30,19 +30,23 @@ def with_jobs(
         folder: only jobs below it get records of their own.
         problems: takes a line for each sweep that cannot be read.
     """
-    found = {record.directory.absolute(): record for record in records}
-    order = list(found)
-    states: dict[str, str] | None = None
+    plans: list[tuple[Sweep, Plan, dict[int, str]]] = []
     for sweep in sweeps:
         try:
             plan = sweep.plan()
-            names = slurm_names(plan.submissions)
-            if names and states is None:
-                states = slurm.queue() or {}
+            plans.append((sweep, plan, slurm_names(plan.submissions)))
+        except RunDirectoryError as error:
+            problems.append(str(error))
+    submitted = {name for _, _, names in plans for name in names.values()}
+    states = slurm.states(submitted) if submitted else {}
+    found = {record.directory.absolute(): record for record in records}
+    order = list(found)
+    for sweep, plan, names in plans:
+        try:
             for job in _jobs(sweep, plan):
                 path = sweep.run_directory(job.number, plan).absolute()
                 name = names.get(job.number)
-                said = None if name is None else " ".join(filter(None, (name, (states or {}).get(name))))
+                said = None if name is None else " ".join(filter(None, (name, states.get(name))))
                 if path in found:
                     found[path] = replace(found[path], slurm=said)
                 elif path.is_relative_to(folder.absolute()):

@@ -1,4 +1,4 @@
-"""SLURM's own commands: sbatch, squeue, scontrol, sinfo, and what they say when something is wrong."""
+"""SLURM's own commands: sbatch, squeue, sacct, scontrol, sinfo, and what they say when something is wrong."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rlx.errors import UserError, did_you_mean
 
@@ -86,6 +86,23 @@ def queue() -> dict[str, str] | None:
     for line in out.splitlines():
         job, task, state = line.strip().split("|")
         found[f"{job}_{task}" if task.isdigit() else job] = state
+    return found
+
+
+def states(jobs: Collection[str]) -> dict[str, str]:
+    """Return SLURM's state of jobs by their names (`12`, `12_3`), of those that it knows.
+
+    These are the jobs in the queue and, where the cluster keeps accounting, those that have left it: `OUT_OF_MEMORY`.
+    """
+    found = queue()
+    if found is None:
+        return {}
+    gone = sorted({job.partition("_")[0] for job in jobs if job not in found})
+    if gone:
+        sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
+        for line in (_ask([*sacct, f"--jobs={','.join(gone)}"]) or "").splitlines():
+            job, _, state = line.partition("|")
+            found.setdefault(job, state.split(" ")[0])  # CANCELLED by 1000
     return found
 
 

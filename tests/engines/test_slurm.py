@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,19 @@ def whole_cluster() -> Iterator[Cluster]:
 def cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
     yield whole_cluster
     whole_cluster.cancel_all()
+
+
+@pytest.fixture(scope="module")
+def whole_accounting_cluster() -> Iterator[Cluster]:
+    with running(accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def accounting_cluster(whole_accounting_cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster whose database remembers jobs, and which knows who may submit what."""
+    yield whole_accounting_cluster
+    whole_accounting_cluster.cancel_all()
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +238,52 @@ def test_partition_that_is_not_there_is_told_with_the_nearest(cluster: Cluster, 
     )
 
 
+def test_account_that_is_not_ones_own_is_told(accounting_cluster: Cluster, tmp_path: Path) -> None:
+    environment = accounting_cluster.environment
+    rlx(tmp_path, environment, "submit", "--account", "lab", "--sbatch=--hold", "--", *SMALL, "run_dir=own")
+    done = rlx(tmp_path, environment, "submit", "--account", "others", "--", *SMALL, "run_dir=theirs", status=2)
+    assert done.stderr == (
+        "Error: sbatch: Batch job submission failed: Invalid account or account/partition combination specified; "
+        "--account names one of yours: sacctmgr show user $USER withassoc. Nothing was submitted.\n"
+    )
+
+
+def test_more_jobs_than_one_may_have_are_told_and_submitted_later(accounting_cluster: Cluster, tmp_path: Path) -> None:
+    limit = ["sacctmgr", "--immediate", "modify", "user", "root", "set"]
+    accounting_cluster.ask(*limit, "MaxSubmitJobs=3")
+    try:
+        sweep = ["-m", *SMALL, "seed=range(5)", "run_dir=sweep"]
+        done = rlx(tmp_path, accounting_cluster.environment, "submit", "--", *sweep, status=2)
+        assert "you may not have more jobs in the queue: give the same command again when some" in done.stderr
+        assert "Nothing was submitted." in done.stderr
+    finally:
+        accounting_cluster.ask(*limit, "MaxSubmitJobs=-1")
+    assert len(submit(accounting_cluster, tmp_path, *sweep, options=("--sbatch=--hold",))) == 5
+
+
+def test_how_jobs_ended_is_shown_when_they_have_left_the_queue(accounting_cluster: Cluster, tmp_path: Path) -> None:
+    jobs = submit(accounting_cluster, tmp_path, "-m", *LONG, "algo.gamma=0.9,2,0.8", "run_dir=sweep")
+    comes_to(accounting_cluster, tmp_path / "sweep/0", 1)
+    accounting_cluster.ask("scancel", jobs["0"])
+    expected = {jobs["0"]: "CANCELLED", jobs["1"]: "FAILED", jobs["2"]: "COMPLETED"}
+    for job, state in expected.items():
+        accounting_cluster.wait_for(job, state)
+
+    def shown() -> list[str]:
+        listed = json.loads(rlx(tmp_path, accounting_cluster.environment, "runs", "sweep", "--json").stdout)["runs"]
+        return [run["slurm"] for run in listed]
+
+    said = [f"{job} {state}" for job, state in expected.items()]
+    accounting_cluster.wait("the database knows", lambda: shown() == said, 30)
+
+
 @pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
-def test_submitit_runs_four_jobs(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
+def test_submitit_runs_four_jobs(cluster: Cluster, accounting_cluster: Cluster, tmp_path: Path, launcher: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["train", "-m", f"hydra/launcher={launcher}", *SMALL, "seed=range(4)", "run_dir=sweep"]
     if launcher == "submitit_slurm":  # without accounting it is refused
         assert "this cluster keeps no accounting" in rlx(tmp_path, cluster.environment, *sweep, status=2).stderr
-    environment = cluster.with_sacct()
+    environment = accounting_cluster.environment
     rlx(tmp_path, environment, *sweep)
     made = Sweep(tmp_path / "sweep")
     assert [job.state for job in made.jobs()] == ["done"] * 4
@@ -298,16 +351,39 @@ def test_script_for_several_nodes_ends_with_all_its_steps(cluster: Cluster, tmp_
     assert re.findall(r"resumed at ([\d,]+) steps: .*\(exact=true\)", log) == stopped != []  # all saved in time
 
 
-def test_submitit_job_whose_time_is_over_goes_on(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+def test_submitit_job_whose_time_is_over_goes_on(
+    accounting_cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["train", "-m", "hydra/launcher=submitit_slurm", *LONG, "run_dir=sweep"]
-    with subprocess.Popen([*COMMAND, *sweep], cwd=tmp_path, env=cluster.with_sacct()) as launcher:
+    with subprocess.Popen([*COMMAND, *sweep], cwd=tmp_path, env=accounting_cluster.environment) as launcher:
         try:
-            comes_to(cluster, tmp_path / "sweep/0", 2)
-            job = cluster.ask("squeue", "--noheader", "--format=%A")
-            cluster.ask("scancel", "--signal=USR2", job)  # as --signal=USR2@120 does: steps only
-            cluster.start_again(job)
+            comes_to(accounting_cluster, tmp_path / "sweep/0", 2)
+            job = accounting_cluster.ask("squeue", "--noheader", "--format=%A")
+            accounting_cluster.ask("scancel", "--signal=USR2", job)  # as --signal=USR2@120 does: steps only
+            accounting_cluster.start_again(job)
             assert launcher.wait(600) == 0
         finally:
             launcher.kill()
     assert end_of(tmp_path / "sweep/0") == end_of(undisturbed)
+
+
+def test_submitit_job_that_dies_without_a_word_is_told_and_takes_no_other_along(
+    accounting_cluster: Cluster, tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    sweep = ["train", "-m", "hydra/launcher=submitit_slurm", *LONG, "seed=3,4", "run_dir=sweep"]
+    with subprocess.Popen(
+        [*COMMAND, *sweep], cwd=tmp_path, env=accounting_cluster.environment, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        try:
+            comes_to(accounting_cluster, tmp_path / "sweep/1", 1)
+            attempt = Sweep(tmp_path / "sweep").job(1).attempts[-1]
+            os.kill(attempt["process"], signal.SIGKILL)
+            _, err = launcher.communicate(timeout=600)
+        finally:
+            launcher.kill()
+    assert launcher.returncode == 1, err
+    listed = json.loads(rlx(tmp_path, accounting_cluster.environment, "runs", "sweep", "--json").stdout)["runs"]
+    assert [run["status"] for run in listed] == ["done", "failed"]
+    assert "seed=4): it was killed" in err

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engines
 OWNER = """
 import sys
 from tests.engines.slurm_cluster import running
-with running() as cluster:
+with running(accounting=True) as cluster:
     print(cluster.environment["SLURM_CONF"], flush=True)
     sys.stdin.read()
 """
@@ -46,7 +46,7 @@ def test_cluster_ends_with_the_process_that_started_it_however_that_ended() -> N
                 pytest.skip("SLURM: it does not start here")
             job = ["sbatch", "--output=/dev/null", "--wrap", "exec sleep 600"]
             subprocess.run(job, env={**ENVIRONMENT, "SLURM_CONF": conf}, check=True, timeout=60)
-            names = ("munged", "slurmctld", "slurmd-n1", "slurmd-n2")
+            names = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd-n1", "slurmd-n2")
             pids = [int((Path(conf).parent / f"{name}.pid").read_text()) for name in names]
             handles = [os.pidfd_open(pid) for pid in pids]
         finally:

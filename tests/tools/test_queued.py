@@ -46,15 +46,22 @@ def test_jobs_without_a_run_are_named_from_where_one_looks(sweep: Sweep, monkeyp
 
 
 def test_slurms_names_and_states_are_shown(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = tmp_path / "bin/squeue"
-    stand_in.parent.mkdir()
-    stand_in.write_text("#!/bin/sh\necho '12|2|PENDING'\necho '14|N/A|RUNNING'\n")
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    stand_ins = {
+        "squeue": "echo '12|2|PENDING'\necho '14|N/A|RUNNING'",
+        "sacct": f"echo $* > {tmp_path}/asked; echo '12_0|CANCELLED by 1000'; echo '12_2|COMPLETED'",
+    }
+    (tmp_path / "bin").mkdir()
+    for program, does in stand_ins.items():
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     sweep.add_submission(Submission("12", {0: 0, 2: 2, 3: 3}, "submit-1.sh", 0.0))
     sweep.add_submission(Submission("13", {3: 3}, "submit-2.sh", 1.0))
     records, _ = list_runs(sweep.directory)
-    assert [record.slurm for record in records[:5]] == ["12_0", None, "12_2 PENDING", "13_3", None]
+    assert [record.slurm for record in records[:5]] == [
+        *("12_0 CANCELLED", None, "12_2 PENDING", "13_3", None),
+    ]
+    assert "--jobs=12,13" in (tmp_path / "asked").read_text()
     lines = list(table(records, sweep.directory, 200))
     assert "slurm" in lines[0]
     assert "12_2 PENDING" in lines[4]  # below job 1 stands its reason
