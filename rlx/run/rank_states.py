@@ -45,7 +45,8 @@ def gather_states(ranks: Ranks, state: dict[str, Any], same: Collection[str]) ->
         rank = int((found[:, column] != found[0, column]).nonzero()[0])
         raise RankError(
             f"rank {rank} has another '{wrong[0]}' than rank 0: the ranks have drifted apart, and nothing is saved. "
-            "Each update has to call run.average_gradients(agent, samples), before anything looks at the gradients"
+            "Each update has to call run.average_gradients(module, samples), with all that it moves in one module, "
+            "before anything looks at the gradients"
         )
     own = b"" if ranks.rank == 0 else pack({name: state[name] for name in packed if name in differ})
     others = ranks.collect(own)
