@@ -185,7 +185,7 @@ def test_any_nested_state_comes_back(state):
         (torch.ones(2, 2).to_sparse(), "got a tensor of layout torch.sparse_coo"),
         (torch.ones(2, device="meta"), "on meta"),
     ],
-    ids=str,
+    ids=["object", "function", "set", "text", "objects", "sparse", "meta"],
 )
 def test_what_cannot_be_kept_is_named_with_its_path(value, message):
     with pytest.raises(CheckpointError, match=message):
