@@ -9,6 +9,7 @@ import nox
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+ON_TWO_CORES = ("--numprocesses", "2", "--dist", "worksteal")
 
 # pip, never uv: torch's CPU build is where pip looks for it.
 nox.options.default_venv_backend = "virtualenv"
@@ -20,14 +21,14 @@ nox.options.sessions = ["tests", "lint", "types", "floors", "wheel"]
 def tests(session: nox.Session) -> None:
     """Run the tests, faults included but for the longest; what follows -- goes to pytest."""
     session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", "-m", "not learning and not engines and not matrix", *session.posargs)
+    session.run("pytest", *ON_TWO_CORES, "-m", "not learning and not engines and not matrix", *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Only what kills, stops and breaks things, to see what is left behind: here at every point at which it may."""
     session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", "-m", "faults", *session.posargs)
+    session.run("pytest", *ON_TWO_CORES, "-m", "faults", *session.posargs)
 
 
 @nox.session
@@ -58,7 +59,7 @@ def trackers(session: nox.Session) -> None:
 def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", "-m", "learning", "--timeout", "3600", *session.posargs)
+    session.run("pytest", *ON_TWO_CORES, "-m", "learning", "--timeout", "3600", *session.posargs)
 
 
 @nox.session
