@@ -94,6 +94,7 @@ class Evaluator:
         address: str | None = None,
         agent_info: Sampler | None = None,
         env_info: Sampler | None = None,
+        kinds: int = 1,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
@@ -109,6 +110,7 @@ class Evaluator:
             address: of Ray's cluster; see `Batcher`.
             agent_info: draws which kind of policy plays each episode, beside `deterministic`; None for nothing.
             env_info: draws each episode's task; None for nothing.
+            kinds: how many different environments there are in one batch: the members of `env=mixed`.
             report: told after each piece how many of the episodes have ended, and how many steps were played.
         """
         self._makers = make_agent, make_env
@@ -116,6 +118,7 @@ class Evaluator:
         self._seed = seed
         self._deterministic = deterministic
         self._samplers = agent_info, env_info
+        self._kinds = kinds
         self._report = report
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
         self._kind: WorkerKind = workers
@@ -137,6 +140,7 @@ class Evaluator:
         """
         if self._batcher is None:
             each = math.ceil(min(self._episodes, MOST_ENVS) / self._num_workers)
+            each = math.ceil(each / self._kinds) * self._kinds  # as many of one as of another
             steps, most = _PIECE_STEPS
             if specs is not None:
                 num_bytes = sum(spec.zeros(1).nbytes for spec in specs.observation.values())
@@ -272,6 +276,11 @@ class Evaluator:
         self.close()
 
 
+def kinds_of(env: Mapping[str, Any]) -> int:
+    """Return how many different environments a batch of the group `env` has."""
+    return max(1, len(env.get("members") or ()))
+
+
 def _in_mode(sampler: Sampler, deterministic: bool, row: int, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
     """Return what a sampler draws of `agent_info`, and whether the policy's mode is taken."""
     return {**sampler(row, generator), "deterministic": torch.tensor(deterministic)}
@@ -309,7 +318,7 @@ def evaluate_path(
     """
     policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
     options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | policy.samplers
-    options["report"] = report
+    options |= {"kinds": kinds_of(policy.env), "report": report}
     with Evaluator(policy.make_agent, policy.make_env, num_workers=num_workers, **options) as evaluator:
         policy.check_specs(evaluator.start().specs)
         return evaluator.play(policy.agent, env_steps=policy.env_steps)

@@ -21,7 +21,7 @@ from rlx.run.build import maker
 from rlx.run.compute import Precision
 from rlx.run.cores import describe_use, find_cores, with_workers
 from rlx.run.directory import default_run_directory, is_taken
-from rlx.run.evaluate import Evaluator
+from rlx.run.evaluate import Evaluator, kinds_of
 from rlx.run.lock import RunLock
 from rlx.run.loggers import LoggerMaker, logger_targets, read_loggers
 from rlx.run.migrate import KEY, SCHEMA, read_stored
@@ -220,7 +220,13 @@ def _train(
     if parts.evaluates["every"] and ranks.rank == 0:
         kind = {key: config["batcher"][key] for key in ("workers", "address") if key in config["batcher"]}
         evaluator = Evaluator(
-            make_agent, make_env, episodes=parts.evaluates["episodes"], seed=top["seed"], **kind, **parts.samplers
+            make_agent,
+            make_env,
+            episodes=parts.evaluates["episodes"],
+            seed=top["seed"],
+            kinds=kinds_of(config["env"]),
+            **kind,
+            **parts.samplers,
         )
     gc.freeze()  # what was imported stays: the collector need not walk through it again and again
     with Run(options, evaluator, ranks) as run:

@@ -187,6 +187,15 @@ def test_evaluation_plays_exactly_n_episodes_and_does_not_favour_short_ones() ->
     assert sorted(result.lengths) == sorted(episode_length(seed, 0) for seed in seeds)
 
 
+def test_fewer_evaluation_episodes_than_a_mixed_batch_has_environments_are_the_first_ones(tmp_path: Path) -> None:
+    members = "[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]"
+    mixed = "env=mixed", f"env.members={members}"
+    directory = run(tmp_path / "run", *mixed, "evaluation.every=192", "evaluation.episodes=1")
+    assert [row["eval/length"] for row in read_metrics(directory / "metrics.csv") if row.get("eval/length")] == [5]
+    for episodes, lengths in ((1, [5]), (2, [5, 7]), (3, [5, 7, 5]), (5, [5, 5, 7, 7, 5])):
+        assert sorted(evaluate_path(directory, episodes=episodes).lengths) == sorted(lengths)
+
+
 class Endless(gymnasium.Env[Any, int]):
     """An environment whose episodes never end, as registered: without a time limit."""
 

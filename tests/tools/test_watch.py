@@ -276,7 +276,7 @@ def test_command_lists_its_files_and_refuses_what_makes_no_sense(
 
 def test_a_limit_of_steps_reaches_each_kind_of_environment(trained: Trained) -> None:
     for kind in ("torch", "mixed"):
-        found = evaluate_path(trained(kind), episodes=2, max_episode_steps=4, num_workers=1, trust=True)
+        found = evaluate_path(trained(kind), episodes=2, max_episode_steps=4, trust=True)
         assert found.lengths == [4, 4]
     policy = load_policy(trained("cartpole"))
     with pytest.raises(ConfigError, match=r"--max-episode-steps: rlx.env.make_atari takes no env.max_episode_steps"):
