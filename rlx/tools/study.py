@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -104,20 +104,20 @@ class Study:
         self._threads = threading.RLock()
         self._presence = Presence(directory / PROCESSES)
         self._study: optuna.Study | None = None
+        self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        self._presence.__enter__()
-        try:
-            self._study = _load(self.directory, self.plan)
-        except BaseException as error:
-            self._presence.__exit__(type(error), error, None)
-            raise
+        with ExitStack() as opened:
+            opened.enter_context(self._presence)
+            storage = opened.enter_context(_storage(self.directory, self.plan))
+            self._study = _load(self.directory, self.plan, storage)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._presence.__exit__(kind, error, traceback)
+        self._opened.__exit__(kind, error, traceback)
 
     @property
     def optuna(self) -> optuna.Study:
@@ -219,7 +219,8 @@ def open_study(directory: Path, plan: Plan) -> Study:
     if not ours and not is_study(directory) and not (directory / PROCESSES).is_dir():  # which is made first
         raise RunDirectoryError(f"study_dir: '{directory}' exists already, and is no study; give another path")
     if plan.storage is not None and not is_study(directory):
-        _storage(directory, plan)  # before anything is written
+        with _storage(directory, plan):  # before anything is written
+            pass
     try:
         (directory / PROCESSES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -230,11 +231,12 @@ def open_study(directory: Path, plan: Plan) -> Study:
             _check_same(directory, there, plan)
             return Study(directory, there)
         plan = replace(plan, name=f"{plan.title} {secrets.token_hex(3)}")
-        optuna_study = optuna.create_study(
-            storage=_storage(directory, plan), study_name=plan.name, direction="maximize", load_if_exists=True
-        )
-        if plan.defaults:
-            optuna_study.enqueue_trial(plan.defaults)
+        with _storage(directory, plan) as storage:
+            optuna_study = optuna.create_study(
+                storage=storage, study_name=plan.name, direction="maximize", load_if_exists=True
+            )
+            if plan.defaults:
+                optuna_study.enqueue_trial(plan.defaults)
         head = "# What this study is; `rlx tune` reads it to go on, and to check that others who join mean the same.\n"
         text = yaml.safe_dump(asdict(plan), sort_keys=False, allow_unicode=True, width=100)
         write_text_atomic(directory / STUDY, head + text)  # last: what was killed before is no study yet
@@ -301,7 +303,7 @@ def _first_difference(old: Any, new: Any) -> tuple[str, str]:
     return str(cast("object", old)), str(cast("object", new))
 
 
-def _load(directory: Path, plan: Plan) -> optuna.Study:
+def _load(directory: Path, plan: Plan, storage: BaseStorage) -> optuna.Study:
     def sampler(seed: int) -> optuna.samplers.BaseSampler:
         return maker("tune.sampler", plan.sampler, given=("seed",))(seed=seed)
 
@@ -309,7 +311,7 @@ def _load(directory: Path, plan: Plan) -> optuna.Study:
     try:
         return optuna.load_study(
             study_name=plan.name,
-            storage=_storage(directory, plan),
+            storage=storage,
             sampler=SeededSampler(sampler, plan.seed),
             pruner=pruner,
         )
@@ -318,8 +320,9 @@ def _load(directory: Path, plan: Plan) -> optuna.Study:
         raise RunDirectoryError(f"the study in '{directory}' is not in its storage any more: {where}") from None
 
 
-def _storage(directory: Path, plan: Plan) -> BaseStorage:
-    """Open the storage of a study.
+@contextmanager
+def _storage(directory: Path, plan: Plan) -> Generator[BaseStorage]:
+    """Open the storage of a study; a database is closed at the end.
 
     Raises:
         ConfigError: it cannot be opened.
@@ -327,13 +330,19 @@ def _storage(directory: Path, plan: Plan) -> BaseStorage:
     if plan.storage is None:
         path = directory / JOURNAL
         _mend(path)
-        return JournalStorage(JournalFileBackend(str(path)))
+        yield JournalStorage(JournalFileBackend(str(path)))
+        return
     waiting = {"connect_args": {"timeout": 60}} if plan.storage.startswith("sqlite") else {}
     try:
-        return RDBStorage(plan.storage, engine_kwargs=waiting)
+        database = RDBStorage(plan.storage, engine_kwargs=waiting)
     except Exception as error:  # of whatever stands behind the URL
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"--storage: '{plan.storage}' cannot be opened: {reason}") from error
+    try:
+        yield database
+    finally:
+        database.remove_session()
+        database.engine.dispose()
 
 
 def _mend(path: Path) -> None:

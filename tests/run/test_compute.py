@@ -79,6 +79,7 @@ def test_off_the_very_loss_is_called() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_a_compiled_run_of_ppo_has_the_numbers_of_a_plain_one(tmp_path: Path) -> None:
     found = []
     moving = ("algo.clip_coef=[linear,0.2,0.1]", "algo.batch_size=32", "total_steps=192")
