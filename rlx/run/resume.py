@@ -236,7 +236,7 @@ def take_up(
         if state["batcher"] is None:
             problems.append("the run was stopped while it waited for a piece, and its environments begin new episodes")
         else:
-            problems.extend(batcher.load_state_dict(state["batcher"]))
+            problems.extend(dict.fromkeys(batcher.load_state_dict(state["batcher"])))  # once, whoever says the same
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{found.path}' lacks something that this run needs: {error!r}") from error
     return problems

@@ -231,6 +231,15 @@ def test_environments_that_cannot_be_brought_back_begin_anew_and_the_run_says_so
     assert [row["env_steps"] for row in read_metrics(run / "metrics.csv")] == [80, 160, 240, 320, 400, 480]
 
 
+def test_what_all_workers_say_is_told_once(tmp_path: Path, caplog) -> None:
+    pytest.importorskip("ale_py")
+    atari = ["env=Pong", "agent=conv", "agent.hidden_size=16"]
+    whole = train(tmp_path / "whole", *job("ppo"), *atari, total_steps("ppo"))
+    with caplog.at_level(logging.WARNING):
+        resume(stopped_at(whole, tmp_path / "run", 400))
+    assert caplog.text.count("exact=false: Pong: it cannot tell its state") == 1
+
+
 def test_environments_with_a_state_of_their_own_need_no_repetition(tmp_path: Path, caplog) -> None:
     own = ["env=gym", "env.id=tests.run.short_and_long:Telling-v0", "env.max_episode_steps=7"]
     whole = train(tmp_path / "whole", *job("ppo"), *own, total_steps("ppo"))
