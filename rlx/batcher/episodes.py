@@ -14,8 +14,25 @@ from rlx.batcher.restart import OnFailure
 from rlx.batcher.sampler import Info
 from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
-from rlx.errors import UserError
+from rlx.data.storage import check_room
+from rlx.errors import EnvironmentFault, UserError
 from rlx.validate import Range
+
+MOST_EPISODE_STEPS = 1_000_000
+"""Steps after which an episode is taken for one that never ends."""
+
+
+def check_end(running: int, num_steps: int) -> None:
+    """Refuse to wait any longer for episodes that have gone on for `num_steps` steps.
+
+    Raises:
+        EnvironmentFault: these are a million or more.
+    """
+    if num_steps >= MOST_EPISODE_STEPS:
+        raise EnvironmentFault(
+            f"{running} episodes have not ended after {num_steps:,} steps each; expected episodes that end: "
+            "env.max_episode_steps=N (rlx eval: --max-episode-steps N) ends them after N"
+        )
 
 
 class EpisodeBatcher(Batcher):
@@ -139,7 +156,8 @@ class EpisodeBatcher(Batcher):
 
         Raises:
             UserError: `execute` was not called.
-            EnvironmentFault: an environment raised.
+            EnvironmentFault: an environment raised, or an episode does not end.
+            SpecError: there is no room for episodes as long as these.
             WorkerError: a worker died.
         """
         while True:
@@ -148,6 +166,7 @@ class EpisodeBatcher(Batcher):
                 return None
             self._rounds[-1].add(piece[0])
             if not self._rounds[-1].done.all():
+                check_end(piece[1], self._rounds[-1].num_steps)
                 super().execute()
             elif len(self._rounds) * self.num_envs < self.num_episodes:
                 self._begin_round()
@@ -184,13 +203,14 @@ class _Round:
         info: `[B]`, what each episode began with.
         finals: the final observations `[B, ...]`.
         first_episode: how many episodes the batcher had counted before.
+        num_steps: of the pieces so far.
     """
 
     def __init__(self, num_envs: int, first_episode: int, device: torch.device) -> None:
         self.done = torch.zeros(num_envs, dtype=torch.bool, device=device)
         self.info: DictTensor | None = None
         self.finals: dict[str, Tensor] = {}
-        self.first_episode = first_episode
+        self.first_episode, self.num_steps = first_episode, 0
         self._lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._fields: dict[str, Tensor] = {}
         self._capacity = 0
@@ -198,6 +218,7 @@ class _Round:
     def add(self, piece: Trajectories) -> None:
         """Copy what a piece has of the episodes that go on."""
         steps = piece.steps
+        self.num_steps += steps.max_length
         observed = [key.removeprefix("env/") for key in steps if key.split("/")[:2] == ["env", "obs"]]
         if self.info is None:
             self.info = piece.info.clone()
@@ -239,8 +260,12 @@ class _Round:
         self._capacity = max(length, 2 * self._capacity)
         kept = ("agent/", "agent_info/", "env_info/")
         stored = [f"env/{key}" for key in observed] + [key for key in steps if key.startswith(kept)]
-        for key in [*stored, "next/reward", "next/terminated", "next/truncated"]:
-            pattern = steps[key]
+        patterns = {key: steps[key] for key in [*stored, "next/reward", "next/terminated", "next/truncated"]}
+        if self.done.is_cpu:
+            num_bytes = self._capacity * sum(pattern[:, 0].nbytes for pattern in patterns.values())
+            what = f"a batch of {len(self.done)} episodes that go on after {length:,} steps"
+            check_room(num_bytes, what, advice="env.max_episode_steps=N ends them after N")
+        for key, pattern in patterns.items():
             larger = pattern.new_zeros(pattern.shape[0], self._capacity, *pattern.shape[2:])
             if key in self._fields:
                 larger[:, : self._fields[key].shape[1]] = self._fields[key]

@@ -14,18 +14,15 @@ from torch import nn
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.crew import WorkerKind
+from rlx.batcher.episodes import check_end
 from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker
 from rlx.data import DictTensor, EnvSpecs
-from rlx.errors import EnvironmentFault
 from rlx.run.policy import load_policy
 
 MOST_ENVS = 128
 """Environments that play at once, at most."""
-
-MOST_EPISODE_STEPS = 1_000_000
-"""Steps after which an episode is taken for one that never ends."""
 
 _PIECE_STEPS = 64, 1024
 _PIECE_BYTES = 1 << 26
@@ -247,11 +244,8 @@ class Evaluator:
                 if len(found) >= self._episodes:
                     break
                 batcher.reset(wait=False)
-            elif self._round_steps >= MOST_EPISODE_STEPS:
-                raise EnvironmentFault(
-                    f"evaluation: {piece[1]} episodes have not ended after {self._round_steps:,} steps each; expected "
-                    "episodes that end: env.max_episode_steps=N (rlx eval: --max-episode-steps N) ends them after N"
-                )
+            else:
+                check_end(piece[1], self._round_steps)
             batcher.execute()
         self._found = None
         returns, lengths = zip(*found[: self._episodes], strict=True)

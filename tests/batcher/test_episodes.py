@@ -9,7 +9,7 @@ from rlx.agent import values
 from rlx.batcher import EpisodeBatcher
 from rlx.data import DictTensor
 from rlx.env import make
-from rlx.errors import UserError
+from rlx.errors import EnvironmentFault, SpecError, UserError
 from tests.agent.agents import actor_critic
 from tests.batcher.ledger import Counter, Parity, expected_steps
 from tests.batcher.test_batcher import MODES, row_of
@@ -65,6 +65,24 @@ def test_short_episodes_are_not_overrated() -> None:
 class Idle(Parity):
     def act(self, outputs, agent_info, generator):
         return DictTensor({"action": torch.zeros(len(outputs["seen"]), dtype=torch.int64)})
+
+
+def test_episodes_that_never_end_are_not_waited_for(monkeypatch) -> None:
+    endless = partial(make, "tests.run.test_run:Endless-v0")
+    monkeypatch.setattr("rlx.batcher.episodes.MOST_EPISODE_STEPS", 60)
+    with (
+        batcher(endless, Idle) as b,
+        pytest.raises(EnvironmentFault, match=r"6 episodes have not ended after 60 .*env.max_episode_steps=N"),
+    ):
+        b.collect()
+    monkeypatch.undo()
+    monkeypatch.setattr("rlx.data.storage.available_memory", lambda: 20_000)
+    with batcher(endless, Idle) as b, pytest.raises(SpecError) as refused:
+        b.collect()
+    assert str(refused.value) == (
+        "a batch of 6 episodes that go on after 99 steps takes 24.8 KiB, but memory has 19.5 KiB left; "
+        "env.max_episode_steps=N ends them after N"
+    )
 
 
 def test_get_without_waiting_gives_none_until_the_last_episode_has_ended() -> None:

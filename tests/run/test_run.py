@@ -213,9 +213,9 @@ gymnasium.register("Endless-v0", Endless)
 
 
 def test_an_evaluation_of_episodes_that_never_end_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("rlx.run.evaluate.MOST_EPISODE_STEPS", 500)
+    monkeypatch.setattr("rlx.batcher.episodes.MOST_EPISODE_STEPS", 500)
     endless = "env=gym", "env.id=tests.run.test_run:Endless-v0"
-    with pytest.raises(EnvironmentFault, match=r"evaluation: 3 episodes have not ended after .* steps each"):
+    with pytest.raises(EnvironmentFault, match=r"3 episodes have not ended after .* steps each"):
         run(tmp_path / "evaluated", *endless, "evaluation.every=64", "evaluation.episodes=3")
 
     trained = run(tmp_path / "run", *endless)
