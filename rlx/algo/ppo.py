@@ -130,7 +130,7 @@ def train(
         make_agent: makes the actor-critic from specs.
         make_batcher: makes the batcher for `num_steps`.
         num_steps: steps of each environment a batch, usually 32 to 2048.
-        batch_size: steps a minibatch, usually 32 to 4096.
+        batch_size: steps a minibatch, usually 32 to 4096; all of them where a batch has fewer.
         num_epochs: passes over each batch, usually 3 to 20.
         learning_rate: of Adam, usually 1e-4 to 1e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon; 1e-5 in the paper's code.
