@@ -1,6 +1,7 @@
 """Advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783), synchronous, with generalised advantage estimates.
 
-One update a batch, with the weights that collected it: nothing to clip, nothing stored of the policy but its actions.
+One update a batch, with the weights that collected it: nothing to clip. Where workers run ahead, with older weights,
+V-trace takes the place of these estimates (Espeholt et al. 2018, arXiv:1802.01561): that is IMPALA.
 
 | symbol     | shape  | what it is                                                          |
 |------------|--------|---------------------------------------------------------------------|
@@ -34,6 +35,7 @@ def loss(
     ent_coef: float,
     vf_coef: float,
     normalize_advantage: bool,
+    vtrace: bool,
     std_mean: StdMean | None = None,
 ) -> dict[str, Tensor]:
     """Return A2C's loss on a batch, under `loss/total`, and what it is made of.
@@ -52,12 +54,14 @@ def loss(
         ent_coef: usually 0 to 0.02.
         vf_coef: usually 0.25 to 0.5.
         normalize_advantage: whether advantages get mean 0 and standard deviation 1 in the batch.
+        vtrace: whether A_t is corrected for the policy that acted being another one; see `rlx.algo.returns.gae`.
         std_mean: gives standard deviation and mean of the advantages of all ranks, where this is a part of a batch
             over several; None for the batch's own.
 
     Returns:
         0-dimensional tensors: `loss/total` (with gradients), `loss/policy`, `loss/value`, `loss/entropy` and
-        `explained_variance`; and `return` `[B, T]`, what the value learned, without gradients.
+        `explained_variance`, and with `vtrace` `a2c/ratio`, the mean importance ratio; and `return` `[B, T]`, what the
+        value learned, without gradients.
     """
     steps = trajectories.steps
     mask = None if trajectories.is_full() else steps.mask()
@@ -66,15 +70,20 @@ def loss(
         return x if mask is None else x[mask]
 
     outputs, value, next_value = replay_with_values(agent, trajectories)
+    taken = steps.group("agent")
+    log_prob = agent.log_prob(outputs, taken)
+    ratio = (log_prob.detach() - agent.log_prob(taken, taken)).exp() if vtrace else None
     ends = (steps["next/terminated"], steps["next/truncated"])
-    advantage = gae(steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask)
+    advantage = gae(
+        steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask, ratio=ratio
+    )
     returns = advantage + value
     target = valid(returns)
     weight = valid(advantage)
     if normalize_advantage:
         weight = normalize(weight, None if std_mean is None else std_mean(weight))
 
-    policy_loss = -(weight * valid(agent.log_prob(outputs, steps.group("agent")))).mean()
+    policy_loss = -(weight * valid(log_prob)).mean()
     value_loss = 0.5 * ((valid(outputs["value"]) - target) / agent.value_scale).square().mean()
     entropy = valid(agent.entropy(outputs)).mean()
     return {
@@ -83,6 +92,7 @@ def loss(
         "loss/value": value_loss,
         "loss/entropy": entropy,
         "explained_variance": explained_variance(valid(value), target),
+        **({} if ratio is None else {"a2c/ratio": valid(ratio).mean()}),
         "return": returns,
     }
 
@@ -101,6 +111,7 @@ def train(
     vf_coef: Annotated[float, Range(0)],
     max_grad_norm: Annotated[float, Range(0, low_open=True)],
     normalize_advantage: bool,
+    vtrace: bool | None,
 ) -> None:
     """Train until `run.total_steps`.
 
@@ -117,6 +128,7 @@ def train(
         vf_coef: see `loss`.
         max_grad_norm: norm at which the gradient is cut, usually 0.5.
         normalize_advantage: see `loss`.
+        vtrace: see `loss`; None for where workers run ahead.
     """
     with make_batcher(num_steps=num_steps) as batcher:
         agent = make_agent(batcher.specs).to(run.device)
@@ -138,6 +150,7 @@ def train(
                 ent_coef=entropy_coef,
                 vf_coef=vf_coef,
                 normalize_advantage=normalize_advantage,
+                vtrace=batcher.asynchronous if vtrace is None else vtrace,
                 std_mean=run.ranks.std_mean,
             )
             run.check_loss(terms["loss/total"], trajectories, agent)

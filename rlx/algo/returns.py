@@ -19,13 +19,17 @@ def gae(
     gamma: float,
     gae_lambda: float,
     mask: Tensor | None = None,
+    ratio: Tensor | None = None,
 ) -> Tensor:
     """Return generalised advantage estimates (Schulman et al. 2016, "High-dimensional continuous control", eq. 16).
 
         delta_t = r_t + gamma * V(s'_t) - V(s_t)
-        A_t = delta_t + gamma * lambda * A_{t+1}, the last term dropped where an episode or the sequence ends
+        A_t = rho_t * (delta_t + gamma * lambda * A_{t+1}), the last term dropped where an episode or the sequence ends
 
-    V(s'_t) is `next_values`: 0 after a termination, the final observation's value at a truncation.
+    V(s'_t) is `next_values`: 0 after a termination, the final observation's value at a truncation. rho_t is 1, or with
+    `ratio` min(1, ratio_t). That is V-trace (Espeholt et al. 2018, IMPALA, eq. 1 and remark 2, both thresholds 1): its
+    v_t is A_t + V(s_t), and A_t what its policy gradient is weighted by (with lambda = 1; otherwise rho_t * lambda of
+    what comes later counts, as in the other estimates).
 
     Args:
         rewards: `[B, T]`.
@@ -36,12 +40,16 @@ def gae(
         gamma: discount, usually 0.9 to 0.999.
         gae_lambda: lambda, usually 0.8 to 1; 1 gives returns minus values, 0 the one-step error.
         mask: `[B, T]` bool, valid steps; None for all. Padding comes out as 0.
+        ratio: `[B, T]`, pi(a_t | s_t) over the probability that the action was drawn with; None for 1.
 
     Returns:
         Advantages `[B, T]`; with `values` added, the lambda-returns.
     """
     delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
     decay = torch.full_like(delta, gamma * gae_lambda).masked_fill_(terminated | truncated, 0.0)
+    if ratio is not None:
+        rho = ratio.clamp(max=1.0) if mask is None else ratio.clamp(max=1.0).masked_fill(~mask, 0.0)
+        delta, decay = rho * delta, rho * decay
     if mask is not None:
         delta = delta.masked_fill(~mask, 0.0)  # padding lies behind the steps: what it hands back to them is 0
     # Time first in memory, and one buffer written from the end: T calls on rows that lie together.

@@ -15,7 +15,7 @@ from rlx import __version__
 from rlx.errors import RunDirectoryError, UserError
 from rlx.run.directory import CONFIG
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of what this rlx writes, configurations and checkpoints; it reads every version up to it."""
 
 KEY = "schema"
@@ -191,7 +191,13 @@ def _name_loggers(group: _Config) -> list[str]:
     return changes
 
 
-_STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1}
+def _from_2(config: _Config) -> list[str]:
+    """Bring schema 2 to 3: A2C's V-trace."""
+    algo: _Config = config.get("algo") or {}
+    return _add(algo, "algo", {"vtrace": False} if algo.get("_target_") == "rlx.algo.a2c.train" else {})
+
+
+_STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1, 2: _from_2}
 """For each older schema, what brings a configuration, in place, to the next one; returns what it changed."""
 
 

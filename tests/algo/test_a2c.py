@@ -1,5 +1,7 @@
 """A2C's loss: by hand, by finite differences (REINFORCE's too), and what must not enter it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,9 +9,13 @@ from rlx.agent import ActorCriticAgent, replay, replay_with_values
 from rlx.algo import a2c, reinforce
 from rlx.algo.a2c import loss
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.run.metrics import read_metrics
 from tests.agent.agents import Recurrent, actor_critic, steps_of
+from tests.run.jobs import train
 
-NUMBERS = {"gamma": 0.5, "gae_lambda": 0.5, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
+NUMBERS = {
+    "gamma": 0.5, "gae_lambda": 0.5, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False, "vtrace": False,
+}  # fmt: skip
 
 
 class Table(ActorCriticAgent):
@@ -75,6 +81,35 @@ def test_loss_of_a_case_worked_by_hand(truncated: bool) -> None:
     assert agent.logit.grad.item() == pytest.approx(-sum(s * a for s, a in zip(score, advantage, strict=True)) / 3)
 
 
+def test_what_an_older_policy_did_is_weighted_by_vtrace() -> None:
+    # It took the three actions with probabilities .8, .25 and .5, this one takes each with .5: ratios .625, 2 and 1.
+    agent, batch = Table([1.0, 1.0, 2.0, 4.0, 8.0]), by_hand(False)
+    probability = torch.tensor([[[0.8, 0.2], [0.75, 0.25], [0.5, 0.5]]])
+    batch = batch.with_steps(**{"agent/logits": probability.log()})
+    advantage = [0.625 * (0.5 + 0.25), 1.0, 5.0]
+    found = loss(agent, batch, **(NUMBERS | {"vtrace": True}))
+    assert found["loss/policy"].item() == pytest.approx(-torch.tensor(0.5).log().item() * sum(advantage) / 3)
+    assert found["loss/value"].item() == pytest.approx(0.5 * sum(a * a for a in advantage) / 3)
+    assert found["a2c/ratio"].item() == pytest.approx((0.625 + 2 + 1) / 3)
+    found["loss/total"].backward()  # the ratio is a constant
+    score = [0.5, -0.5, 0.5]
+    assert agent.logit.grad.item() == pytest.approx(-sum(s * a for s, a in zip(score, advantage, strict=True)) / 3)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_workers_that_run_ahead_are_corrected_for_unasked(asynchronous: bool, tmp_path: Path) -> None:
+    words = ["algo=a2c", "total_steps=192", "batcher.envs_per_worker=4", "algo.num_steps=8", "algo.learning_rate=0.1"]
+    run = train(tmp_path / "run", *words, "batcher=process", f"batcher.asynchronous={str(asynchronous).lower()}")
+    rows = read_metrics(run / "metrics.csv")
+    assert len(rows) == 3
+    ratios = [row["a2c/ratio"] for row in rows if "a2c/ratio" in row]
+    if asynchronous:
+        assert ratios[0] == pytest.approx(1.0)  # the first piece is of the weights that it teaches
+        assert all(abs(ratio - 1) > 1e-4 for ratio in ratios[1:])
+    else:
+        assert ratios == []
+
+
 class Scaled(Table):
     """An actor-critic whose returns have a standard deviation of 4."""
 
@@ -97,9 +132,10 @@ def prepared(lengths: list[int], dtype: torch.dtype = torch.float32, agent=None)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_padding_is_in_no_mean_and_no_gradient(normalize: bool) -> None:
+@pytest.mark.parametrize("vtrace", [False, True])
+def test_padding_is_in_no_mean_and_no_gradient(normalize: bool, vtrace: bool) -> None:
     agent, trajectories = prepared([5, 3, 0])
-    numbers = NUMBERS | {"normalize_advantage": normalize}
+    numbers = NUMBERS | {"normalize_advantage": normalize, "vtrace": vtrace}
     found = loss(agent, trajectories, **numbers)
     fields = {key: trajectories.steps[key].clone() for key in trajectories.steps}
     for value in fields.values():
@@ -147,7 +183,7 @@ def test_the_gradient_is_that_of_finite_differences(algo: str, monkeypatch: pyte
     module = {"a2c": a2c, "reinforce": reinforce}[algo]
     constant = replay_with_values(agent, batch)[1:]  # what the advantage is made of does not move with the weights
     monkeypatch.setattr(module, "replay_with_values", lambda agent, batch: (replay(agent, batch), *constant))
-    numbers = {key: value for key, value in NUMBERS.items() if algo == "a2c" or key != "gae_lambda"}
+    numbers = {key: value for key, value in NUMBERS.items() if algo == "a2c" or key not in ("gae_lambda", "vtrace")}
     numbers |= {"baseline": True} if algo == "reinforce" else {}
 
     def total() -> torch.Tensor:

@@ -36,6 +36,57 @@ def test_gae_of_a_case_worked_by_hand() -> None:
     assert found.tolist() == [[0.5 + 0.25 * 1.0, 1.0, 5.0]]
 
 
+def test_vtrace_of_a_case_worked_by_hand() -> None:
+    # The errors of the case above, .5, 3 and 5. Ratios .5, 4 (cut at 1) and .8.
+    rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 2.0]])
+    next_values, ratio = torch.tensor([[1.0, 4.0, 8.0]]), torch.tensor([[0.5, 4.0, 0.8]])
+    truncated, terminated = torch.tensor([[False, True, False]]), torch.zeros(1, 3, dtype=torch.bool)
+    found = gae(rewards, values, next_values, terminated, truncated, gamma=0.5, gae_lambda=0.5, ratio=ratio)
+    torch.testing.assert_close(found, torch.tensor([[0.5 * (0.5 + 0.25 * 3.0), 3.0, 0.8 * 5.0]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_vtrace_equals_the_definition_of_its_paper(data: st.DataObject) -> None:
+    size, steps = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+    rewards, values, after = torch.randn(3, size, steps, generator=generator, dtype=torch.float64)
+    ratio = 3 * torch.rand(size, steps, generator=generator, dtype=torch.float64)
+    terminated, truncated = torch.rand(2, size, steps, generator=generator) < 0.2
+    lengths = data.draw(st.lists(st.integers(0, steps), min_size=size, max_size=size))
+    mask = torch.arange(steps) < torch.tensor(lengths).unsqueeze(1)
+    ratio[~mask] = torch.nan  # padding has no policy
+    gamma, gae_lambda = data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))
+    excess = torch.zeros_like(rewards)  # v_s - V(s), equation 1: the sum over t of what is weighted by all c between
+    for b, length in enumerate(lengths):
+        for start in range(length):
+            weight = 1.0
+            for t in range(start, length):
+                rho = min(1.0, float(ratio[b, t]))
+                follows = 0.0 if terminated[b, t] else float(after[b, t])
+                excess[b, start] += weight * rho * (rewards[b, t] + gamma * follows - values[b, t])
+                if terminated[b, t] or truncated[b, t]:
+                    break
+                weight *= gamma * gae_lambda * rho  # c_t = lambda * min(1, ratio_t)
+    found = gae(
+        rewards, values, after, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda, mask=mask, ratio=ratio
+    )
+    torch.testing.assert_close(found, excess)
+
+
+def test_vtrace_of_the_policy_that_acted_is_gae_and_its_gradient_weight_is_the_papers() -> None:
+    torch.manual_seed(0)
+    rewards, values, after, ratio = torch.randn(4, 3, 6, dtype=torch.float64)
+    after[:, :-1] = values[:, 1:]
+    ratio, never = ratio.exp(), torch.zeros(3, 6, dtype=torch.bool)
+    given = rewards, values, after, never, never
+    same = gae(*given, gamma=0.9, gae_lambda=0.7, ratio=torch.ones_like(ratio))
+    torch.testing.assert_close(same, gae(*given, gamma=0.9, gae_lambda=0.7))
+    found = gae(*given, gamma=0.9, gae_lambda=1.0, ratio=ratio)
+    targets = torch.cat([(found + values)[:, 1:], after[:, -1:]], dim=1)  # v_{s+1}
+    torch.testing.assert_close(found, ratio.clamp(max=1) * (rewards + 0.9 * targets - values))
+
+
 def test_termination_wins_a_tie() -> None:
     both = torch.ones(1, 1, dtype=torch.bool)
     found = gae(torch.ones(1, 1), torch.zeros(1, 1), torch.full((1, 1), 9.0), both, both, gamma=0.9, gae_lambda=0.9)

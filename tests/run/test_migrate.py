@@ -22,7 +22,9 @@ from tests.run.write_schema import FIXTURES
 
 EARLY = FIXTURES / "schema_1_early"
 """Of DQN, from before schedules, logger members, resuming, and samplers: written by rlx at 10f1746."""
-SCHEMA_2: dict[str, dict[str, Any]] = json.loads((FIXTURES / "schema_2.json").read_text())
+WRITTEN: dict[int, dict[str, dict[str, Any]]] = {
+    schema: json.loads((FIXTURES / f"schema_{schema}.json").read_text()) for schema in range(2, SCHEMA + 1)
+}
 
 
 def test_a_run_begins_with_its_schema_and_needs_no_step(tmp_path: Path) -> None:
@@ -75,15 +77,21 @@ def test_a_resumed_run_of_an_older_rlx_is_of_todays_schema_from_there_on(tmp_pat
     assert not told
 
 
-@pytest.mark.parametrize("part", SCHEMA_2)
-def test_schema_2_is_read(part: str) -> None:
+@pytest.mark.parametrize(("schema", "part"), [(schema, part) for schema in WRITTEN for part in WRITTEN[schema]])
+def test_every_schema_is_read(schema: int, part: str) -> None:
     """Fails where a key was added, renamed or dropped: raise SCHEMA, add a step, and see tests/run/write_schema.py."""
-    config = deepcopy(SCHEMA_2[""])
+    config = deepcopy(WRITTEN[schema][""])
     if part:
         group = part.partition("=")[0]
         plain = {"console": True, "every": 0} if group == "logger" else {}
-        config[group] = {**SCHEMA_2[part], **plain}
-    read_config(bring_up_to_date(config, 2, "it", ConfigError)[0])
+        config[group] = {**WRITTEN[schema][part], **plain}
+    read_config(bring_up_to_date(config, schema, "it", ConfigError)[0])
+
+
+def test_runs_of_schema_2_had_no_vtrace() -> None:
+    config, note = bring_up_to_date({**WRITTEN[2][""], "algo": WRITTEN[2]["algo=a2c"]}, 2, "it", ConfigError)
+    assert config["algo"]["vtrace"] is False
+    assert note == "it was written by an older rlx (format version 2); it is read with algo.vtrace=false"
 
 
 def test_a_newer_configuration_is_refused(tmp_path: Path) -> None:
