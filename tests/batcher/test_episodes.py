@@ -68,7 +68,7 @@ class Idle(Parity):
 
 
 def test_episodes_that_never_end_are_not_waited_for(monkeypatch) -> None:
-    endless = partial(make, "tests.run.test_run:Endless-v0")
+    endless = partial(make, "tests.run.test_run:Unending-v0")
     monkeypatch.setattr("rlx.batcher.episodes.MOST_EPISODE_STEPS", 60)
     with (
         batcher(endless, Idle) as b,

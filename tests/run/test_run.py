@@ -196,7 +196,7 @@ def test_fewer_evaluation_episodes_than_a_mixed_batch_has_environments_are_the_f
         assert sorted(evaluate_path(directory, episodes=episodes).lengths) == sorted(lengths)
 
 
-class Endless(gymnasium.Env[Any, int]):
+class Unending(gymnasium.Env[Any, int]):
     """An environment whose episodes never end, as registered: without a time limit."""
 
     observation_space = spaces.Box(-1, 1, (2,))
@@ -209,12 +209,12 @@ class Endless(gymnasium.Env[Any, int]):
         return np.zeros(2, np.float32), 1.0, False, False, {}
 
 
-gymnasium.register("Endless-v0", Endless)
+gymnasium.register("Unending-v0", Unending)
 
 
 def test_an_evaluation_of_episodes_that_never_end_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("rlx.batcher.episodes.MOST_EPISODE_STEPS", 500)
-    endless = "env=gym", "env.id=tests.run.test_run:Endless-v0"
+    endless = "env=gym", "env.id=tests.run.test_run:Unending-v0"
     with pytest.raises(EnvironmentFault, match=r"3 episodes have not ended after .* steps each"):
         run(tmp_path / "evaluated", *endless, "evaluation.every=64", "evaluation.episodes=3")
 
