@@ -20,6 +20,7 @@ HEADLINE = ("episode/return", "eval/return", "loss/total")
 
 _SPEED_WINDOW_S = 10.0
 _SLOWEST_LINES_S = 60.0
+_QUIET_S, _QUIET_LINES_S, _RENEWAL_S = 2.0, 10.0, 0.2  # of an evaluation: before the first word, and between them
 
 
 class Progress:
@@ -169,14 +170,13 @@ class EvaluationLine:
     On a terminal a line that renews itself and goes at the end; elsewhere a line now and then, later one a minute.
     """
 
-    def __init__(self, episodes: int, *, stream: TextIO | None = None, quiet_s: float = 2.0) -> None:
-        """Begin to wait for `episodes` episodes, in silence for `quiet_s` seconds."""
+    def __init__(self, episodes: int, *, stream: TextIO | None = None) -> None:
+        """Begin to wait for `episodes` episodes; `stream` is standard error by default."""
         self._episodes = episodes
         self._stream = stream if stream is not None else sys.stderr
         self._renews = _is_terminal(self._stream)
-        self._quiet_s = quiet_s
         self._began = time.monotonic()
-        self._next = self._began + (quiet_s if self._renews else 5 * quiet_s)
+        self._next = self._began + (_QUIET_S if self._renews else _QUIET_LINES_S)
         self._shown = False
 
     def __call__(self, ended: int, steps: int) -> None:
@@ -185,7 +185,7 @@ class EvaluationLine:
         if now < self._next:
             return
         spent = now - self._began
-        self._next = now + (0.1 * self._quiet_s if self._renews else min(max(spent, 5 * self._quiet_s), 60.0))
+        self._next = now + (_RENEWAL_S if self._renews else min(max(spent, _QUIET_LINES_S), _SLOWEST_LINES_S))
         text = f"{ended} of {self._episodes} episodes | {steps:,} steps | {format_duration(spent)}"
         _write(self._stream, f"\r\x1b[K{text}" if self._renews else text + "\n")
         self._shown = True

@@ -124,7 +124,7 @@ class Evaluator:
         self._learner: Batcher | None = None
         self._found: list[tuple[float, int]] | None = None  # return and length of the episodes played; None: idle
         self._round_steps = 0  # of each environment, since the round of episodes began
-        self._steps = 0  # of all of them, since the evaluation began
+        self._steps = 0  # of all of them, since the evaluation began; counted for a report only
         self._result: EvaluationResult | None = None
         self._spent = 0.0, 0.0
 
@@ -234,8 +234,8 @@ class Evaluator:
             if piece is None:
                 return None
             self._round_steps += batcher.num_steps
-            self._steps += piece[0].num_steps
             if self._report is not None:
+                self._steps += piece[0].num_steps
                 self._report(min(len(found) + len(batcher.episodes), self._episodes), self._steps)
             if not piece[1]:  # the round is over
                 self._round_steps = 0
@@ -272,7 +272,7 @@ class Evaluator:
 
 def kinds_of(env: Mapping[str, Any]) -> int:
     """Return how many different environments a batch of the group `env` has."""
-    return max(1, len(env.get("members") or ()))
+    return len(env["members"]) if env.get("_target_") == "rlx.env.make_mixed" else 1
 
 
 def _in_mode(sampler: Sampler, deterministic: bool, row: int, generator: torch.Generator) -> Mapping[str, torch.Tensor]:

@@ -123,7 +123,7 @@ def limited(env: Mapping[str, Any], max_episode_steps: int) -> Mapping[str, Any]
         ConfigError: they take no such number.
     """
     limit = {"max_episode_steps": max_episode_steps}
-    if "members" in env:
+    if env.get("_target_") == "rlx.env.make_mixed":
         return {**env, "members": [{**member, **limit} for member in cast("list[Mapping[str, Any]]", env["members"])]}
     if "max_episode_steps" not in signature(find_target("env", env)).parameters:
         raise ConfigError(f"--max-episode-steps: {env.get('_target_')} takes no env.max_episode_steps")

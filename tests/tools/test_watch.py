@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlx.errors import CheckpointError, ConfigError, EnvironmentFault, MissingPackageError, RlxError, UserError
-from rlx.run.evaluate import Evaluator, evaluate_path
+from rlx.run.evaluate import Evaluator, evaluate_path, kinds_of
 from rlx.run.policy import limited, load_policy
 from rlx.seeding import env_seed
 from rlx.tools.screen import drawing_without_screen
@@ -272,6 +272,12 @@ def test_command_lists_its_files_and_refuses_what_makes_no_sense(
     told = json.loads(capfd.readouterr().out)
     assert told["videos"] == ["y.mp4"]
     assert told["lengths"] == [3]
+
+
+def test_members_of_ones_own_environment_are_its_own() -> None:
+    own = {"_target_": "rlx.env.PointReach", "members": 3}  # such a key may mean anything
+    assert kinds_of(own) == 1
+    assert limited(own, 4) == {**own, "max_episode_steps": 4}
 
 
 def test_a_limit_of_steps_reaches_each_kind_of_environment(trained: Trained) -> None:
