@@ -28,7 +28,7 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Only what kills, stops and breaks things, to see what is left behind: here at every point at which it may."""
     session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", *ON_TWO_CORES, "-m", "faults", *session.posargs)
+    session.run("pytest", "-m", "faults", *session.posargs)
 
 
 @nox.session
