@@ -174,7 +174,6 @@ def test_drawing_that_fails_for_want_of_a_screen_is_one_line_that_says_what_help
     pytest.importorskip("imageio_ffmpeg")
     no_screen.setenv("MUJOCO_GL", "glfw")
     run = str(trained("GL"))
-    capfd.readouterr()
     assert call("eval", run, "--video", str(tmp_path / "x"), "--trust") == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(
