@@ -56,7 +56,9 @@ class TensorBoardSink:
             _cut_events(directory, known)
         self._last_step = -1
         moment = time.time()
-        name = f"events.out.tfevents.{int(moment):010d}.{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
+        # TensorBoard reads files in the order of their names: the numbers of one second's files are of one length.
+        stem = f"events.out.tfevents.{int(moment):010d}.{socket.gethostname()}.{os.getpid()}"
+        name = f"{stem}.{next(_file_numbers):06d}"
         self._file = RecordFile(directory / name)
         self._append(self._event(wall_time=moment, file_version="brain.Event:2"))
         if purge_step is not None:

@@ -1,5 +1,6 @@
 """TensorBoard events, read back by TensorBoard itself."""
 
+import itertools
 import subprocess
 import sys
 
@@ -39,7 +40,9 @@ def test_two_sinks_of_one_second_write_two_files(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_events_after_the_point_where_a_run_was_taken_up_again_do_not_count(tmp_path):
+@pytest.mark.parametrize("made_before", [0, 9, 99])
+def test_events_after_the_point_where_a_run_was_taken_up_again_do_not_count(tmp_path, monkeypatch, made_before: int):
+    monkeypatch.setattr("rlx.run.tensorboard._file_numbers", itertools.count(made_before))
     first = TensorBoardSink(tmp_path)
     for step in (10, 20, 30):
         first.write({"env_steps": step, "x": float(step)})
