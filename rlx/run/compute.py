@@ -1,5 +1,6 @@
-"""How losses are computed: compiled by torch.compile, in mixed precision, or as they stand."""
+"""How losses are computed: compiled by torch.compile, in mixed precision, or as they stand; and on what memory."""
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -116,6 +117,19 @@ class Compute:
                 ) from error
 
         return call
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory that tensors free, up to 1 GB, for the next ones. Where the C library is glibc.
+
+    By default it gives blocks of megabytes back to the system as soon as they are free, and each is cleared and mapped
+    anew, page by page, at the next update: a sixth of the time of learning from 256 images.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
+        mallopt(trim_threshold, 2**30)
 
 
 def _check_compiler(device: torch.device) -> None:

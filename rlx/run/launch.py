@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
-from rlx.run.compute import Precision
+from rlx.run.compute import Precision, keep_freed_memory
 from rlx.run.cores import describe_use, find_cores, with_workers
 from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator, kinds_of
@@ -190,6 +190,7 @@ def _train(
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
     directory = Path(ranks.exchange_text(str(directory))[0])  # whose name rank 0 has made up
     torch.set_num_threads(top["num_threads"])
+    keep_freed_memory()
     seed_global_generators(derive(top["seed"], "learner"))
     use, warning = describe_use(config, cores)
     options = RunOptions(
