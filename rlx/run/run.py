@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -197,6 +198,13 @@ class Run:
                     if ranks.size == 1:
                         self.save()
                     raise
+            except (
+                Exception
+            ):  # the training is as it should be: a run that is resumed without evaluations loses nothing
+                if ranks.size == 1:
+                    with suppress(RunWriteError):
+                        self.save()
+                raise
             if ranks.size == 1:
                 stop = signals.reached()
             elif evaluates:  # only then rank 0 may have been held up

@@ -217,6 +217,8 @@ def test_an_evaluation_of_episodes_that_never_end_ends(monkeypatch: pytest.Monke
     endless = "env=gym", "env.id=tests.run.test_run:Unending-v0"
     with pytest.raises(EnvironmentFault, match=r"3 episodes have not ended after .* steps each"):
         run(tmp_path / "evaluated", *endless, "evaluation.every=64", "evaluation.episodes=3")
+    # It was the evaluation of 64 steps, waited for at 128: what was learned until there is kept.
+    assert load_checkpoint(find_checkpoint(tmp_path / "evaluated")).meta["env_steps"] == 128
 
     trained = run(tmp_path / "run", *endless)
     told: list[tuple[int, int]] = []
