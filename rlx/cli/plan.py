@@ -284,10 +284,10 @@ def _check_space(parameters: Sequence[Parameter], overrides: Sequence[str], conf
 
 def _check(config: Mapping[str, Any]) -> None:
     """Check a configuration as `rlx train` would, up to an agent that does not fit the environment."""
-    from rlx.run.cores import find_cores, with_workers
+    from rlx.run.cores import find_cores, fitted
     from rlx.run.launch import find_device, read_config
 
-    parts = read_config(with_workers(config, find_cores()))
+    parts = read_config(fitted(config, find_cores()))
     find_device(parts.top["device"])
     check_fit(parts.make_env, parts.make_agent, int(config["batcher"].get("envs_per_worker", 1)))
 

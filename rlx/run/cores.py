@@ -9,7 +9,7 @@ from typing import Any, cast
 from rlx.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
-"""As `batcher.num_workers`: as many workers as there are cores."""
+"""As `batcher.num_workers` or `num_threads`: as many as there are cores."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -71,20 +71,29 @@ def cgroup_quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | Non
     return min(found, default=None)
 
 
-def with_workers(config: Mapping[str, Any], cores: Cores) -> Mapping[str, Any]:
-    """Return a configuration whose `batcher.num_workers` is a number, also where it was `auto`.
+def fitted(config: Mapping[str, Any], cores: Cores) -> Mapping[str, Any]:
+    """Return a configuration whose `batcher.num_workers` and `num_threads` are numbers, also where they were `auto`.
+
+    The learner gets all cores, since workers wait while it computes; where they do not (`batcher.asynchronous`), those
+    that they leave.
 
     Raises:
-        ConfigError: it is another word.
+        ConfigError: one is another word.
     """
     batcher = cast("Mapping[str, Any]", config["batcher"])
-    asked = batcher.get("num_workers")
-    if isinstance(asked, str) and asked != AUTO:
-        hint = did_you_mean(asked, [AUTO])
-        raise ConfigError(f"batcher.num_workers: expected an integer >= 1 or {AUTO}, got {asked!r}.{hint}")
-    if asked != AUTO:
+    workers = _number_for("batcher.num_workers", batcher.get("num_workers"), cores.count)
+    busy = int(workers or 0) if batcher.get("workers") == "process" and batcher.get("asynchronous") else 0
+    threads = _number_for("num_threads", config["num_threads"], max(1, cores.count - busy))
+    if workers == batcher.get("num_workers") and threads == config["num_threads"]:
         return config
-    return {**config, "batcher": {**batcher, "num_workers": cores.count}}
+    return {**config, "num_threads": threads, "batcher": {**batcher, "num_workers": workers}}
+
+
+def _number_for(key: str, asked: object, count: int) -> object:
+    """Return what was asked for, or `count` where that is `auto`."""
+    if isinstance(asked, str) and asked != AUTO:
+        raise ConfigError(f"{key}: expected an integer >= 1 or {AUTO}, got {asked!r}.{did_you_mean(asked, [AUTO])}")
+    return count if asked == AUTO else asked
 
 
 def describe_use(config: Mapping[str, Any], cores: Cores) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
 from rlx.run.compute import Precision, keep_freed_memory
-from rlx.run.cores import describe_use, find_cores, with_workers
+from rlx.run.cores import describe_use, find_cores, fitted
 from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator, kinds_of
 from rlx.run.lock import RunLock
@@ -64,7 +64,8 @@ def top_level(
         run_dir: where the run writes; None for a new name under `runs/`.
         compile: whether losses are compiled by torch.compile, forward and backward.
         precision: of the losses' matrix products: `float32`, or `bfloat16`; see `rlx.run.compute`.
-        num_threads: threads of the learner's tensor operations; more than 1 pays for large networks only.
+        num_threads: threads of the learner's tensor operations; more than 1 pays for large networks only. What `auto`
+            stands for is known by now: see `rlx.run.cores.fitted`.
         stop_at_return: end early once the mean return of the last 100 training episodes is at least this.
     """
     return dict(locals())
@@ -170,7 +171,7 @@ def _train(
     """Do what `launch` does, once all ranks are there."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.size > 1 else 1
     cores = find_cores().shared_by(side_by_side * here)
-    config = with_workers(config, cores)
+    config = fitted(config, cores)
     parts = read_config(config)
     top, make_env, make_agent = parts.top, parts.make_env, parts.make_agent
     place = {"rank": ranks.rank} if ranks.size > 1 else {}

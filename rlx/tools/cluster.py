@@ -144,7 +144,7 @@ def fit(wanted: dict[str, Any], configs: Sequence[Mapping[str, Any]]) -> list[st
             raise ConfigError(
                 "batcher.num_workers=auto takes as many workers as there are cores: say how many, --cpus N"
             )
-        needs.append(max(1 if workers == AUTO else int(workers), int(config["num_threads"])))
+        needs.append(max(1 if count == AUTO else int(count) for count in (workers, config["num_threads"])))
         generic = any(option.startswith(("--gres", "--gpus")) for option in wanted["options"])
         if str(config["device"]).startswith("cuda") and not wanted["gpus"] and not generic:
             raise ConfigError(f"device={config['device']}, but SLURM is asked for no GPU: --gpus 1, or device=cpu")

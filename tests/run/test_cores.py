@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rlx.errors import ConfigError
-from rlx.run.cores import Cores, cgroup_quota, describe_use, find_cores, with_workers
+from rlx.run.cores import Cores, cgroup_quota, describe_use, find_cores, fitted
 from tests.run.jobs import SMALL, train
 
 
@@ -67,7 +67,7 @@ def test_runs_side_by_side_share() -> None:
     assert Cores(2, "mask").shared_by(1) == Cores(2, "mask")
 
 
-def config(workers: object, threads: int = 1, kind: str = "process") -> dict:
+def config(workers: object, threads: object = 1, kind: str = "process") -> dict:
     return {"batcher": {"workers": kind, "num_workers": workers}, "num_threads": threads}
 
 
@@ -84,7 +84,7 @@ def test_more_than_there_is_is_warned_of_and_not_changed(values: dict, named: st
     use, warning = describe_use(values, Cores(2, "mask"))
     assert "cores: 2 (mask)" in use
     assert (warning is None) if named is None else (warning or "").startswith(named)
-    assert with_workers(values, Cores(2, "mask")) is values
+    assert fitted(values, Cores(2, "mask")) is values
 
 
 def test_one_core_is_singular() -> None:
@@ -94,11 +94,28 @@ def test_one_core_is_singular() -> None:
 
 
 def test_auto_takes_as_many_workers_as_cores_and_the_run_keeps_the_number(tmp_path: Path) -> None:
-    assert with_workers(config("auto"), Cores(5, "mask"))["batcher"]["num_workers"] == 5
+    assert fitted(config("auto"), Cores(5, "mask"))["batcher"]["num_workers"] == 5
     run = train(tmp_path / "run", *SMALL, "batcher.num_workers=auto", "total_steps=128")
     cores = find_cores()
     assert yaml.safe_load((run / "config.yaml").read_text())["batcher"]["num_workers"] == cores.count
     assert f"INFO cores: {cores.count} ({cores.limit}), for" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "asynchronous", "threads"), [("process", False, 5), ("process", True, 3), ("local", True, 5)]
+)
+def test_auto_gives_the_learner_the_cores_that_workers_do_not_use_meanwhile(
+    kind: str, asynchronous: bool, threads: int
+) -> None:
+    values = config(2, threads="auto", kind=kind)
+    values["batcher"]["asynchronous"] = asynchronous
+    assert fitted(values, Cores(5, "mask"))["num_threads"] == threads
+    assert fitted(values, Cores(1, "mask"))["num_threads"] == 1
+
+
+def test_run_keeps_the_number_of_threads(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *SMALL, "num_threads=auto", "total_steps=128")
+    assert yaml.safe_load((run / "config.yaml").read_text())["num_threads"] == find_cores().count
 
 
 def test_warning_stands_in_the_log(tmp_path: Path, caplog) -> None:
@@ -107,8 +124,10 @@ def test_warning_stands_in_the_log(tmp_path: Path, caplog) -> None:
     assert "num_threads is 99" in caplog.text
 
 
-def test_a_number_of_workers_that_is_another_word_than_auto_is_refused() -> None:
+def test_another_word_than_auto_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"num_threads: expected an integer >= 1 or auto, got 'auot'. Did you mean"):
+        fitted({"batcher": {"num_workers": 1}, "num_threads": "auot"}, Cores(2, "mask"))
     with pytest.raises(
         ConfigError, match=r"num_workers: expected an integer >= 1 or auto, got 'Auto'. Did you mean 'auto'"
     ):
-        with_workers({"batcher": {"num_workers": "Auto"}}, Cores(2, "mask"))
+        fitted({"batcher": {"num_workers": "Auto"}}, Cores(2, "mask"))
