@@ -21,6 +21,7 @@ RlxError                      something rlx can explain in one message
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class RlxError(Exception):
@@ -65,9 +66,10 @@ class DeviceError(UserError):
 class MissingPackageError(UserError):
     """A package that only this needs is not installed."""
 
-    def __init__(self, what: str, package: str, extra: str) -> None:
-        """Say which, and the extra of rlx that brings it: `pip install 'rlx[extra]'`."""
-        super().__init__(f"{what} needs {package}, which is not installed: pip install 'rlx[{extra}]'")
+    @classmethod
+    def of(cls, what: str, package: str, extra: str) -> Self:
+        """Return the error that says what needs which package, and the extra of rlx that brings it."""
+        return cls(f"{what} needs {package}, which is not installed: pip install 'rlx[{extra}]'")
 
 
 class ClusterError(UserError):

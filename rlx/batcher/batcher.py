@@ -13,6 +13,7 @@ from rlx.batcher.assemble import HANDED_BACK, SlotReader
 from rlx.batcher.context import context_specs
 from rlx.batcher.crew import Crew, WorkerKind
 from rlx.batcher.handles import Handle, all_ready, receive_all
+from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
 from rlx.batcher.probe import agreed_specs, probe_agent
 from rlx.batcher.restart import OnFailure
@@ -119,6 +120,7 @@ class Batcher:
         )
         self._handles: list[Handle] = self._crew.handles
         self._layout: Layout | None = None
+        self._memory: Memory | None = None
         self._in_flight: list[int] = []
         self._next_slot = 0
         self._version = self._version_executed = -1
@@ -177,11 +179,10 @@ class Batcher:
             self._attach()
             return
         self._resets_first = not wait
-        if not wait:
-            return
-        for handle in self._handles:
-            handle.send("reset", *self._given_to(handle))
-        self._receive()
+        if wait:
+            for handle in self._handles:
+                handle.send("reset", *self._given_to(handle))
+            self._receive()
 
     def publish(self, agent: nn.Module) -> None:
         """Give the workers this agent's weights; they use them from their next piece on.
@@ -309,7 +310,7 @@ class Batcher:
         if self._current is not None:
             self._current.revoke("the batcher was closed; keep trajectories.clone() to use them longer")
         with ExitStack() as closing:  # all of it, in reverse order, even where an environment's close() raises
-            if self._layout is not None:
+            if self._memory is not None:
                 closing.callback(self._memory.close)
             closing.callback(self._crew.close)
 
@@ -360,13 +361,13 @@ class Batcher:
             history_length=actor.history_length,
             sampled=sampled,
         )
-        self._memory = layout.allocate(self.device)
-        self._weight_views = [self._weights.tensors(self._memory.tensor(block)) for block in layout.weights]
+        self._memory = memory = layout.allocate(self.device)
+        self._weight_views = [self._weights.tensors(memory.tensor(block)) for block in layout.weights]
         columns = [handle.options.columns for handle in self._handles]
-        self._readers = [SlotReader(Slot(layout, self._memory, index), columns) for index in range(NUM_SLOTS)]
+        self._readers = [SlotReader(Slot(layout, memory, index), columns) for index in range(NUM_SLOTS)]
         self._layout = layout
         for handle in self._handles:
-            handle.attach(layout, self._memory, *self._given_to(handle))
+            handle.attach(layout, memory, *self._given_to(handle))
         self._receive()
 
     def _given_to(self, handle: Handle) -> tuple[Info, Info]:

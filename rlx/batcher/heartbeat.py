@@ -71,13 +71,21 @@ class Heartbeat:
         self.words[CALLS] = 0
         self.words[COMMANDS] += 1
 
-    def ask(self, pid: int) -> bool:
-        """Ask the worker where it is; `answer` has it a little later. Return whether the question could be put."""
-        if _QUESTION is None:
+    def ask(self, pid: int, pidfd: int | None) -> bool:
+        """Ask the worker where it is; `answer` has it a little later. Return whether the question could be put.
+
+        Args:
+            pid: the worker's process.
+            pidfd: the same where the system has such, which never is another process.
+        """
+        if _QUESTION is None or not self.words[ALIVE]:  # whoever does not listen yet would die of it
             return False
         self.words[SAID] = 0
         try:
-            os.kill(pid, _QUESTION)
+            if pidfd is None:
+                os.kill(pid, _QUESTION)
+            else:
+                signal.pidfd_send_signal(pidfd, _QUESTION)
         except OSError:
             return False
         return True

@@ -157,7 +157,7 @@ class ProcessHandle(RestartingHandle):
 
     def _place(self) -> tuple[int | None, str] | str | None:
         found: tuple[int | None, str] | None = None
-        if self._beat.ask(self._pid):
+        if self._beat.ask(self._pid, self._pidfd):
             deadline = time.monotonic() + _ASK_SECONDS
             while found is None and time.monotonic() < deadline:
                 self._process.join(0.01)

@@ -62,7 +62,7 @@ def require_ray() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise MissingPackageError("batcher=ray", "ray", "ray") from None
+        raise MissingPackageError.of("batcher=ray", "ray", "ray") from None
     finally:
         sys.excepthook = hook
 

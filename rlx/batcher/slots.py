@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlx.batcher.memory import Block, DeviceMemory, Memory, lay_out
 from rlx.data import EnvSpecs, Spec
+from rlx.errors import RlxError
 
 NUM_SLOTS = 2
 
@@ -145,7 +146,11 @@ class Layout:
         if device.type != "cpu":
             return DeviceMemory(self.num_bytes, device)
         memory = Memory(self.num_bytes)
-        memory.reserve(0, self.finals_start)
+        try:
+            memory.reserve(0, self.finals_start)
+        except RlxError:
+            memory.close()
+            raise
         return memory
 
     def bytes_by_block(self) -> dict[str, int]:

@@ -84,7 +84,10 @@ def _without_config_dir(words: list[str]) -> tuple[list[str], Path | None]:
         flag, _, value = word.partition("=")
         if flag in _CONFIG_DIR:
             taken = 1 if value else 2
-            directory = Path(value or " ".join(words[place + 1 : place + 2]))
+            given = value or " ".join(words[place + 1 : place + 2])
+            if not given:
+                raise ConfigError(f"{flag}: expected a directory, got nothing")
+            directory = Path(given)
             if not directory.is_dir():
                 raise ConfigError(f"--config-dir: there is no directory '{directory}'")
             return words[:place] + words[place + taken :], directory

@@ -50,7 +50,7 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
     brought = None if launcher is None else _LAUNCHERS.get(str(launcher.value()))
     if brought is not None and not _is_installed(brought[0]):
         assert launcher is not None
-        raise MissingPackageError(f"hydra/launcher={launcher.value()}", brought[1], brought[2])
+        raise MissingPackageError.of(f"hydra/launcher={launcher.value()}", brought[1], brought[2])
     if launcher is not None and launcher.value() == "submitit_slurm":
         slurm.check_accounting()
     if last(overrides, "hydra.sweep.dir") is not None:

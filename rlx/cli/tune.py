@@ -47,7 +47,7 @@ def tune(
     """Search for the best numbers: rlx tune algo=ppo env=CartPole --trials 50 (the same again goes on)."""
     with reported_errors(), only_json_on_stdout(as_json) as emit:
         if importlib.util.find_spec("optuna") is None:
-            raise MissingPackageError("rlx tune", "Optuna", "tune")
+            raise MissingPackageError.of("rlx tune", "Optuna", "tune")
         import optuna
 
         from rlx.cli.plan import make_plan, read_words

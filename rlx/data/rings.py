@@ -135,12 +135,11 @@ class Rings:
         """Write a piece over the oldest steps.
 
         Args:
-            trajectories: `[B, T]`.
+            trajectories: `[B, T]`, on the CPU.
 
         Raises:
             SpecError: it does not fit into the rings, or is of another number of environments.
         """
-        trajectories = trajectories if trajectories.steps.device.type == "cpu" else trajectories.to("cpu")
         steps = trajectories.steps
         size, length = steps.leading_shape
         if size != self.num_envs:

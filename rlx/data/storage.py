@@ -18,22 +18,19 @@ _CGROUP = (
 )
 
 
-def allocate(
-    specs: Mapping[str, Spec], count: int, *, directory: Path | None = None, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+def allocate(specs: Mapping[str, Spec], count: int, *, directory: Path | None = None) -> dict[str, Tensor]:
     """Return zeros `[count, *shape]` for each spec.
 
     Args:
         specs: shape and dtype of one row, by name.
         count: rows.
         directory: where files are made, one a tensor, that the tensors are mapped to; None for memory.
-        device: where the tensors live; files are for the CPU.
 
     Raises:
         SpecError: the file system has no room for them.
     """
     if directory is None:
-        return {name: spec.zeros(count, device=device) for name, spec in specs.items()}
+        return {name: spec.zeros(count) for name, spec in specs.items()}
     directory.mkdir(parents=True, exist_ok=True)
     return {name: _mapped(directory / f"{name.replace('/', '.')}.bin", spec, count) for name, spec in specs.items()}
 

@@ -14,15 +14,6 @@ GymEnv = gymnasium.Env[Any, Any]
 Wrap = Callable[[GymEnv], GymEnv]
 
 
-def wrapper_names(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[str]:
-    """Return the names in a list of wrappers as `make` takes it.
-
-    Raises:
-        ConfigError: an item is neither a name nor `{name: keyword arguments}`.
-    """
-    return [name for name, _ in _items(wrappers)]
-
-
 def find_wrappers(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[tuple[str, Wrap]]:
     """Return names and functions that wrap an environment, the innermost first.
 

@@ -89,7 +89,7 @@ def fitted(config: Mapping[str, Any], cores: Cores) -> Mapping[str, Any]:
     return {**config, "num_threads": threads, "batcher": {**batcher, "num_workers": workers}}
 
 
-def _number_for(key: str, asked: object, count: int) -> object:
+def _number_for(key: str, asked: Any, count: int) -> Any:
     """Return what was asked for, or `count` where that is `auto`."""
     if isinstance(asked, str) and asked != AUTO:
         raise ConfigError(f"{key}: expected an integer >= 1 or {AUTO}, got {asked!r}.{did_you_mean(asked, [AUTO])}")

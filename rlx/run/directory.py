@@ -15,6 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,11 +104,12 @@ def discard_run_directory(path: Path) -> None:
     if not (path / PREPARED).is_dir():
         shutil.rmtree(path, ignore_errors=True)
         return
-    for entry in path.iterdir():
-        if entry.is_dir() and entry.name != PREPARED:
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name != PREPARED:
-            entry.unlink(missing_ok=True)
+    with suppress(OSError):
+        for entry in path.iterdir():
+            if entry.is_dir() and entry.name != PREPARED:
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != PREPARED:
+                entry.unlink(missing_ok=True)
 
 
 def is_run_directory(path: Path | str) -> bool:

@@ -212,11 +212,6 @@ class Evaluator:
             "eval/cpu_share": own / max(all_of_us, 1e-9),
         }
 
-    @property
-    def waiting(self) -> bool:
-        """Return whether somebody waits for the workers, or did when something interrupted it."""
-        return self._batcher is not None and self._batcher.waiting
-
     def _begin(self, agent: nn.Module, batcher: Batcher) -> None:
         assert self._found is None, "an evaluation is under way"
         self._found, self._round_steps, self._steps = [], 0, 0

@@ -60,9 +60,9 @@ class RunLock:
 
     def _acquire(self) -> Self:
         while self._descriptor < 0:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor, made = self._open()
             try:
-                self._lock(descriptor)
+                self._lock(descriptor, made)
                 # Whoever had it may have removed the file in between: then this lock is on nothing.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
@@ -73,6 +73,14 @@ class RunLock:
                 if self._descriptor != descriptor:
                     os.close(descriptor)
         return self
+
+    def _open(self) -> tuple[int, bool]:
+        """Return the file's descriptor, and whether it was made just now."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            return os.open(self._path, flags, 0o666), False
 
     def release(self) -> None:
         """Give it back; harmless when called again."""
@@ -98,7 +106,7 @@ class RunLock:
     ) -> None:
         self.release()
 
-    def _lock(self, descriptor: int) -> None:
+    def _lock(self, descriptor: int, made: bool) -> None:
         owner = _owner(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,9 +115,12 @@ class RunLock:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            if owner and not _is_gone(owner):
+            if made:
+                return
+            if not _is_gone(owner):
                 hint = f"; if it is gone, remove '{self._path}'"
                 raise RunDirectoryError(f"{self._taken(owner)}{hint}") from None
+            self._path.unlink(missing_ok=True)  # and of those that make it anew one alone does
 
     def _taken(self, owner: dict[str, Any]) -> RunDirectoryError:
         by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"

@@ -30,11 +30,6 @@ class EvaluatorLike(Protocol):
         """Wait for the end of the evaluation, and return its metrics: `eval/return` and the like."""
         ...
 
-    @property
-    def waiting(self) -> bool:
-        """Return whether somebody waits for its workers, or did when something interrupted it."""
-        ...
-
     def close(self) -> None:
         """Let go of its workers."""
         ...

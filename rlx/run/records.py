@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rlx.errors import RlxError, RunWriteError
+from rlx.errors import RunWriteError
 from rlx.run.checkpoint import remove_checkpoint
 from rlx.run.directory import (
     CHECKPOINTS,
@@ -71,12 +71,12 @@ class Records:
             if self._lock is None:
                 self._lock = RunLock(directory).acquire()
             self._begin(directory, about)
-        except (OSError, RlxError) as error:
+        except BaseException as error:  # a signal, too
             self._sinks.close("failed")
             self._log.close()
             if found is None:
                 discard_run_directory(directory)
-            if isinstance(error, RlxError):
+            if not isinstance(error, OSError):
                 raise
             where = error.filename or str(directory)
             raise RunWriteError(f"cannot write '{where}': {reason_of(error)}; no run was started") from error

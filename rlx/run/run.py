@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,6 +63,7 @@ class Run:
         self.compute = Compute(options.device, compile=options.compile, precision=options.precision)
         self._counters = Counters()
         self._evaluator = evaluator
+        self._opened = ExitStack()
         self._turns = None if evaluator is None else EvaluationTurns(evaluator, self._evaluated, self._keep_best)
         self._tracked: dict[str, Tracked] = {}
         self._agent: nn.Module | None = None
@@ -329,8 +330,12 @@ class Run:
         return minutes > 0 and time.perf_counter() - self._clock.saved >= 60 * minutes
 
     def __enter__(self) -> Self:
-        self._signals.__enter__()
-        self._records.__enter__()
+        with ExitStack() as opened:
+            opened.enter_context(self._signals)
+            opened.enter_context(self._records)
+            if self._evaluator is not None:
+                opened.callback(self._evaluator.close)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
@@ -341,10 +346,7 @@ class Run:
                 with self.ranks.busy("writes the end of the run"):
                     self._end(error)
         finally:
-            if self._evaluator is not None:
-                self._evaluator.close()
-            self._records.__exit__(kind, error, traceback)
-            self._signals.__exit__(kind, error, traceback)
+            self._opened.__exit__(kind, error, traceback)  # all of it, in reverse order, even where one part raises
 
     def _end(self, error: BaseException | None) -> None:
         """Write the last checkpoint where log() has not, the summary, and close the logs.

@@ -38,7 +38,7 @@ class Saver:
         self._directory, self._keep_last, self._keep_every = directory, keep_last, keep_every
         self.saved_at = saved_at
         self._thread: threading.Thread | None = None
-        self._failure: RunWriteError | None = None
+        self._failure: BaseException | None = None
         self._failed_before = False
 
     def save(
@@ -80,6 +80,8 @@ class Saver:
                 self._failure = error
             except OSError as error:
                 self._failure = RunWriteError(f"cannot write '{error.filename}': {reason_of(error)}")
+            except BaseException as error:  # not the disk's doing: to try again would not help
+                self._failure = error
 
         self._thread = threading.Thread(target=write, name="rlx-checkpoint")
         self._thread.start()
@@ -99,7 +101,7 @@ class Saver:
         self._thread.join()
         self._thread = None
         failure, self._failure = self._failure, None
-        if failure is not None and (last or self._failed_before):
+        if failure is not None and (last or self._failed_before or not isinstance(failure, RunWriteError)):
             raise failure
         if failure is not None:
             _log.warning("%s; the run goes on, and ends if the next checkpoint cannot be written either", failure)

@@ -66,11 +66,6 @@ class StopSignals:
         self._terminate_limit_s = terminate_limit_s
         self._previous: dict[signal.Signals, Any] = {}
 
-    @property
-    def exit_status(self) -> int | None:
-        """Return 130 or 143 where a stop was requested, else None."""
-        return exit_status(self.requested) if self.requested is not None else None
-
     def reached(self) -> signal.Signals | None:
         """Note that a safe point is reached, and return the signal that asked to stop, or None.
 
@@ -96,12 +91,6 @@ class StopSignals:
         """Note that the run ends now, asked to or not: from here on no limit interrupts it."""
         self._at_safe_point = True
         self.reached()
-
-    def check(self) -> None:
-        """Raise `StopRequested(safe=True)` where a stop was requested; for a safe point that has no other way out."""
-        number = self.reached()
-        if number is not None:
-            raise StopRequested(number, safe=True)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

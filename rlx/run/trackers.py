@@ -67,7 +67,7 @@ def _imported(name: str) -> Any:
     try:
         package = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise MissingPackageError(f"logger={name}", name, name) from error
+        raise MissingPackageError.of(f"logger={name}", name, name) from error
     logging.getLogger(name).setLevel(logging.ERROR)
     return package
 

@@ -46,16 +46,6 @@ class EvaluationTurns:
         """Return `env_steps` and `iteration` of the weights that are being evaluated; None while none are."""
         return self._playing
 
-    @property
-    def waiting(self) -> bool:
-        """Return whether the run waits for an evaluation, or did when something interrupted it."""
-        return self._evaluator.waiting
-
-    @property
-    def unfinished(self) -> bool:
-        """Return whether an evaluation is due or under way."""
-        return self._playing is not None or self._due is not None
-
     def plan(self, env_steps: int, iteration: int) -> None:
         """Note that an evaluation is due, with the weights of now; `go_on` begins it."""
         self._due = {"env_steps": env_steps, "iteration": iteration}

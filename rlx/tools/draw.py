@@ -44,7 +44,7 @@ def print_style() -> Generator[None]:
     try:
         import matplotlib
     except ImportError:
-        raise MissingPackageError("drawing", "matplotlib", "plot") from None
+        raise MissingPackageError.of("drawing", "matplotlib", "plot") from None
     library: Any = matplotlib
     plain = {key: value for key, value in library.rcParamsDefault.items() if not key.startswith("backend")}
     with library.rc_context({**plain, **_STYLE}):

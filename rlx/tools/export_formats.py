@@ -98,7 +98,7 @@ def _imported(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingPackageError("rlx export", error.name or package, "export") from None
+        raise MissingPackageError.of("rlx export", error.name or package, "export") from None
 
 
 @contextmanager

@@ -137,4 +137,4 @@ def _imported(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         package = {"imageio_ffmpeg": "imageio-ffmpeg"}.get(module, "pillow")
-        raise MissingPackageError("rlx eval --video", package, "video") from None
+        raise MissingPackageError.of("rlx eval --video", package, "video") from None

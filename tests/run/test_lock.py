@@ -62,6 +62,9 @@ def test_where_there_are_no_kernel_locks_the_file_counts(tmp_path: Path, monkeyp
     refused = pytest.raises(RunDirectoryError, match=f"process {os.getpid()} .*; if it is gone, remove '.*run.lock'")
     with RunLock(tmp_path), refused:
         RunLock(tmp_path).acquire()
+    (tmp_path / LOCK).touch()  # by a process that has not written its name yet
+    with pytest.raises(RunDirectoryError, match="by another process; if it is gone, remove"):
+        RunLock(tmp_path).acquire()
     for owner, taken in (({"host": platform.node(), "pid": 2**22 + 1}, False), ({"host": "other", "pid": 1}, True)):
         (tmp_path / LOCK).write_text(json.dumps(owner))
         if taken:

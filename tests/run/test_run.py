@@ -1,6 +1,7 @@
 """A run from its first row to its summary: what is logged, saved, stopped, evaluated, and repeated."""
 
 import json
+import logging
 import os
 import signal
 from functools import partial
@@ -25,6 +26,8 @@ from rlx.run.evaluate import Evaluator, evaluate_path
 from rlx.run.launch import launch
 from rlx.run.metrics import TIMED, read_metrics
 from rlx.run.run import EPISODE_WINDOW
+from rlx.run.signals import STOP_SIGNALS
+from rlx.run.sinks import Sinks
 from tests.batcher.ledger import ID, Parity, episode_length
 
 SMALL = ["algo.num_steps=16", "algo.batch_size=64", "algo.num_epochs=2", "batcher=local", "batcher.envs_per_worker=4"]
@@ -232,3 +235,17 @@ def test_an_evaluation_of_episodes_that_never_end_ends(monkeypatch: pytest.Monke
     assert told[-1] == (5, 6 * 150)  # two workers with three environments each, the last of which does not count
     assert told == sorted(told)
     assert told[0][0] == 0
+
+
+@pytest.mark.parametrize("where", ["open", "close"])
+def test_a_run_cleans_up_behind_whatever_breaks_it(where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt  # as a second Ctrl-C does, which no `except Exception` holds up
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}, logging.getLogger().handlers[:]
+    monkeypatch.setattr(*{"open": (Sinks, "open"), "close": (Evaluator, "close")}[where], interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", "evaluation.every=64", "evaluation.episodes=1")
+    assert ({number: signal.getsignal(number) for number in STOP_SIGNALS}, logging.getLogger().handlers) == before
+    assert (tmp_path / "run").exists() == (where == "close")
+    assert not (tmp_path / "run" / "run.lock").exists()

@@ -77,3 +77,10 @@ def test_the_last_try_fails_at_once(tmp_path: Path) -> None:
     save(saver, 1)
     with pytest.raises(RunWriteError, match="No such file or directory"):
         saver.wait(last=True)
+
+
+def test_what_is_not_the_disks_doing_is_raised_at_once(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, keep_last=1, keep_every=0)
+    saver.save({}, {}, {"env_steps": 1}, logs=[None])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="Path"):
+        saver.wait()
