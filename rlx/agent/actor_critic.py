@@ -1,13 +1,14 @@
 """The ready-made actor-critic: any mix of discrete and continuous actions over multi-layer perceptrons."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlx.agent.agent import ActorCriticAgent, Agent
-from rlx.agent.distribution import Categorical, DiagonalGaussian, make_distributions
+from rlx.agent.distribution import Categorical
+from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, apply_mask_
 from rlx.agent.networks import Activation, Encoder, TwinMLP
 from rlx.agent.normalizer import ReturnNormalizer
@@ -50,26 +51,17 @@ class ActorCritic(ActorCriticAgent):
         """
         super().__init__()
         self.masking = ActionMasking(specs)
-        self.distributions = make_distributions(specs.action)
+        head = ActionHead(specs.action, log_std_init=log_std_init)
         self.encoder = Encoder(specs.observation, normalize=normalize_observation)
         self.return_normalizer = ReturnNormalizer() if normalize_return else None
-        self._splits = [distribution.num_parameters for distribution in self.distributions]
         self.network = TwinMLP(
             self.encoder.num_features,
-            (sum(self._splits), 1),
+            (head.num_parameters, 1),
             hidden_sizes=hidden_sizes,
             activation=activation,
             output_gains=(0.01, 1.0),
         )
-        self.log_std = nn.ParameterDict(
-            {
-                distribution.suffix.replace("/", "_") or "action": nn.Parameter(
-                    torch.full((distribution.num_parameters,), float(log_std_init))
-                )
-                for distribution in self.distributions
-                if isinstance(distribution, DiagonalGaussian)
-            }
-        )
+        self.head = head
 
     def forward(
         self,
@@ -80,41 +72,21 @@ class ActorCritic(ActorCriticAgent):
     ) -> tuple[DictTensor, DictTensor]:
         """Return the distributions' fields and `value` `[B]`, and the empty state."""
         parameters, value = self.network(self.encoder(observation))
-        fields = self.policy_fields(self.masking.apply(parameters, self.masking.of(observation)))
+        fields = self.head.fields(self.masking.apply(parameters, self.masking.of(observation)))
         fields["value"] = self.expand_value(value[:, 0])
         return DictTensor.trusted(fields, observation.batch_size), state
 
-    def policy_fields(self, parameters: Tensor) -> dict[str, Tensor]:
-        """Return the distributions' fields from the policy network's outputs `[B, P]`, masked already."""
-        if len(self.distributions) == 1:
-            pieces: Sequence[Tensor] = (parameters,)
-        else:
-            pieces = cast("tuple[Tensor, ...]", parameters.split(self._splits, dim=-1))
-        fields: dict[str, Tensor] = {}
-        for distribution, piece in zip(self.distributions, pieces, strict=True):
-            fields.update(distribution.outputs(piece))
-            if isinstance(distribution, DiagonalGaussian):
-                log_std = self.log_std[distribution.suffix.replace("/", "_") or "action"]
-                fields[f"log_std{distribution.suffix}"] = log_std.expand_as(piece)
-        return fields
-
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
         """Draw one action a row; rows whose `agent_info["deterministic"]` is true take the mode."""
-        deterministic = wants_mode(agent_info)
-        fields: dict[str, Tensor] = {}
-        for distribution in self.distributions:
-            fields.update(distribution.sample(outputs, deterministic, generator))
-        return DictTensor.trusted(fields, outputs.batch_size)
+        return DictTensor.trusted(self.head.sample(outputs, wants_mode(agent_info), generator), outputs.batch_size)
 
     def log_prob(self, outputs: DictTensor | TemporalDictTensor, taken: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the log-probability of `taken` (a stored `agent/` group) under `outputs`, `[...]`."""
-        first, *rest = (distribution.log_prob(outputs, taken) for distribution in self.distributions)
-        return sum(rest, start=first)
+        return self.head.log_prob(outputs, taken)
 
     def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the entropy of the policy in nats, `[...]`."""
-        first, *rest = (distribution.entropy(outputs) for distribution in self.distributions)
-        return sum(rest, start=first)
+        return self.head.entropy(outputs)
 
     def actor(self) -> Agent:
         """Return the policy alone: acting has no use for the value."""
@@ -136,8 +108,8 @@ class _Actor(Agent):
         self._agent = [agent]  # in a list, so that the parameters stay the agent's alone
         self._policy = agent.network.single(0)
         self._encoder, self._plain = agent.encoder.forward, agent.encoder.is_plain
-        only = agent.distributions[0]
-        self._only = only if len(agent.distributions) == 1 and isinstance(only, Categorical) else None
+        only = agent.head.distributions[0]
+        self._only = only if len(agent.head.distributions) == 1 and isinstance(only, Categorical) else None
         self._mask_key = agent.masking.key
         self._draws = torch.empty(0)
         self._races: list[Tensor] = []  # its views, a step each
@@ -153,7 +125,7 @@ class _Actor(Agent):
     ) -> tuple[DictTensor, DictTensor]:
         agent = self._agent[0]
         parameters = self._policy(self._encoder(observation))
-        fields = agent.policy_fields(agent.masking.apply(parameters, agent.masking.of(observation)))
+        fields = agent.head.fields(agent.masking.apply(parameters, agent.masking.of(observation)))
         return DictTensor.trusted(fields, observation.batch_size), state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:

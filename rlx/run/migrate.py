@@ -5,6 +5,8 @@ drops one raises `SCHEMA` and adds a step here: it says what the run did before 
 today's default. `tests/run/test_migrate.py` fails where a step is missing.
 """
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -15,13 +17,14 @@ from rlx import __version__
 from rlx.errors import RunDirectoryError, UserError
 from rlx.run.directory import CONFIG
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of what this rlx writes, configurations and checkpoints; it reads every version up to it."""
 
 KEY = "schema"
 """In `config.yaml`; one without it is of schema 1."""
 
 _SHOWN = 4
+_BESIDE_HEAD = re.compile(r"(?<!head\.)\blog_std\.")
 _Config = dict[str, Any]
 
 
@@ -74,6 +77,26 @@ def bring_up_to_date(
         return new, None
     shown = ", ".join(changes[:_SHOWN]) + (f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
     return new, f"{where} was written by an older rlx (format version {schema}); it is read with {shown}"
+
+
+def rename_weights(state: dict[str, Any], config: Mapping[str, Any], schema: int) -> None:
+    """Give a checkpoint's weights, in place, the names that agents have for them today.
+
+    Up to schema 3 the standard deviations of `ActorCritic` lay beside its head.
+
+    Args:
+        state: of the checkpoint.
+        config: its configuration.
+        schema: the version that it was written in.
+    """
+    if schema > 3 or "rlx.agent.ActorCritic" not in json.dumps(config.get("agent"), default=str):
+        return
+    run = cast("dict[str, Any]", state.get("run") or {})
+    evaluation = cast("dict[str, Any]", run.get("evaluation") or {})
+    for holder, key in ((state, "agent"), (evaluation, "weights")):
+        weights = cast("dict[str, Any]", holder.get(key) or {})
+        for name in [name for name in weights if _BESIDE_HEAD.search(name)]:
+            weights[_BESIDE_HEAD.sub("head.log_std.", name)] = weights.pop(name)
 
 
 def read_stored(directory: Path) -> tuple[dict[str, Any], str | None]:
@@ -197,7 +220,12 @@ def _from_2(config: _Config) -> list[str]:
     return _add(algo, "algo", {"vtrace": False} if algo.get("_target_") == "rlx.algo.a2c.train" else {})
 
 
-_STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1, 2: _from_2}
+def _from_3(_: _Config) -> list[str]:
+    """Bring schema 3 to 4: nothing that a configuration says; see `rename_weights`."""
+    return []
+
+
+_STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """For each older schema, what brings a configuration, in place, to the next one; returns what it changed."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rlx.errors import CheckpointError, ConfigError, RunDirectoryError
@@ -92,6 +93,19 @@ def test_runs_of_schema_2_had_no_vtrace() -> None:
     config, note = bring_up_to_date({**WRITTEN[2][""], "algo": WRITTEN[2]["algo=a2c"]}, 2, "it", ConfigError)
     assert config["algo"]["vtrace"] is False
     assert note == "it was written by an older rlx (format version 2); it is read with algo.vtrace=false"
+
+
+def test_the_standard_deviations_of_schema_3_are_found_where_agents_have_them_today(tmp_path: Path) -> None:
+    # PPO on Pendulum, written at 80 and at 160 steps by rlx 0.1.0, schema 3.
+    written = load_checkpoint(FIXTURES / "schema_3/checkpoints/step-000000160").state["agent"]
+    assert "head.log_std.action" in written
+    run = shutil.copytree(FIXTURES / "schema_3", tmp_path / "run")
+    assert load_policy(run).agent.state_dict().keys() == written.keys()
+    shutil.rmtree(run / "checkpoints/step-000000160")
+    resume(run, total_steps=160)
+    found = load_checkpoint(run / "checkpoints/step-000000160").state["agent"]
+    for name, weight in written.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_a_newer_configuration_is_refused(tmp_path: Path) -> None:
