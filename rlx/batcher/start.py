@@ -8,7 +8,6 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
-import sys
 from types import FrameType
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ _prepared = False
 def context() -> multiprocessing.context.BaseContext:
     """Return the multiprocessing context that workers start from: a forkserver where there is one, else spawn."""
     global _prepared
-    if sys.platform == "win32" or "forkserver" not in multiprocessing.get_all_start_methods():
+    if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
     if not _prepared:

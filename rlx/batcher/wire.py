@@ -8,7 +8,6 @@ import os
 import pickle
 import socket
 import struct
-import sys
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -58,8 +57,6 @@ def receive(connection: Connection) -> Any:
 
 def limit_time(connection: Connection, seconds: float) -> None:
     """Let no `send` or `receive` on this side wait longer than `seconds` for the other side's next bytes."""
-    if sys.platform == "win32":
-        return
     whole = int(seconds)
     limit = struct.pack("ll", whole, int((seconds - whole) * 1e6))
     with socket.socket(fileno=os.dup(connection.fileno())) as same:

@@ -1,1 +1,1 @@
-"""Floor 8: the command line. Typer in front, Hydra behind `rlx train`, and no logic of its own."""
+"""Floor 8: the command line. Typer in front, Hydra behind `rlx train`; it composes, checks and starts."""

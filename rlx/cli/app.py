@@ -57,6 +57,9 @@ class Kind(StrEnum):
     algos = "algos"
     agents = "agents"
     batchers = "batchers"
+    learners = "learners"
+    loggers = "loggers"
+    experiments = "experiments"
 
 
 class Render(StrEnum):

@@ -265,7 +265,7 @@ def check_leading(key: str, value: object, leading_shape: tuple[int, ...]) -> No
 
 
 def check_keys(keys: Iterable[object]) -> None:
-    """Check that every key is a string with no empty part.
+    """Check that every key is a string.
 
     Raises:
         SpecError: one is not.

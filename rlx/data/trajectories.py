@@ -13,7 +13,7 @@ class Trajectories:
     """B sequences of up to T steps.
 
     A step's fields are grouped by who speaks: `env/` what the agent saw, `agent/` what it put out, `next/` what the
-    environment answered; DESIGN: `env/obs`, `env/is_first`, `env/prev_action`, `env/prev_reward`, `agent/action`,
+    environment answered: `env/obs`, `env/is_first`, `env/prev_action`, `env/prev_reward`, `agent/action`,
     `next/obs`, `next/reward`, `next/terminated`, `next/truncated`.
 
     Attributes:
@@ -38,7 +38,7 @@ class Trajectories:
         Args:
             info: `[B]`.
             steps: `[B, T]`.
-            bootstrap: `[K]`.
+            bootstrap: `[K]`; or what returns it, called when it is first asked for.
             context: `[B, C]`; None for none.
             num_steps: the sum of the lengths, where it is known.
             on_revoke: called once by `revoke`.

@@ -1,1 +1,1 @@
-"""Floor 7: what works on runs from outside: benchmarks."""
+"""Floor 7: what works on runs from outside: tables and pictures, evaluation, export, tuning, clusters, benchmarks."""

@@ -144,7 +144,7 @@ def test_list_envs_holds_members_and_registered_ids(capsys: pytest.CaptureFixtur
     assert "CartPole-v1" in listing["ids"]
 
 
-@pytest.mark.parametrize("kind", ["agents", "batchers"])
+@pytest.mark.parametrize("kind", ["algos", "agents", "batchers", "learners", "loggers", "experiments"])
 def test_list_has_each_group(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     assert call("list", kind, "--json") == 0
     assert json.loads(capsys.readouterr().out)[kind]
