@@ -114,6 +114,7 @@ def train(
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
     buffer_size: Annotated[int, Range(1)],
+    buffer_directory: str | None,
     learning_starts: Annotated[int, Range(1)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -132,6 +133,7 @@ def train(
         num_updates: updates then.
         batch_size: transitions an update, usually 256.
         buffer_size: steps kept, usually 1e5 to 1e6.
+        buffer_directory: where they are kept on disk; None for in memory.
         learning_starts: steps before the first update, usually 100 to 10,000.
         learning_rate: of Adam, for all networks; usually 3e-4; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
@@ -153,7 +155,9 @@ def train(
         optimizer = FlatAdam(everything, eps=adam_eps)
         moving, followed = flatten_parameters(target).detach(), list(agent.critics.parameters())
         skill = {"agent_info/skill": Spec((), torch.int64)}
-        buffer = ReplayBuffer(batcher.specs, capacity=buffer_size, num_envs=batcher.num_envs, extra=skill)
+        buffer = ReplayBuffer(
+            batcher.specs, capacity=buffer_size, directory=buffer_directory, num_envs=batcher.num_envs, extra=skill
+        )
         draws = torch.Generator().manual_seed(derive(run.seed, "replay"))
         noise = torch.Generator(run.device).manual_seed(derive(run.seed, "noise"))
         entropy = -float(agent.distribution.size) if target_entropy is None else target_entropy

@@ -138,6 +138,7 @@ def train(
     sequence_length: Annotated[int, Range(1)] | None,
     burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
+    buffer_directory: str | None,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -165,6 +166,7 @@ def train(
         sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
         burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e4 to 1e6.
+        buffer_directory: where they are kept on disk; None for in memory.
         learning_starts: steps before the first update, usually 1e3 to 1e5.
         learning_rate: of Adam, usually 5e-5 to 2e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
@@ -193,6 +195,7 @@ def train(
         buffer = ReplayBuffer(
             batcher.specs,
             capacity=buffer_size,
+            directory=buffer_directory,
             num_envs=batcher.num_envs,
             state=state_specs(agent) if sequences else None,
             state_every=num_steps,

@@ -92,6 +92,7 @@ def train(
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
     buffer_size: Annotated[int, Range(1)],
+    buffer_directory: str | None,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -114,6 +115,7 @@ def train(
         num_updates: updates then, of both levels.
         batch_size: transitions an update, of each level, usually 32 to 256.
         buffer_size: steps kept, usually 1e4 to 1e6.
+        buffer_directory: where they are kept on disk; None for in memory.
         learning_starts: steps before the first update, usually 1e3 to 1e4.
         learning_rate: of Adam, usually 1e-4 to 1e-3; may move, as `rlx.algo.schedules` tells.
         adam_eps: Adam's epsilon.
@@ -136,6 +138,7 @@ def train(
         buffer = ReplayBuffer(
             batcher.specs,
             capacity=buffer_size,
+            directory=buffer_directory,
             num_envs=batcher.num_envs,
             extra={OPTION: Spec((), torch.int64), NEW: Spec((), torch.bool)},
             hindsight=Hindsight(hindsight, achieves, goal=OPTION),

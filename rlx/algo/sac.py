@@ -111,6 +111,7 @@ def train(
     sequence_length: Annotated[int, Range(1)] | None,
     burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
+    buffer_directory: str | None,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],
@@ -133,6 +134,7 @@ def train(
         sequence_length: steps learned from in each sequence, for recurrent agents only, usually 20 to 80; None for 20.
         burn_in_steps: steps before those, likewise: see `rlx.agent.burn_in`. Usually 0 to 40; None for 10.
         buffer_size: steps kept, usually 1e5 to 1e6.
+        buffer_directory: where they are kept on disk; None for in memory.
         learning_starts: steps of even actions before the first update, usually 100 to 10,000.
         learning_rate: of Adam, for policy, critics and temperature; usually 3e-4 to 1e-3; may move, see
             `rlx.algo.schedules`.
@@ -157,6 +159,7 @@ def train(
         buffer = ReplayBuffer(
             batcher.specs,
             capacity=buffer_size,
+            directory=buffer_directory,
             num_envs=batcher.num_envs,
             state=state,
             state_every=num_steps,

@@ -61,7 +61,7 @@ class ReplayBuffer:
             state_every: steps of each piece that will be added, where `state` is given.
             alpha: how far priorities count, usually 0.4 to 0.7; 0 for not at all, None for no priorities.
             hindsight: how transitions that are drawn get other goals; None for those that were pursued.
-            directory: where files are made to keep the steps in; None to keep them in memory.
+            directory: where there is room to keep the steps on disk; None to keep them in memory.
 
         Raises:
             SpecError: it would not fit; says how much it takes and how much there is.
@@ -89,7 +89,8 @@ class ReplayBuffer:
             self.num_bytes,
             f"a replay buffer of {self.num_slots:,} steps",
             directory=place,
-            advice="lower algo.buffer_size" + ("" if directory else ", or keep it on disk"),
+            advice="lower algo.buffer_size"
+            + ("" if directory else ", or give algo.buffer_directory to keep it on disk"),
         )
         rings.allocate(place)
         self._states.allocate()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,28 +25,30 @@ def allocate(specs: Mapping[str, Spec], count: int, *, directory: Path | None = 
     Args:
         specs: shape and dtype of one row, by name.
         count: rows.
-        directory: where files are made, one a tensor, that the tensors are mapped to; None for memory.
+        directory: where there is room for files, one a tensor, that the tensors are mapped to; None for memory. They
+            have no name there: several processes may share it, and the room is free when the tensors are gone.
 
     Raises:
-        SpecError: the file system has no room for them.
+        SpecError: there is no such directory, or no room.
     """
     if directory is None:
         return {name: spec.zeros(count) for name, spec in specs.items()}
-    directory.mkdir(parents=True, exist_ok=True)
-    return {name: _mapped(directory / f"{name.replace('/', '.')}.bin", spec, count) for name, spec in specs.items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return {name: _mapped(directory, spec, count) for name, spec in specs.items()}
+    except OSError as error:
+        needed = show_bytes(sum(count * spec.num_bytes for spec in specs.values()))
+        raise SpecError(f"'{directory}' cannot hold {needed}: {error.strerror}") from error
 
 
-def _mapped(path: Path, spec: Spec, count: int) -> Tensor:
+def _mapped(directory: Path, spec: Spec, count: int) -> Tensor:
     num_bytes = max(1, count * spec.num_bytes)
-    with path.open("wb") as file:
-        try:  # room now, rather than a SIGBUS at a later write
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
-            else:
-                file.truncate(num_bytes)
-        except OSError as error:
-            raise SpecError(f"no room for '{path}' of {show_bytes(num_bytes)}: {error.strerror}") from error
-    raw = torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="rlx-") as file:
+        if hasattr(os, "posix_fallocate"):  # room now, rather than a SIGBUS at a later write
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:
+            file.truncate(num_bytes)
+        raw = torch.from_file(file.name, shared=True, size=num_bytes, dtype=torch.uint8)
     return raw[: count * spec.num_bytes].view(spec.dtype).view(count, *spec.shape)
 
 

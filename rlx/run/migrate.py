@@ -220,9 +220,11 @@ def _from_2(config: _Config) -> list[str]:
     return _add(algo, "algo", {"vtrace": False} if algo.get("_target_") == "rlx.algo.a2c.train" else {})
 
 
-def _from_3(_: _Config) -> list[str]:
-    """Bring schema 3 to 4: nothing that a configuration says; see `rename_weights`."""
-    return []
+def _from_3(config: _Config) -> list[str]:
+    """Bring schema 3 to 4: replay on disk. Weights have other names, too: see `rename_weights`."""
+    algo: _Config = config.get("algo") or {}
+    kept = algo.get("_target_") in {f"rlx.algo.{name}.train" for name in ("dqn", "hdqn", "sac", "diayn")}
+    return _add(algo, "algo", {"buffer_directory": None} if kept else {})
 
 
 _STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1, 2: _from_2, 3: _from_3}

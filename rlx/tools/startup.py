@@ -34,7 +34,7 @@ def bench_start(
     for _ in range(times):
         command = [sys.executable, "-m", "rlx.tools.startup", env, str(num_workers), str(envs_per_worker)]
         started = time.time()
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS).stdout
         told = json.loads(printed)
         told["start_seconds"] -= started
         told["first_piece_seconds"] -= started
@@ -43,6 +43,9 @@ def bench_start(
         key: None if found[0][key] is None else statistics.median(told[key] for told in found) for key in found[0]
     }
     return medians | {"env": env, "num_workers": num_workers, "envs_per_worker": envs_per_worker, "times": times}
+
+
+_SECONDS = 300.0  # no start takes that long
 
 
 def private_megabytes(pid: int) -> float | None:
