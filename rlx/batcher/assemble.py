@@ -62,7 +62,8 @@ class SlotReader:
         fields["env/prev_reward"] = Lazy(lambda: piece.shifted(slot.prev_reward, slot.reward))
         for key, first in slot.prev_action.items():
             fields[f"env/prev_{key}"] = Lazy(lambda key=key, first=first: piece.shifted(first, slot.outputs[key]))
-        steps = TemporalDictTensor.trusted(fields, slot.length, slot.layout.num_steps)
+        # Lengths are copied: they are no field, and stay what they were when the piece is handed back.
+        steps = TemporalDictTensor.trusted(fields, slot.length.clone(), slot.layout.num_steps)
         info = DictTensor.trusted({key: value[0] for key, value in slot.sampled.items()}, slot.layout.num_envs)
         for name, given in (("agent_info", agent_info), ("env_info", env_info)):
             if isinstance(given, DictTensor) and not given.is_empty:
@@ -73,7 +74,7 @@ class SlotReader:
             )
         num_steps = sum(report.num_steps for report in reports)
         longest = slot.layout.history_length if self._context else 0
-        context = TemporalDictTensor.trusted(dict(self._context), self._context_length, longest)
+        context = TemporalDictTensor.trusted(dict(self._context), self._context_length.clone(), longest)
         return Trajectories(
             info, steps, lambda: self._bootstrap(piece), context, num_steps=num_steps, on_revoke=piece.revoke
         )

@@ -2,27 +2,26 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Annotated, Any, Self
 
-import torch
 from torch import nn
 
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.assemble import HANDED_BACK, SlotReader
-from rlx.batcher.context import context_specs
 from rlx.batcher.crew import Crew, WorkerKind
 from rlx.batcher.handles import Handle, all_ready, receive_all
 from rlx.batcher.memory import Memory
 from rlx.batcher.pieces import Episode
-from rlx.batcher.probe import agreed_specs, probe_agent
+from rlx.batcher.plan import plan_memory
+from rlx.batcher.probe import agreed_specs
 from rlx.batcher.restart import OnFailure
 from rlx.batcher.rollout import PieceReport
-from rlx.batcher.sampler import Info, columns_of, draw_once, fitting
+from rlx.batcher.sampler import Info, columns_of, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.state import get_state, handles_state, set_handles_state
-from rlx.batcher.weights import WeightsLayout, copy_all
-from rlx.batcher.worker_options import EnvMaker, WorkerOptions
+from rlx.batcher.weights import copy_all
+from rlx.batcher.worker_options import EnvMaker, WorkerOptions, check_sizes
 from rlx.data import DictTensor, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
@@ -102,6 +101,7 @@ class Batcher:
             SpecError: the workers' environments differ in their specs.
         """
         self._closed = False
+        check_sizes(num_workers=num_workers, envs_per_worker=envs_per_worker, num_steps=num_steps)
         self.num_envs, self.envs_per_worker = num_workers * envs_per_worker, envs_per_worker
         self.num_steps = num_steps
         self.episodes: list[Episode] = []
@@ -144,7 +144,7 @@ class Batcher:
             self.specs = agreed_specs(receive_all(self._handles))
             self.device = self._handles[0].device
         except BaseException:
-            self.close()
+            self._close_after_error()
             raise
         self._standing = {"agent_info": agent_info, "env_info": env_info}
         self._agent_info: Info = DictTensor.empty(self.num_envs)
@@ -170,11 +170,13 @@ class Batcher:
         """
         self._usable()
         if self._in_flight and self.asynchronous:
+            counted = len(self.episodes)
             self.get()  # what the workers ran ahead with is of the old episodes, and goes
+            del self.episodes[counted:]
         if self._in_flight:
             raise UserError("reset() while a piece is being collected: call get() first")
-        self._agent_info = self._rows_of("agent_info", agent_info)
-        self._env_info = self._rows_of("env_info", env_info)
+        given = self._rows_of("agent_info", agent_info), self._rows_of("env_info", env_info)
+        self._agent_info, self._env_info = given
         if self._layout is None:
             self._attach()
             return
@@ -276,6 +278,8 @@ class Batcher:
         """
         if not self._in_flight:
             self.execute(agent_info)
+        elif agent_info is not None and not self.asynchronous:
+            raise UserError("collect(agent_info): a piece is being collected already; give it to execute()")
         piece = self.get()
         assert piece is not None
         if self.asynchronous:
@@ -341,25 +345,14 @@ class Batcher:
         return {} if self._layout is None else self._layout.bytes_by_block()
 
     def _attach(self) -> None:
-        """Ask an agent what it puts out, lay out the memory, and have the workers map it."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            agent = self._make_agent(self.specs)
-        actor = agent.actor()
-        given = {"agent_info": self._agent_info, "env_info": self._env_info}
-        sampled, rows = draw_once(given, self.num_envs, travels=self.workers != "local")
-        outputs, state = probe_agent(actor, self.specs, rows["agent_info"].to("cpu"))
-        self._weights = WeightsLayout.of(agent)
-        layout = Layout.plan(
-            self.num_steps,
-            self.num_envs,
+        """Lay out the memory for what the agent puts out, and have the workers map it."""
+        layout, self._weights = plan_memory(
+            self._make_agent,
             self.specs,
-            outputs,
-            state,
-            weight_bytes=self._weights.num_bytes,
-            context=context_specs(actor, self.specs, outputs),
-            history_length=actor.history_length,
-            sampled=sampled,
+            {"agent_info": self._agent_info, "env_info": self._env_info},
+            num_envs=self.num_envs,
+            num_steps=self.num_steps,
+            travels=self.workers != "local",
         )
         self._memory = memory = layout.allocate(self.device)
         self._weight_views = [self._weights.tensors(memory.tensor(block)) for block in layout.weights]
@@ -382,18 +375,16 @@ class Batcher:
         try:
             return wait(self._handles)
         except BaseException:
-            self.close()
+            self._close_after_error()
             raise
 
+    def _close_after_error(self) -> None:
+        with suppress(Exception):  # what is wrong is told already
+            self.close()
+
     def _rows_of(self, name: str, info: Info | None) -> Info:
-        planned = None if self._layout is None else self._layout.sampled
-        standing = self._standing[name]
-        if planned is None and info is not None and standing is not None:
-            raise UserError(
-                f"batcher.{name}: got one, and reset({name}=...) gives another from the start; expected null"
-            )
-        info = standing if info is None else info
-        return fitting(name, info, self.num_envs, planned, travels=self.workers != "local", device=self.device)
+        planned, travels = None if self._layout is None else self._layout.sampled, self.workers != "local"
+        return fitting(name, info, self._standing[name], self.num_envs, planned, travels=travels, device=self.device)
 
     def _usable(self) -> None:
         if self._closed:

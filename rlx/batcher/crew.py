@@ -2,13 +2,13 @@
 
 import time
 from contextlib import ExitStack
-from typing import Literal
+from typing import Literal, get_args
 
 from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle
 from rlx.batcher.process import ProcessHandle
 from rlx.batcher.restart import OnFailure
 from rlx.batcher.worker_options import WorkerOptions
-from rlx.errors import UserError
+from rlx.errors import UserError, did_you_mean
 
 WorkerKind = Literal["local", "process", "ray"]
 
@@ -41,8 +41,13 @@ class Crew:
             cpus_per_worker: see there.
 
         Raises:
-            UserError: there is an address and no Ray, or a cluster that does not serve.
+            UserError: there is no such kind, an address and no Ray, or a cluster that does not serve.
         """
+        if kind not in get_args(WorkerKind):
+            expected = ", ".join(get_args(WorkerKind))
+            raise UserError(
+                f"workers: got {kind!r}, expected one of {expected}.{did_you_mean(kind, get_args(WorkerKind))}"
+            )
         self.handles: list[Handle] = []
         self._closing = ExitStack()
         self._on_failure: OnFailure = on_failure

@@ -12,7 +12,7 @@ from rlx.batcher.crew import WorkerKind
 from rlx.batcher.pieces import Episode
 from rlx.batcher.restart import OnFailure
 from rlx.batcher.sampler import Info
-from rlx.batcher.worker_options import EnvMaker
+from rlx.batcher.worker_options import EnvMaker, check_sizes
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.data.storage import check_room
 from rlx.errors import EnvironmentFault, UserError
@@ -94,6 +94,7 @@ class EpisodeBatcher(Batcher):
             EnvironmentFault: an environment could not be made.
             SpecError: the workers' environments differ in their specs.
         """
+        check_sizes(num_episodes=num_episodes)
         super().__init__(
             make_agent,
             make_env,
@@ -144,7 +145,7 @@ class EpisodeBatcher(Batcher):
         if self._rounds:
             raise UserError("execute() while episodes are being collected: call get() first")
         if agent_info is not None:
-            self._given = agent_info, self._given[1]
+            self._given = self._rows_of("agent_info", agent_info), self._given[1]
         self._begin_round()
 
     def get(self, blocking: bool = True) -> tuple[Trajectories, int] | None:
@@ -161,9 +162,12 @@ class EpisodeBatcher(Batcher):
             WorkerError: a worker died.
         """
         while True:
+            counted = len(self.episodes)
             piece = super().get(blocking)
             if piece is None:
                 return None
+            self._rounds[-1].episodes += self.episodes[counted:]  # told of with the batch that they belong to
+            del self.episodes[counted:]
             self._rounds[-1].add(piece[0])
             if not self._rounds[-1].done.all():
                 check_end(piece[1], self._rounds[-1].num_steps)
@@ -176,16 +180,13 @@ class EpisodeBatcher(Batcher):
     def _begin_round(self) -> None:
         super().reset(*self._given, wait=False)
         super().execute()
-        self._rounds.append(_Round(self.num_envs, len(self.episodes), self.device))
+        self._rounds.append(_Round(self.num_envs, self.device))
 
     def _joined(self) -> Trajectories:
         rounds, self._rounds = self._rounds, []
-        kept: list[Episode] = self.episodes[: rounds[0].first_episode]
         for number, played in enumerate(rounds):
-            end = rounds[number + 1].first_episode if number + 1 < len(rounds) else len(self.episodes)
             wanted = self.num_episodes - number * self.num_envs
-            kept.extend(episode for episode in self.episodes[played.first_episode : end] if episode[0] < wanted)
-        self.episodes[:] = kept
+            self.episodes.extend(episode for episode in played.episodes if episode[0] < wanted)
         chosen = slice(0, self.num_episodes)
         info = DictTensor.cat([cast(DictTensor, played.info) for played in rounds])[chosen]
         steps = TemporalDictTensor.cat([played.steps() for played in rounds])[chosen]
@@ -202,15 +203,16 @@ class _Round:
         done: `[B]` bool, whose episode has ended.
         info: `[B]`, what each episode began with.
         finals: the final observations `[B, ...]`.
-        first_episode: how many episodes the batcher had counted before.
+        episodes: those that ended.
         num_steps: of the pieces so far.
     """
 
-    def __init__(self, num_envs: int, first_episode: int, device: torch.device) -> None:
+    def __init__(self, num_envs: int, device: torch.device) -> None:
         self.done = torch.zeros(num_envs, dtype=torch.bool, device=device)
         self.info: DictTensor | None = None
         self.finals: dict[str, Tensor] = {}
-        self.first_episode, self.num_steps = first_episode, 0
+        self.episodes: list[Episode] = []
+        self.num_steps = 0
         self._lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._fields: dict[str, Tensor] = {}
         self._capacity = 0

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rlx.batcher.pieces import Episode, Piece
+from rlx.batcher.pieces import Episode, Piece, drop_flags_of_resets
 from rlx.batcher.rollout import Mask, Rollout
 from rlx.env.vec_env import Autoreset
 
@@ -49,6 +49,7 @@ class DeviceRollout(Rollout):
         ended = (slot.terminated | slot.truncated)[:num_calls]
         valid: Tensor | None = None
         if self.env.autoreset is Autoreset.NEXT_STEP:
+            drop_flags_of_resets(ended, piece.resetting_at_start)
             resetting = torch.cat([piece.resetting_at_start.unsqueeze(0), ended])
             self._resetting.copy_(resetting[-1])
             valid = ~resetting[:-1]

@@ -110,10 +110,11 @@ class RestartingHandle(ABC):
             self._fail(*problem)
             return
         self._still, self._looked_at = 0.0, time.monotonic()
-        self._received += 1
-        if isinstance(answer, Failure):
+        if isinstance(answer, Failure):  # no answer: what the command had done by then is lost
             self._fail(as_error(answer, self._where()), answer.mendable, CLOSE_SECONDS)
-        elif self._booting is not None:
+            return
+        self._received += 1
+        if self._booting is not None:
             self._boot(answer)
         else:
             self._settle(answer)

@@ -13,7 +13,7 @@ from rlx.agent.agent import Agent, may_be_any, reset_state
 from rlx.batcher.context import Context
 from rlx.batcher.heartbeat import CALLS, NUM_WORDS, RESETS, STOP, Words
 from rlx.batcher.journal import Journal
-from rlx.batcher.pieces import Episode, Piece, compact, tally
+from rlx.batcher.pieces import Episode, Piece, compact, drop_flags_of_resets, tally
 from rlx.batcher.sampler import Drawn, rows_like
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
@@ -128,8 +128,7 @@ class Rollout:
         for drawn in (self.agent_drawn, self.env_drawn):
             if drawn is not None:
                 drawn.draw(range(self.env.num_envs))
-        env_info = self.env_info if not self.env_info.is_empty else None
-        seeds: Seeds = None if self._seeded else self.seeds
+        env_info, seeds = None if self.env_info.is_empty else self.env_info, None if self._seeded else self.seeds
         if self.journal is not None:
             seeds = self.journal.reset(range(self.env.num_envs), seeds, env_info)
         self._reset_env(self._next_obs, None, seeds, env_info)
@@ -190,9 +189,8 @@ class Rollout:
         drawn, context, memories = (state[name] for name in ("drawn", "context", "agent_state"))
         for key, value in self._next_obs.obs.items():
             value.copy_(state["obs"][key])
-        names = self._pieces[0].slot.state
-        device = self._is_first.device
-        self._state = DictTensor({key: memories[key].to(device) for key in names}, self.env.num_envs)
+        remembered = {key: memories[key].to(self._is_first.device) for key in self._pieces[0].slot.state}
+        self._state = DictTensor(remembered, self.env.num_envs)
         for key, value in self._prev_action.items():
             value.copy_(state["prev_action"][key])
         self._prev_reward.copy_(state["prev_reward"])
@@ -240,14 +238,15 @@ class Rollout:
         slot = piece.slot
         for key, value in self._next_obs.obs.items():
             piece.observations[0][key].copy_(value)
+        torch.logical_or(self._is_first, self._resetting, out=slot.is_first)
         self._state = reset_state(self.agent, self._state, self._is_first, self.agent_info)
+        begun = reset_state(self.agent, self._state, slot.is_first, self.agent_info)  # rows whose first call is a reset
         for key, value in slot.state.items():
-            value.copy_(self._state[key])
+            value.copy_(begun[key])
         self._forget(self._is_first)
         for key, value in self._prev_action.items():
             slot.prev_action[key].copy_(value)
         slot.prev_reward.copy_(self._prev_reward)
-        torch.logical_or(self._is_first, self._resetting, out=slot.is_first)
         if self._context is not None:
             self._context.write(slot)
             if self._recall_due:
@@ -306,9 +305,8 @@ class Rollout:
         return piece.num_steps
 
     def _rows_to_step(self) -> list[int] | None:
-        if not self.stop or not self.env.row_step or self._running.all():
-            return None
-        return np.flatnonzero(self._running).tolist()
+        every = not self.stop or not self.env.row_step or self._running.all()
+        return None if every else np.flatnonzero(self._running).tolist()
 
     def _reset_rows(self, piece: Piece, t: int, rows: list[int]) -> None:
         if self.env_drawn is not None:
@@ -334,14 +332,15 @@ class Rollout:
 
     def _look_back(self, piece: Piece, t: int, state: DictTensor) -> DictTensor:
         """Update what the agent remembers of step t: its state, and the previous action and reward."""
-        buffer, ended = piece.buffers[t], self._is_first
+        buffer = piece.buffers[t]
         for key, value in self._prev_action.items():
             value.copy_(piece.actions[t][key])
         self._prev_reward.copy_(buffer.reward)
         if self.env.autoreset is Autoreset.NEXT_STEP:  # an episode's first observation comes one call later
-            self._is_first.copy_(self._resetting)
-            ended = self._resetting
-        torch.logical_or(buffer.terminated, buffer.truncated, out=ended)
+            self._is_first.copy_(self._resetting)  # rows whose call was the reset: their flags mean nothing
+            torch.logical_and(buffer.terminated | buffer.truncated, ~self._is_first, out=self._resetting)
+        else:
+            torch.logical_or(buffer.terminated, buffer.truncated, out=self._is_first)
         self._forget(self._is_first)
         if self.agent_drawn is not None:
             self._draw(self.agent_drawn, piece, t, cast("list[int]", self._is_first.nonzero().flatten().tolist()))
@@ -382,6 +381,7 @@ class Rollout:
         if self.env.autoreset is Autoreset.NEXT_STEP:
             resetting = np.empty((num_calls + 1, size), dtype=np.bool_)
             resetting[0] = piece.resetting_at_start.numpy()
+            drop_flags_of_resets(ended, resetting[0])
             resetting[1:] = ended
             self._resetting.copy_(torch.from_numpy(resetting[-1]))
             valid = ~resetting[:-1]

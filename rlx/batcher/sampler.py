@@ -83,17 +83,19 @@ def draw_once(
 def fitting(
     name: str,
     info: Info | None,
+    standing: Info | None,
     num_envs: int,
     planned: Mapping[str, Spec] | None,
     *,
     travels: bool,
     device: torch.device,
 ) -> Info:
-    """Return what a batcher was given, None as no information, where it fits the batcher.
+    """Return what a batcher was given, None for what stands, where it fits the batcher: rows are copied.
 
     Args:
         name: `agent_info` or `env_info`.
         info: as the user gave it.
+        standing: what the batcher was made with; None for no information.
         num_envs: the rows it needs.
         planned: what the memory, once it is laid out, has a place for each step for: what samplers draw.
         travels: see `sample_specs`.
@@ -101,8 +103,11 @@ def fitting(
 
     Raises:
         SpecError: rows are missing, or a sampler draws other fields than the one before.
-        UserError: a sampler comes, or goes, after the memory was laid out.
+        UserError: a sampler comes, or goes, after the memory was laid out; or both are given from the start.
     """
+    if planned is None and info is not None and standing is not None:
+        raise UserError(f"batcher.{name}: got one, and reset({name}=...) gives another from the start; expected null")
+    info = standing if info is None else info
     if info is None:
         info = DictTensor.empty(num_envs)
     if planned is not None:
@@ -118,7 +123,7 @@ def fitting(
                 raise SpecError(f"{name}: the new sampler draws {specs}, the first one {drawn}")
     if isinstance(info, DictTensor) and info.batch_size != num_envs:
         raise SpecError(f"{name}: got {info.batch_size} rows, expected one an environment, {num_envs}")
-    return info.to(device) if isinstance(info, DictTensor) else info
+    return info.to(device).clone() if isinstance(info, DictTensor) else info
 
 
 def first_draw(name: str, sampler: Sampler, row: int, seed: int) -> DictTensor:

@@ -20,9 +20,9 @@ from rlx.batcher.rollout import PieceReport, Rollout
 from rlx.batcher.sampler import Drawn, Info
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
-from rlx.batcher.worker_options import WorkerOptions
+from rlx.batcher.worker_options import WorkerOptions, check_env
 from rlx.data import DictTensor, EnvSpecs
-from rlx.errors import AgentError, EnvironmentFault
+from rlx.errors import AgentError, ConfigError, EnvironmentFault
 from rlx.seeding import derive, env_seed
 
 
@@ -44,9 +44,10 @@ class Worker:
 
         Raises:
             EnvironmentFault: an environment's constructor raised.
+            UserError: `make_env` does not make what it has to.
         """
         self.options = options
-        self.env = options.make_env(num_envs=options.num_envs)
+        self.env = check_env(options.make_env(num_envs=options.num_envs), options)
         self._words: Words = [0] * NUM_WORDS if words is None else words
         self.piece_check: PieceCheck | None = None
         self._rollout: Rollout | None = None
@@ -76,6 +77,7 @@ class Worker:
             finished: in stop mode, the rows whose one episode a former incarnation has handed over already.
         """
         options = self.options
+        self._check_env_info(env_info)
         slots = [Slot(layout, memory, index, options.columns) for index in range(NUM_SLOTS)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(options.seed, "agent"))
@@ -117,6 +119,7 @@ class Worker:
     def reset(self, agent_info: Info, env_info: Info) -> None:
         """Begin new episodes, with these rows of information, or what draws them."""
         rollout = self._attached()
+        self._check_env_info(env_info)
         if isinstance(agent_info, DictTensor):
             rollout.agent_info = agent_info
         elif rollout.agent_drawn is not None:
@@ -186,6 +189,12 @@ class Worker:
     def close(self) -> None:
         """Close the environments."""
         self.env.close()
+
+    def _check_env_info(self, env_info: Info) -> None:
+        """Refuse what would stand beside each step and never reach the environment."""
+        given = not isinstance(env_info, DictTensor) or not env_info.is_empty
+        if given and not self.env.env_info:
+            raise ConfigError(f"environment '{self.env.name}': env_info was given, and it takes none")
 
     def _drawn(self, name: str, info: Info, layout: Layout, device: torch.device) -> Drawn | None:
         """Return what draws `info` for each episode; None where it is given."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlx.agent.agent import AgentMaker
-from rlx.env.vec_env import VecEnv
+from rlx.env.vec_env import Autoreset, VecEnv
+from rlx.errors import UserError
 from rlx.seeding import derive, env_seed
 
 
@@ -14,6 +15,38 @@ class EnvMaker(Protocol):
     def __call__(self, *, num_envs: int) -> VecEnv:
         """Return `num_envs` new environments, stepped together."""
         ...
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Check that numbers of things, by name, are at least 1; None stands for a default.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"{name}: expected an integer >= 1, got {size}")
+
+
+def check_env(env: object, options: "WorkerOptions") -> VecEnv:
+    """Return what `make_env` made, where it is what a worker can step.
+
+    Raises:
+        UserError: it is no VecEnv, has another number of environments, or rows that nobody can reset.
+    """
+    if not isinstance(env, VecEnv):
+        raise UserError(
+            f"make_env returned a {type(env).__name__}, expected a VecEnv: functools.partial(rlx.env.make, ID) "
+            "makes one, and so does rlx.env.GymVecEnv(make_one, num_envs)"
+        )
+    if env.num_envs != options.num_envs:
+        raise UserError(
+            f"make_env(num_envs={options.num_envs}) returned {env.num_envs} environments of '{env.name}', expected "
+            f"{options.num_envs}"
+        )
+    if env.autoreset is Autoreset.NONE and not env.row_reset:
+        raise UserError(f"environment '{env.name}' resets no row itself, and no single row can be reset (row_reset)")
+    return env
 
 
 @dataclass(frozen=True)

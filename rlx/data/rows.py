@@ -67,7 +67,10 @@ def to_index(rows: Rows, batch_size: int) -> tuple[Index, int]:
     if not isinstance(rows, Tensor):
         if isinstance(rows, str) or not hasattr(rows, "__len__"):
             return _one_row(rows, batch_size)
-        rows = torch.as_tensor(rows, dtype=torch.int64 if len(cast(Sequence[int], rows)) == 0 else None)
+        try:
+            rows = torch.as_tensor(rows, dtype=torch.int64 if np.size(cast(Sequence[int], rows)) == 0 else None)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"rows: expected indices or a mask, got {rows!r}: {error}") from None
     dtype = rows.dtype
     if dtype is torch.bool:
         if tuple(rows.shape) != (batch_size,):
@@ -133,6 +136,8 @@ def cat_fields(parts: Sequence[dict[str, Field]]) -> dict[str, Field]:
     joined: dict[str, Field] = {}
     for key, column in zip(keys, zip(*[part.values() for part in ordered], strict=True), strict=True):
         try:
+            if any(isinstance(value, Tensor) and value.shape == (0,) for value in column):
+                _check_alike(key, column)
             joined[key] = torch.cat(cast(tuple[Tensor, ...], column))
         except TypeError:  # a lazy one is no tensor
             joined[key] = Lazy(
@@ -142,6 +147,13 @@ def cat_fields(parts: Sequence[dict[str, Field]]) -> dict[str, Field]:
             shapes = [list(value.shape) for value in column if isinstance(value, Tensor)]
             raise SpecError(f"cat: field {key!r} with the shapes {shapes}: {error}") from error
     return joined
+
+
+def _check_alike(key: str, column: Sequence[Field]) -> None:
+    """Check what `torch.cat` does not: it joins an empty `[0]` with rows of any shape."""
+    shapes = [value.shape for value in column if isinstance(value, Tensor)]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise SpecError(f"cat: field {key!r} with the shapes {[list(shape) for shape in shapes]}: they differ in a row")
 
 
 def _in_order(part: dict[str, Field], keys: list[str]) -> dict[str, Field]:

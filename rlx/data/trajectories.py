@@ -89,13 +89,17 @@ class Trajectories:
         return Trajectories(self.info, self.steps.select(*names), self._bootstrap, self.context, self._num_steps)
 
     def rows(self, index: Tensor | slice) -> "Trajectories":
-        """Return the sequences at `index` (int64 or bool tensor, or a slice), with what belongs to them."""
-        chosen = torch.arange(self.batch_size, device=self.steps.lengths.device)[index]
-        position = torch.full((self.batch_size,), -1, device=chosen.device)
-        position[chosen] = torch.arange(len(chosen), device=chosen.device)
-        moved = position[self.bootstrap["row"]]
-        keep = moved >= 0
-        bootstrap = self.bootstrap[keep].exclude("row") | DictTensor({"row": moved[keep]}, int(keep.sum()))
+        """Return the sequences at `index` (int64 or bool tensor, or a slice), with what belongs to them.
+
+        One may be there several times.
+        """
+        ordered, place = torch.arange(self.batch_size, device=self.steps.lengths.device)[index].sort(stable=True)
+        first = torch.searchsorted(ordered, self.bootstrap["row"])
+        copies = torch.searchsorted(ordered, self.bootstrap["row"], right=True) - first
+        source = torch.repeat_interleave(copies)
+        behind = torch.arange(len(source), device=place.device) - (copies.cumsum(0) - copies)[source]
+        row = place[first[source] + behind]
+        bootstrap = self.bootstrap[source].exclude("row") | DictTensor({"row": row}, len(row))
         return Trajectories(self.info[index], self.steps[index], bootstrap, self.context[index])
 
     def split_steps(self) -> "Trajectories":

@@ -108,7 +108,7 @@ _RowWriter = Callable[[Leaf, Sequence[Any], Array, Array | None], None]
 
 
 def _write_arrays(leaf: Leaf, values: Sequence[Any], target: Array, flat: Array | None) -> None:
-    if flat is not None:
+    if flat is not None and len({np.shape(value) for value in values}) == 1:  # others might make up for each other
         np.concatenate(values, 0, flat)
     else:
         np.stack(values, out=target)

@@ -102,7 +102,7 @@ class StepBuffer:
         self.raw_reward_np = raw_reward_np
         self.obs_np = _views(self.obs)
         self.obs_flat_np = {
-            key: array.reshape(-1, *array.shape[2:])
+            key: array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
             for key, array in self.obs_np.items()
             if array.ndim > 1 and array.flags.c_contiguous
         }

@@ -356,3 +356,16 @@ def test_construction_takes_parameters_and_copies_the_dict() -> None:
 def test_trusted_keeps_the_very_dict() -> None:
     fields = {"a": counting((2,), torch.int64)}
     assert DictTensor.trusted(fields, 2)["a"] is fields["a"]
+
+
+def test_no_rows_of_numbers_do_not_join_rows_of_vectors() -> None:
+    with pytest.raises(SpecError, match=r"'a' with the shapes \[\[0\], \[3, 4\]\]: they differ in a row"):
+        DictTensor.cat([DictTensor({"a": torch.zeros(0)}), DictTensor({"a": torch.zeros(3, 4)})])
+    assert DictTensor.cat([DictTensor({"a": torch.zeros(0)}), DictTensor({"a": torch.zeros(3)})])["a"].shape == (3,)
+
+
+def test_rows_may_be_any_whole_number_and_nothing_ragged() -> None:
+    fields = DictTensor({"a": torch.arange(3)})
+    assert fields[np.array(1)]["a"].tolist() == [1]
+    with pytest.raises(SpecError, match="expected indices or a mask"):
+        fields[[[0, 1], [2]]]  # pyright: ignore[reportArgumentType, reportCallIssue]
