@@ -200,9 +200,12 @@ class ActorCriticAgent(Agent):
 
     return_normalizer: ReturnNormalizer | None  # no value here: it would hide the module of that name
 
-    @property
-    def value_scale(self) -> Tensor | float:
-        """Return what an error of the value counts in: the standard deviation of returns, or 1."""
+    def value_scale(self, outputs: DictTensor | TemporalDictTensor) -> Tensor | float:
+        """Return what an error of the value counts in: the standard deviation of returns, or 1.
+
+        Args:
+            outputs: the agent's, `[...]`; where it is one number for each step, these are the steps.
+        """
         normalizer = getattr(self, "return_normalizer", None)
         return 1.0 if normalizer is None else normalizer.scale
 

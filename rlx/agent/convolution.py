@@ -10,7 +10,7 @@ from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import ActorCriticAgent
 from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, features
-from rlx.agent.networks import Activation, Encoder, activation_of, linear
+from rlx.agent.networks import Activation, Encoder, activation_of, linear, module_names
 from rlx.agent.q_network import QAgent, QHead, number_of_actions
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.errors import AgentError
@@ -62,6 +62,7 @@ class Convolutions(nn.Module):
             )
         self.activation, gain = activation_of(activation)
         self.convolutions = nn.ModuleDict()
+        self._names = module_names(images)
         self.num_features = 0
         for key, spec in images.items():
             channels, height, width = image_size(spec)
@@ -75,7 +76,7 @@ class Convolutions(nn.Module):
                     )
                 layers.append(_convolution(channels, out, kernel, stride, gain))
                 channels = out
-            self.convolutions[_name(key)] = nn.ModuleList(layers)
+            self.convolutions[self._names[key]] = nn.ModuleList(layers)
             self.num_features += channels * height * width
         rest = {key: spec for key, spec in features(specs.observation).items() if key not in images}
         self.encoder = Encoder(rest) if rest else None
@@ -93,7 +94,7 @@ class Convolutions(nn.Module):
     def _look(self, image: Tensor, key: str, spec: Spec) -> Tensor:
         """Return the features `[B, F]` of images `[B, *shape]`."""
         seen = channels_first(image, spec).to(torch.float32, memory_format=_memory_format(image)) / 255.0
-        layers = self.convolutions[_name(key)]
+        layers = self.convolutions[self._names[key]]
         assert isinstance(layers, nn.ModuleList)
         for layer in layers:
             seen = self.activation(layer(seen))
@@ -273,7 +274,3 @@ def _convolution(channels: int, filters: int, kernel_size: int, stride: int, gai
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _name(key: str) -> str:
-    return key.replace("/", "_").replace(".", "_")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent.distribution import DiagonalGaussian, Fields, make_distributions
+from rlx.agent.networks import module_names
 from rlx.data import Spec
 
 
@@ -32,10 +33,11 @@ class ActionHead(nn.Module):
         self.distributions = make_distributions(action_specs)
         self._splits = [distribution.num_parameters for distribution in self.distributions]
         self.num_parameters = sum(self._splits)
+        self._names = module_names(distribution.suffix for distribution in self.distributions)
         policies = () if num_policies is None else (num_policies,)
         self.log_std = nn.ParameterDict(
             {
-                _name(distribution.suffix): nn.Parameter(
+                self._names[distribution.suffix]: nn.Parameter(
                     torch.full((*policies, distribution.num_parameters), float(log_std_init))
                 )
                 for distribution in self.distributions
@@ -57,7 +59,7 @@ class ActionHead(nn.Module):
         for distribution, piece in zip(self.distributions, pieces, strict=True):
             fields.update(distribution.outputs(piece))
             if isinstance(distribution, DiagonalGaussian):
-                log_std = self.log_std[_name(distribution.suffix)]
+                log_std = self.log_std[self._names[distribution.suffix]]
                 fields[f"log_std{distribution.suffix}"] = (
                     log_std.expand_as(piece) if policy is None else log_std[policy]
                 )
@@ -85,7 +87,3 @@ class ActionHead(nn.Module):
         """Return the entropy in nats, `[...]`."""
         first, *rest = (distribution.entropy(outputs) for distribution in self.distributions)
         return sum(rest, start=first)
-
-
-def _name(suffix: str) -> str:
-    return suffix.replace("/", "_") or "action"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, at_start, step_through
+from rlx.agent.normalizer import ReturnNormalizer
 from rlx.agent.routing import Router, merged
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
 from rlx.data.trajectories import empty_context
@@ -145,6 +146,16 @@ class MixtureAgent(ActorCriticAgent):
     def entropy(self, outputs: Named) -> Tensor:
         """Return each member's entropy at its steps, in nats, `[...]`."""
         return self._each(outputs["policy"], lambda member, rows: member.entropy(outputs[rows]))
+
+    def value_scale(self, outputs: Named) -> Tensor | float:
+        """Return what an error of each member's value counts in at its steps, `[...]`."""
+        if not any(isinstance(module, ReturnNormalizer) for module in self.modules()):
+            return 1.0
+        return self._each(outputs["policy"], lambda member, rows: torch.as_tensor(member.value_scale(outputs[rows])))
+
+    def seen_by(self, steps: TemporalDictTensor) -> list[tuple[nn.Module, Tensor | None]]:
+        """Return each member with its own steps, `[B, T]` bool; see `update_normalizers`."""
+        return [(member, steps["agent/policy"] == index) for index, member in enumerate(self.router.agents.values())]
 
     def _each(self, policy: Tensor, function: Callable[[ActorCriticAgent, Tensor], Tensor]) -> Tensor:
         """Return `function` of each member, over the rows that are its own at some step, at the steps that are."""

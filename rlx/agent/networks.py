@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal, Protocol
 
@@ -207,9 +207,15 @@ class Single(Protocol):
         ...
 
 
-def full_precision(output: Tensor) -> Tensor:
-    """Return a network's output for the mathematics of a loss: float32 where mixed precision made it bfloat16."""
-    return output.float() if output.dtype is torch.bfloat16 else output
+def module_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return for each key a name under which a module can hold what belongs to it; no two keys have the same."""
+    names: dict[str, str] = {}
+    for place, key in enumerate(keys):
+        name = key.replace("/", "_").replace(".", "_") or "action"
+        while name in names.values():  # `cam/left` beside `cam_left`
+            name = f"{name}_{place}"
+        names[key] = name
+    return names
 
 
 def linear(num_inputs: int, num_outputs: int, gain: float) -> nn.Linear:

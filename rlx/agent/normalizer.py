@@ -4,19 +4,21 @@ So they are published to the workers, saved in every checkpoint, and stay as the
 `update_normalizers`, which an algorithm calls with what it has learned from, moves them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from rlx.data import Trajectories
+from rlx.data import TemporalDictTensor, Trajectories
 
 _LIMIT = 10.0  # standard deviations, beyond which an observation is cut
 
 
 Gather = Callable[[Tensor], Tensor]
 """Takes a learner's row `[K]` float64, and returns the rows of all learners, `[learners, K]`."""
+
+SeenBy = Callable[[TemporalDictTensor], Sequence[tuple[nn.Module, Tensor | None]]]
 
 
 class Moments(NamedTuple):
@@ -81,7 +83,7 @@ class Normalizer(nn.Module):
 
     def expand(self, values: Tensor) -> Tensor:
         """Return values `[N, *shape]` that are in standard deviations from the mean as what they stand for."""
-        return values * self.scale + self.shift
+        return full_precision(values) * self.scale + self.shift
 
     def update(self, values: Tensor) -> None:
         """Take values `[N, *shape]` into the moments."""
@@ -135,18 +137,24 @@ def update_normalizers(
     Call it when the batch has been learned from, before `publish`: so the losses see what the workers saw.
 
     Args:
-        agent: any module that holds normalisers.
+        agent: any module that holds normalisers. Where it has a method `seen_by(steps)`, that tells which of its parts
+            see which steps only, `[B, T]` bool; None for all.
         trajectories: steps `[B, T]`; padding counts nothing.
         returns: `[B, T]`, for a normaliser of returns.
         gather: of several learners that take each other's steps in too, `run.ranks.gather`; all have to call this.
     """
     steps = trajectories.steps
+    seen_by: SeenBy = getattr(agent, "seen_by", lambda _: [(agent, None)])
     found: list[tuple[Normalizer, Moments]] = []
-    for module in agent.modules():
-        if isinstance(module, ObservationNormalizer):
-            found.append((module, Moments.of(_valid(steps[f"env/{module.key}"], trajectories).to(module.moments.mean))))
-        elif isinstance(module, ReturnNormalizer) and returns is not None:
-            found.append((module, Moments.of(_valid(returns, trajectories).to(module.moments.mean))))
+    for part, own in seen_by(steps) if any(isinstance(module, Normalizer) for module in agent.modules()) else ():
+        for module in part.modules():
+            if isinstance(module, ObservationNormalizer):
+                values = steps[f"env/{module.key}"]
+            elif isinstance(module, ReturnNormalizer) and returns is not None:
+                values = returns
+            else:
+                continue
+            found.append((module, Moments.of(_valid(values, trajectories, own).to(module.moments.mean))))
     if gather is None or not found:
         for module, moments in found:
             module.merge(moments)
@@ -162,5 +170,13 @@ def update_normalizers(
             module.merge(Moments(*parts))
 
 
-def _valid(values: Tensor, trajectories: Trajectories) -> Tensor:
-    return values.flatten(0, 1) if trajectories.is_full() else values[trajectories.steps.mask()]
+def _valid(values: Tensor, trajectories: Trajectories, own: Tensor | None) -> Tensor:
+    if trajectories.is_full():
+        return values.flatten(0, 1) if own is None else values[own]
+    mask = trajectories.steps.mask()
+    return values[mask if own is None else mask & own]
+
+
+def full_precision(output: Tensor) -> Tensor:
+    """Return a network's output for what is computed with it: float32 where mixed precision made it bfloat16."""
+    return output.float() if output.dtype is torch.bfloat16 else output

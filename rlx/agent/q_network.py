@@ -12,6 +12,7 @@ from rlx.agent.agent import Agent
 from rlx.agent.distribution import MASKED
 from rlx.agent.masking import ActionMasking, draw_allowed
 from rlx.agent.networks import Activation, Encoder, activation_of, linear
+from rlx.agent.normalizer import full_precision
 from rlx.data import DictTensor, EnvSpecs, Spec
 from rlx.errors import AgentError
 from rlx.validate import Range
@@ -94,11 +95,12 @@ class QHead(nn.Module):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return `q` `[N, n]`, and `quantiles` `[N, n, K]` where there are any, for features `[N, F]`."""
         hidden = self.activation(self.hidden(features))
+        shape = len(hidden), self.num_actions, self.num_quantiles or 1
         if self.value is None:
-            q = self.advantage(hidden).unflatten(-1, (self.num_actions, -1))
+            q = full_precision(self.advantage(hidden)).view(shape)
         else:
             for_value, for_advantage = hidden.chunk(2, dim=-1)
-            advantage = self.advantage(for_advantage).unflatten(-1, (self.num_actions, -1))
+            advantage = full_precision(self.advantage(for_advantage)).view(shape)
             q = self.value(for_value).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)
         return {"q": q.mean(-1), "quantiles": q} if self.num_quantiles else {"q": q.squeeze(-1)}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent.agent import Agent, at_start, is_stateful, reset_state, step_through
-from rlx.agent.networks import full_precision
+from rlx.agent.normalizer import full_precision
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 

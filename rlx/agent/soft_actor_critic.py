@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rlx.agent.actor_critic import wants_mode
 from rlx.agent.agent import Agent
-from rlx.agent.networks import Activation, Encoder, TwinMLP, activation_of, full_precision, linear
+from rlx.agent.networks import Activation, Encoder, TwinMLP, activation_of, linear
+from rlx.agent.normalizer import full_precision
 from rlx.agent.recurrence import Cell, Recurrence
 from rlx.agent.recurrent import RecurrentAgent
 from rlx.agent.squashed_gaussian import SquashedGaussian

@@ -79,6 +79,6 @@ class SquashedGaussian(nn.Module):
 
     def from_space(self, action: Tensor) -> Tensor:
         """Return actions in [-1, 1], `[..., n]`, from those of the box, `[..., *shape]`."""
-        flat = action.flatten(action.dim() - len(self.spec.shape)) if len(self.spec.shape) != 1 else action
-        flat = flat if self.spec.shape else flat.unsqueeze(-1)
-        return (flat - self.center) / self.half_range
+        inner = len(self.spec.shape)
+        flat = action.unsqueeze(-1) if not inner else action if inner == 1 else action.flatten(action.dim() - inner)
+        return (flat - self.center) / self.half_range.masked_fill(self.half_range == 0, 1.0)  # fixed places: always 0

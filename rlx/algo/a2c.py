@@ -78,20 +78,19 @@ def loss(
         steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask, ratio=ratio
     )
     returns = advantage + value
-    target = valid(returns)
     weight = valid(advantage)
     if normalize_advantage:
         weight = normalize(weight, None if std_mean is None else std_mean(weight))
 
     policy_loss = -(weight * valid(log_prob)).mean()
-    value_loss = 0.5 * ((valid(outputs["value"]) - target) / agent.value_scale).square().mean()
+    value_loss = 0.5 * valid((outputs["value"] - returns) / agent.value_scale(outputs)).square().mean()
     entropy = valid(agent.entropy(outputs)).mean()
     return {
         "loss/total": policy_loss + vf_coef * value_loss - ent_coef * entropy,
         "loss/policy": policy_loss,
         "loss/value": value_loss,
         "loss/entropy": entropy,
-        "explained_variance": explained_variance(valid(value), target),
+        "explained_variance": explained_variance(valid(value), valid(returns)),
         **({} if ratio is None else {"a2c/ratio": valid(ratio).mean()}),
         "return": returns,
     }

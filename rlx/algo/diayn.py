@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent import AgentMaker, Critics, SoftActorCritic, flatten_parameters, update_normalizers
-from rlx.agent.networks import Encoder, full_precision, linear
+from rlx.agent.networks import Encoder, linear
+from rlx.agent.normalizer import full_precision
 from rlx.algo import sac
 from rlx.algo.means import mean_terms
 from rlx.algo.optimizer import FlatAdam

@@ -82,7 +82,8 @@ def loss(
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
 
-    value, target, old = (x / agent.value_scale for x in (outputs["value"], steps["return"], steps["value"]))
+    scale = agent.value_scale(outputs)
+    value, target, old = (x / scale for x in (outputs["value"], steps["return"], steps["value"]))
     error = (value - target).square()
     if clip_vf:
         moved = old + (value - old).clamp(-clip_coef, clip_coef)

@@ -78,7 +78,7 @@ def loss(
     total = policy_loss - ent_coef * entropy
     terms = {"loss/policy": policy_loss, "loss/entropy": entropy}
     if baseline:
-        terms["loss/value"] = 0.5 * ((outputs["value"] - returns)[mask] / agent.value_scale).square().mean()
+        terms["loss/value"] = 0.5 * ((outputs["value"] - returns) / agent.value_scale(outputs))[mask].square().mean()
         total = total + vf_coef * terms["loss/value"]
     return {"loss/total": total, **terms, "return": returns}
 

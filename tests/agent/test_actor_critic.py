@@ -1,12 +1,14 @@
 """The ready-made actor-critic: its distributions against torch's, its networks against plain ones."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import distributions as reference
 
 from rlx.agent import ActorCritic, Agent, flatten_parameters
+from rlx.agent.convolution import Convolutions
 from rlx.agent.distribution import make_distributions
 from rlx.agent.networks import TwinMLP
 from rlx.data import DictTensor, EnvSpecs, Spec
@@ -256,3 +258,19 @@ def test_a_dictionary_of_one_vector_is_seen_like_the_vector() -> None:
     with torch.no_grad():
         agent.actor().act_into(seen, nothing, nothing, torch.Generator(), acted)
     torch.testing.assert_close(acted["logits"], outputs["logits"].detach())
+
+
+def test_keys_that_differ_by_a_slash_alone_have_each_their_own_parameters() -> None:
+    box = partial(Spec, dtype=torch.float32)
+    sizes = {"action/a/b": 2, "action/a_b": 3}
+    actions = {key: box((size,), low=(-1.0,) * size, high=(1.0,) * size) for key, size in sizes.items()}
+    agent = actor_critic(EnvSpecs({"obs": box((3,))}, actions))
+    outputs, _ = agent.forward(DictTensor({"obs": torch.randn(4, 3)}), DictTensor.empty(4), DictTensor.empty(4))
+    assert {key: tuple(outputs[key].shape) for key in outputs if key.startswith("log_std")} == {
+        "log_std/a/b": (4, 2), "log_std/a_b": (4, 3),
+    }  # fmt: skip
+    assert sorted(parameter.shape for name, parameter in agent.named_parameters() if "log_std" in name) == [(2,), (3,)]
+    camera = Spec((1, 16, 16), torch.uint8)
+    body = Convolutions(EnvSpecs({"obs/cam/left": camera, "obs/cam_left": camera}, actions), filters=[2],
+                        kernel_sizes=[4], strides=[4], activation="relu")  # fmt: skip
+    assert len(body.convolutions) == 2

@@ -5,12 +5,14 @@ from functools import partial
 import pytest
 import torch
 
-from rlx.agent import ActorCritic, GRUActorCritic, MixtureAgent, TransformerActorCritic, replay
+from rlx.agent import ActorCritic, GRUActorCritic, MixtureAgent, TransformerActorCritic, replay, update_normalizers
+from rlx.agent.agent import ActorCriticAgent
+from rlx.algo import a2c, ppo, reinforce
 from rlx.batcher import Batcher
-from rlx.data import DictTensor
+from rlx.data import DictTensor, Trajectories
 from rlx.env import make
 from rlx.errors import AgentError, ConfigError
-from tests.agent.agents import SPECS, Recurrent
+from tests.agent.agents import SPECS, Recurrent, steps_of
 from tests.agent.environments import ID
 from tests.batcher.ledger import Parity
 
@@ -122,6 +124,41 @@ def test_a_row_that_changes_its_member_inside_an_episode_is_replayed_as_it_acted
     outputs = replay(agent, before)  # step by step: rows pass from one member to another inside it
     assert outputs["policy"].tolist() == joined["agent/policy"].tolist()
     torch.testing.assert_close(outputs["logits"], joined["agent/logits"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "reinforce"])
+def test_each_members_returns_are_its_own(algo: str) -> None:
+    torch.manual_seed(0)
+    member = partial(ActorCritic, **MLP, normalize_observation=True, normalize_return=True)
+    agent = MixtureAgent(SPECS, members={"one": member, "two": member})
+    batch = steps_of([4, 3, 4, 2], 4)  # padding, which says nothing
+    policy = torch.tensor([[0], [1], [0], [1]]).expand(4, 4)
+    batch = batch.with_steps(**{"agent/policy": policy})
+    returns = 100.0 * torch.randn(4, 4) + 1000.0 * policy
+    update_normalizers(agent, batch, returns)
+    own = [batch.steps.mask() & (policy == index) for index in range(2)]
+    for index, name in enumerate(("one", "two")):
+        mine = agent.members[name]
+        torch.testing.assert_close(mine.return_normalizer.scale, returns[own[index]].std(unbiased=False))
+        seen = mine.encoder.normalizers[0]
+        torch.testing.assert_close(seen.shift, batch.steps["env/obs"][own[index]].mean(0))
+
+    def loss(batch: Trajectories, agent: ActorCriticAgent) -> dict[str, torch.Tensor]:
+        numbers = {"ent_coef": 0.0, "vf_coef": 1.0, "normalize_advantage": False}
+        if algo == "ppo":
+            zeros = torch.zeros(batch.steps.leading_shape)
+            added = {"advantage": zeros, "value": zeros, "log_prob": zeros, "return": zeros + 500.0}
+            return ppo.loss(agent, batch.with_steps(**added), clip_coef=0.1, clip_vf=False, **numbers)
+        if algo == "a2c":
+            return a2c.loss(agent, batch, gamma=0.9, gae_lambda=0.9, vtrace=False, **numbers)
+        return reinforce.loss(agent, batch, baseline=True, gamma=0.9, **numbers)
+
+    found = loss(batch, agent)["loss/value"]
+    found.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in agent.parameters() if parameter.grad is not None)
+    parts = [loss(batch.rows(policy[:, 0] == index), agent.members[name])["loss/value"] * own[index].sum()
+             for index, name in enumerate(("one", "two"))]  # fmt: skip
+    torch.testing.assert_close(found, sum(parts) / batch.num_steps)
 
 
 def draw_policy(row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -82,7 +82,7 @@ def test_padding_does_not_count() -> None:
     update_normalizers(agent, batch, returns)
     torch.testing.assert_close(agent.encoder.normalizers[0].shift, batch.steps["env/obs"][mask].mean(0))
     torch.testing.assert_close(agent.return_normalizer.shift, returns[mask].mean())
-    torch.testing.assert_close(agent.value_scale, returns[mask].std(unbiased=False))
+    torch.testing.assert_close(agent.value_scale(DictTensor.empty(0)), returns[mask].std(unbiased=False))
 
 
 def test_the_value_is_what_the_critic_says_in_deviations_of_the_returns() -> None:
@@ -110,7 +110,8 @@ def test_the_error_of_the_value_counts_in_deviations(algo: str) -> None:
     plain = value_loss()
 
     class Scaled(type(agent)):
-        value_scale = 4.0
+        def value_scale(self, outputs):
+            return 4.0
 
     agent.__class__ = Scaled
     torch.testing.assert_close(value_loss(), plain / 16)
@@ -177,4 +178,13 @@ def test_an_agent_without_normalisers_is_left_as_it_is() -> None:
     update_normalizers(agent, batch, torch.randn(2, 3))
     assert all(torch.equal(value, before[key]) for key, value in agent.state_dict().items())
     assert isinstance(agent, ActorCriticAgent)
-    assert agent.value_scale == 1.0
+    assert agent.value_scale(DictTensor.empty(0)) == 1.0
+
+
+def test_values_of_bfloat16_are_expanded_without_its_rounding() -> None:
+    normalizer = Normalizer(())
+    normalizer.update(1000.0 + 10.0 * torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    values = torch.linspace(-2, 2, 101).bfloat16()
+    expanded = normalizer.expand(values)
+    assert expanded.dtype == torch.float32
+    torch.testing.assert_close(expanded, values.float() * normalizer.scale + normalizer.shift)

@@ -120,3 +120,17 @@ def test_the_actor_acts_as_the_agent_does_with_the_weights_of_now(dueling: bool,
         expected = agent.act(outputs, info, torch.Generator().manual_seed(3))["action"]
     assert torch.equal(out["action"], expected)
     assert len(set(expected.tolist())) > 1
+
+
+@pytest.mark.parametrize("num_quantiles", [0, 5])
+def test_advantages_beside_a_large_value_keep_their_differences_in_bfloat16(num_quantiles: int) -> None:
+    torch.manual_seed(0)
+    head = QHead(8, 3, hidden_size=8, activation="relu", dueling=True, num_quantiles=num_quantiles)
+    head.value.bias.data.fill_(90.0)  # where bfloat16 counts in halves
+    features = torch.randn(200, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = head(features)["q"]
+    with torch.no_grad():
+        exact = head(features)["q"]
+    assert rough.dtype == torch.float32
+    assert (rough.argmax(-1) == exact.argmax(-1)).float().mean() > 0.95

@@ -113,7 +113,8 @@ def test_workers_that_run_ahead_are_corrected_for_unasked(asynchronous: bool, tm
 class Scaled(Table):
     """An actor-critic whose returns have a standard deviation of 4."""
 
-    value_scale = torch.tensor(4.0)
+    def value_scale(self, outputs):
+        return torch.tensor(4.0)
 
 
 def test_values_count_in_standard_deviations_of_returns() -> None:

@@ -68,7 +68,8 @@ def test_clipped_value_loss_takes_the_greater_error() -> None:
 class Scaled(Fixed):
     """An agent whose returns have a standard deviation of 4."""
 
-    value_scale = torch.tensor(4.0)
+    def value_scale(self, outputs):
+        return torch.tensor(4.0)
 
 
 def test_values_count_in_standard_deviations_of_returns() -> None:

@@ -210,3 +210,26 @@ def test_the_first_actions_are_drawn_evenly_and_the_mode_is_the_means() -> None:
 def test_other_actions_are_refused_with_what_fits(action: Spec, named: str) -> None:
     with pytest.raises(AgentError, match=named):
         SquashedGaussian(EnvSpecs(SPECS.observation, {"action": action}))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shape"),
+    [
+        ((-2.0,), (2.0,), ()),
+        ((-2.0,), (2.0,), (1,)),
+        ((0.0, -1.0), (0.0, 3.0), (2,)),
+        ((-1.0,) * 6, (1.0,) * 6, (2, 3)),
+    ],
+)
+def test_actions_of_any_bounded_box_come_back_from_the_environments_form(
+    low: tuple[float, ...], high: tuple[float, ...], shape: tuple[int, ...]
+) -> None:
+    action = Spec(shape, torch.float32, low=low, high=high)
+    squashed = SquashedGaussian(EnvSpecs({"obs": Spec((3,), torch.float32)}, {"action": action}))
+    drawn = torch.rand(7, squashed.size) * 2 - 1
+    kept = squashed.to_space(drawn)
+    assert kept.shape == (7, *shape)
+    fixed = torch.tensor([least == most for least, most in zip(low, high, strict=True)])
+    wanted = drawn.masked_fill(fixed, 0.0)  # a place that is fixed is always in its middle
+    torch.testing.assert_close(squashed.from_space(kept), wanted)
+    torch.testing.assert_close(squashed.from_space(kept.view(7, 1, *shape)), wanted.view(7, 1, -1))
