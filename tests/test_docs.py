@@ -5,11 +5,15 @@ working directory. A block under the HTML comment `<!-- not run -->` is left out
 """
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+
+from tests.program import rlx
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(
@@ -84,3 +88,23 @@ def test_blocks_are_found_with_their_lines_and_skipped_when_marked() -> None:
         "```bash\nls\n```\n\n- item\n\n  ```python\n  if a:\n      b = 2\n  ```\n"
     )
     assert code_blocks(text) == [(4, "a = 1\n"), (18, "if a:\n    b = 2\n")]
+
+
+def test_the_project_of_the_page_on_own_algorithms_trains_with_its_own_commands(tmp_path: Path) -> None:
+    text = (DOCS / "your_own_algorithm.md").read_text(encoding="utf-8")
+    code = code_blocks(text)[0][1]
+    (numbers,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    files = {"my_rl/__init__.py": "", "my_rl/reinforce.py": code, "my_conf/algo/reinforce.yaml": numbers}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    commands = re.findall(r"^rlx train (--config-dir my_conf .*?)(?: +#.*)?$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for number, command in enumerate(commands):
+        done = rlx(tmp_path, "train", *shlex.split(command), "total_steps=512", f"run_dir=runs/{number}")
+        assert done.returncode == 0, done.stderr
+    written = sorted(tmp_path.glob("runs/**/config.yaml"))
+    assert len(written) == 2 + 3  # the last one is a sweep over three seeds
+    for path in written:
+        algo = yaml.safe_load(path.read_text(encoding="utf-8"))["algo"]
+        assert (algo["_target_"], algo["num_steps"]) == ("my_rl.reinforce.train", 32)

@@ -24,7 +24,7 @@ from rlx.tools import slurm
 
 _CURRENT: ContextVar[Sweep | None] = ContextVar("current sweep", default=None)
 """The sweep of the command that this process runs, once its configuration has said where it is."""
-_OWN = "command-line"
+OWN = "command-line"
 """What Hydra calls where --config-dir came from."""
 _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "joblib"),
@@ -116,7 +116,7 @@ def job_of(config: DictConfig, settings: Any) -> tuple[Sweep, int]:
 
 def own_flags(settings: Any) -> list[str]:
     """Return the flags that a job's command needs, as they hold in any working directory."""
-    paths = [source.path for source in settings.runtime.config_sources if source.provider == _OWN]
+    paths = [source.path for source in settings.runtime.config_sources if source.provider == OWN]
     return [f"--config-dir={os.path.abspath(path)}" for path in paths]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -26,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlx.cli.explain import Composition, explain, explain_sweep, load, public_groups
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
-from rlx.cli.sweep import SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
+from rlx.cli.sweep import OWN, SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
 from rlx.errors import ConfigError, RlxError, did_you_mean
 from rlx.run.job import run_job
 from rlx.run.signals import StopRequested
@@ -278,13 +279,24 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def _hydra_process(argv: list[str]) -> Generator[None]:
-    """Give Hydra the command line it reads, and have it raise its errors instead of printing them."""
+    """Give Hydra the command line it reads, and have it raise its errors instead of printing them.
+
+    It puts `--config-dir` behind rlx's own configuration, where a user's `algo/ppo.yaml` would never be read: here it
+    comes before, as everywhere else in rlx.
+    """
     old_argv, old_setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    prepend = ConfigSearchPathImpl.prepend
+
+    def users_first(self: ConfigSearchPathImpl, provider: str, path: str, anchor: Any = None) -> None:
+        prepend(self, provider, path, "main" if provider == OWN else anchor)
+
     sys.argv = argv
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    ConfigSearchPathImpl.prepend = users_first
     try:
         yield
     finally:
+        ConfigSearchPathImpl.prepend = prepend
         sys.argv = old_argv
         if old_setting is None:
             del os.environ["HYDRA_FULL_ERROR"]

@@ -88,6 +88,15 @@ def test_failed_jobs_of_a_multirun_are_listed_at_the_end(
     assert [job.state for job in Sweep("a b").jobs()] == ["failed", "done", "failed", "done"]
 
 
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_a_file_of_ones_own_hides_that_of_the_same_name(launches: Launches, multirun: list[str]) -> None:
+    own = Path("own/algo/ppo.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("_target_: my_package.my_algo.train\nalpha: 3\n")
+    run_train(["--config-dir", "own", *multirun, "algo=ppo", "algo.alpha=4"])
+    assert launches[0]["algo"] == {"_target_": "my_package.my_algo.train", "alpha": 4}
+
+
 def test_users_own_directory_adds_members(launches: Launches) -> None:
     own = Path("own/algo/mine.yaml")
     own.parent.mkdir(parents=True)
