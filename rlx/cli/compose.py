@@ -9,7 +9,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlx.cli.explain import Composition, explain_sweep, explained, load
-from rlx.cli.members import config_directory
+from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.sweep import last, new_directory
 from rlx.cli.train import Arguments, check_trains, choices_of, parse, resolve, without_hydra
 from rlx.errors import ConfigError
@@ -54,6 +54,7 @@ def compose_jobs(arguments: Sequence[str], config_dir: Path | None) -> Asked:
     for config in configs:
         check_trains(choices_of(config.hydra))
     values: list[Mapping[str, Any]] = [resolve(without_hydra(config)) for config in configs]
+    _check_values(values)
     flags = [] if parsed.config_dir is None else [f"--config-dir={Path(parsed.config_dir).absolute()}"]
     typed = values[0]["run_dir"]
     if typed is not None:
@@ -65,6 +66,16 @@ def compose_jobs(arguments: Sequence[str], config_dir: Path | None) -> Asked:
         shown = choices.get("env", "env")
         directory = default_run_directory(str(name) if shown == "gym" else shown, choices.get("algo", "algo"))
     return Asked(directory, [own_overrides(job) for job in jobs], values, flags, not parsed.multirun, typed is not None)
+
+
+def _check_values(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Check names, types and ranges as each job will, but for what only its machine knows: better than in a queue."""
+    from rlx.run.cores import Cores, fitted
+    from rlx.run.launch import read_config
+
+    see_own_code()
+    for config in configs:
+        read_config(fitted(config, Cores(1, "its own")))
 
 
 def _check(parsed: Arguments) -> None:

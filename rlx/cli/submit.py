@@ -69,7 +69,7 @@ def submit(
             typer.echo(line, err=True)
         if as_json:
             emit(json.dumps(done.to_dict()))
-        elif dry_run:
+        elif dry_run and done.batches:
             emit("\n".join(batch.text for batch in done.batches).rstrip("\n"))
         else:
             for line in done.lines():

@@ -145,28 +145,32 @@ class Sweep:
                 self._check_free()
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock("sweep.lock", f"'{self.directory}' is being written").acquire(_WAIT_SECONDS):
-                plan = self.plan() if is_sweep(self.directory) else Plan(single=single)
-                if plan.single != single:
-                    other = "one run alone" if plan.single else "a sweep"
-                    raise RunDirectoryError(
-                        f"run_dir: '{self.directory}' is the directory of {other}; give another one"
-                    )
-                asked = plan.take(jobs)
-                plan.asked = sorted({*asked, *(plan.asked if more else ())})
-                if single and len(plan.jobs) > 1:
-                    raise RunDirectoryError(
-                        f"run_dir: '{self.directory}' was made for {' '.join(plan.jobs[0])}; give another one"
-                    )
-                plan.flags = list(flags)
+                before = self.plan().asked if more and is_sweep(self.directory) else ()
+                asked, plan = self.preview(jobs, single=single)
+                plan.asked, plan.flags = sorted({*asked, *before}), list(flags)
                 self._write(plan)
                 return asked
         except OSError as error:
             raise RunDirectoryError(f"run_dir: cannot write '{self.folder}': {reason_of(error)}") from error
 
     def preview(self, jobs: Sequence[Sequence[str]], *, single: bool = False) -> tuple[list[int], Plan]:
-        """Return the numbers that `ask` would give, and the plan then; nothing is written."""
+        """Return the numbers that `ask` would give, and the plan then; nothing is written.
+
+        Raises:
+            RunDirectoryError: the directory holds something else.
+        """
+        if not is_sweep(self.directory):
+            self._check_free()
         plan = self.plan() if is_sweep(self.directory) else Plan(single=single)
-        return plan.take(jobs), plan
+        if plan.single != single:
+            other = "one run alone" if plan.single else "a sweep"
+            raise RunDirectoryError(f"run_dir: '{self.directory}' is the directory of {other}; give another one")
+        asked = plan.take(jobs)
+        if single and len(plan.jobs) > 1:
+            raise RunDirectoryError(
+                f"run_dir: '{self.directory}' was made for {' '.join(plan.jobs[0])}; give another one"
+            )
+        return asked, plan
 
     def add_submission(self, submission: Submission) -> None:
         """Note what was handed to SLURM."""
