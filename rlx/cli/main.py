@@ -1,5 +1,6 @@
 """The entry of the `rlx` program."""
 
+import io
 import os
 import sys
 
@@ -12,6 +13,8 @@ def main() -> None:
     `rlx train` goes straight to its work: Typer, which here would hand everything on to Hydra, takes 0.3 s to do so.
     """
     _open_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a sign that the terminal does not know loses no result
     if sys.argv[1:2] == ["train"]:
         run_train(sys.argv[2:])
         return

@@ -112,6 +112,27 @@ def only_json_on_stdout(active: bool) -> Generator[Callable[[str], None]]:
             _write(line)
 
 
+@contextmanager
+def shown() -> Generator[None]:
+    """Take what a library prints for what a command was to show: its reader may have seen enough, its disk be full.
+
+    Raises:
+        SystemExit: the reader has seen enough; nothing is said then.
+        RlxError: it could not be written.
+    """
+    logging.raiseExceptions = False  # of what is shown by way of logging
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_output()
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise _unwritten(error) from None
+
+
 def _write(line: str) -> None:
     try:
         sys.stdout.write(f"{line}\n")
@@ -119,5 +140,14 @@ def _write(line: str) -> None:
     except BrokenPipeError:
         raise  # the reader has seen enough: Typer ends the command without a word
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails once more on leaving
-        raise RlxError(f"cannot write to standard output: {error.strerror}") from None
+        raise _unwritten(error) from None
+
+
+def _unwritten(error: OSError) -> RlxError:
+    _close_output()
+    return RlxError(f"cannot write to standard output: {error.strerror}")
+
+
+def _close_output() -> None:
+    """Let what is left of standard output go nowhere; else it fails once more on leaving."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

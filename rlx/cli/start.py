@@ -5,12 +5,12 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rlx.cli.report import end_at_once, reported_errors
+from rlx.cli.report import end_at_once, reported_errors, shown
 
 # What ends without a worker, and what starts its workers elsewhere.
 _NO_WORKERS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version")
@@ -29,7 +29,8 @@ def run_train(arguments: Sequence[str]) -> None:
     if "RANK" in os.environ or "SLURM_STEP_NODELIST" in os.environ:
         # Else torch's C++ part writes a stack for each thing that it finds gone, where one message of ours says so.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with end_at_once(), reported_errors(), _stoppable(), _workers(arguments):
+    shows = any(word.split("=")[0] in _NO_WORKERS for word in arguments)
+    with end_at_once(), reported_errors(), shown() if shows else nullcontext(), _stoppable(), _workers(arguments):
         if is_resume(arguments):
             from rlx.cli.resume import run_resume
 

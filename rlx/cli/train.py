@@ -93,6 +93,9 @@ def parse(arguments: Sequence[str]) -> Arguments:
             advice = near or f" Keys take no dashes: {name.lstrip('-').replace('-', '_')}=VALUE."
             raise ConfigError(f"{word}: there is no such flag.{advice}")
     overrides = [*known.overrides, *rest]
+    for key in ("resume", "run_dir"):
+        if f"{key}=" in overrides:  # as a shell makes of run_dir=$NOTHING
+            raise ConfigError(f"{key}: got nothing, expected a directory, or null")
     left = Counter(overrides)
     flags: list[str] = []
     for word in arguments:

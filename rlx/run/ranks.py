@@ -138,7 +138,8 @@ class Ranks:
 
     def exchange_text(self, text: str) -> list[str]:
         """Return the texts of all ranks, in order."""
-        return [data.decode() for data in self.collect(text.encode(), everywhere=True)]
+        sent = text.encode(errors="surrogateescape")  # paths may be of any bytes
+        return [data.decode(errors="surrogateescape") for data in self.collect(sent, everywhere=True)]
 
     def collect(self, data: bytes, *, everywhere: bool = False) -> list[bytes]:
         """Return the data of all ranks, in order: on rank 0, or everywhere; elsewhere nothing."""

@@ -173,7 +173,10 @@ def check_left(found: Resumption) -> None:
         return
     total, steps = int(config["total_steps"]), found.checkpoint.meta["env_steps"]
     if steps >= total:
-        raise ConfigError(f"resume: '{found.directory}' has done its {total:,} steps; give total_steps=MORE to go on")
+        raise ConfigError(
+            f"resume: '{found.directory}' has done {steps:,} steps, and total_steps is {total:,}; "
+            "give total_steps=MORE to go on"
+        )
     if _lookup(run, ["counters", "ended_early"]) and "stop_at_return" not in found.changes:
         raise ConfigError(
             f"resume: '{found.directory}' was ended by stop_at_return={config['stop_at_return']} at {steps:,} steps; "

@@ -16,6 +16,7 @@ _LINES = ("-", "--", "-.", ":")
 _STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
+    "text.parse_math": False,  # a `$` in a title or in a value is one
     "axes.labelsize": 9,
     "legend.fontsize": 8.5,
     "axes.spines.top": False,

@@ -274,7 +274,7 @@ def _status(
     if owner is not None and owner[0] == platform.node():
         if is_running(owner[1]):
             return "running", None
-        return "failed", f"process {owner[1]} ended without a word (killed, or the machine went down)"
+        return "failed", f"process {owner[1]} ended without a word (killed, Ctrl-C twice, or the machine went down)"
     silent = time.time() - max(
         (path.stat().st_mtime for name in (METRICS, LOG, CONFIG) if (path := directory / name).exists()), default=0.0
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.console import format_value
-from rlx.run.directory import PREPARED, is_run_directory
+from rlx.run.directory import CONFIG, PREPARED, is_run_directory
 from rlx.run.migrate import told_together
 from rlx.run.sweep import is_sweep
 from rlx.tools.queued import sweeps_of, with_jobs
@@ -58,6 +58,8 @@ def list_runs(
     for directory in find_runs(folder, problems, sweeps):
         try:
             found.append(read_run(directory, metric))
+            if found[-1].total_steps is None:
+                problems.append(f"{directory / CONFIG}: holds no configuration of a run")
         except (RunDirectoryError, OSError) as error:
             problems.append(f"{directory}: {error}")
     top = Path(folder).expanduser()
@@ -170,7 +172,8 @@ def _walk(folder: Path, problems: list[str], sweeps: list[Path]) -> Iterator[Pat
     for entry in found:
         if (of_sweep and entry.name == PREPARED) or (study and entry.name == CONF):
             continue
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+        linked = entry.is_symlink() and entry.is_dir() and is_run_directory(entry.path)  # runs may be gathered by links
+        if (linked or entry.is_dir(follow_symlinks=False)) and not entry.name.startswith("."):
             for run in _walk(Path(entry.path), inside, sweeps):
                 any_run = True
                 yield run

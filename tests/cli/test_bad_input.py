@@ -58,6 +58,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) 
         (["algo=a2c", "algo.batch_size=3"], "algo.batch_size=3: there is no key 'algo.batch_size'. Keys of algo", None),
         (["resume=a", "resume=b"], "resume=b: one run is resumed at a time, got 'a' as well", None),
         (["resume=a", "--config-dir"], "--config-dir: expected a directory, got nothing", None),
+        (["resume="], "resume: got nothing, expected a directory, or null", None),
+        (["run_dir=", "seed=3"], "run_dir: got nothing, expected a directory, or null", None),
         (["--multirn"], "--multirn: there is no such flag.", "--multirun"),
         (["--cfg", "jobb"], "argument --cfg/-c: invalid choice: 'jobb'", None),
         (["--config-dir", "nowhere"], "--config-dir: there is no directory 'nowhere'", None),

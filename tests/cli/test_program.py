@@ -122,10 +122,14 @@ def test_signal_that_reaches_the_workers_too_loses_nothing(tmp_path: Path, numbe
     assert "exact=true" in (tmp_path / "run/log.txt").read_text()
 
 
-def test_standard_output_that_takes_nothing_is_told_in_one_line(tmp_path: Path) -> None:
+SHOWING = [("list", "algos"), ("train", "--help"), ("train", "--cfg", "job"), ("train", "--info", "defaults")]
+
+
+@pytest.mark.parametrize("arguments", SHOWING, ids=" ".join)
+def test_standard_output_that_takes_nothing_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "list", "algos"],
+            [*COMMAND, *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,7 +137,33 @@ def test_standard_output_that_takes_nothing_is_told_in_one_line(tmp_path: Path) 
             cwd=tmp_path,
             env=ENVIRONMENT,
         )
+    if "--info" in arguments:  # is shown by way of logging, on standard error
+        assert "Traceback" not in done.stderr
+        return
     assert (done.returncode, done.stderr) == (1, "Error: cannot write to standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", SHOWING[1:3], ids=" ".join)
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_result_is_shown_where_the_terminal_does_not_know_all_its_signs(tmp_path: Path) -> None:
+    assert rlx(tmp_path, "train", *SMALL, "batcher=local", "run_dir=run").returncode == 0
+    done = subprocess.run(
+        [*COMMAND, "eval", "run", "--episodes", "2"], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, "\\xb1" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

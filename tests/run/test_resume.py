@@ -136,7 +136,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(ended: Path, s
     [
         ({"algo.gamma": 0.5}, "algo.gamma: it may not change when a run is resumed; total_steps, stop_at_return"),
         ({"total_step": 900}, r"total_step: it is no key.*Did you mean 'total_steps'\?"),
-        ({"total_steps": 320}, "has done its 320 steps; give total_steps=MORE"),
+        ({"total_steps": 320}, "has done 320 steps, and total_steps is 320; give total_steps=MORE"),
         ({"total_steps": "many"}, "total_steps: "),
     ],
     ids=str,

@@ -45,6 +45,11 @@ def test_folder_of_a_sweep_becomes_the_same_picture_each_time(sweep: Path, tmp_p
     assert all(word in text for word in wanted[kind])
 
 
+def test_a_dollar_is_a_dollar(sweep: Path, tmp_path: Path) -> None:
+    plot_runs([sweep], tmp_path / "it.svg", PlotOptions(draws=20, title="cost $b^$"))
+    assert "cost $b^$" in (tmp_path / "it.svg").read_text()
+
+
 def test_picture_may_be_png(sweep: Path, tmp_path: Path) -> None:
     plot_runs([sweep], tmp_path / "it.png", PlotOptions(draws=20))
     assert (tmp_path / "it.png").read_bytes().startswith(b"\x89PNG")

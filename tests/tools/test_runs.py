@@ -116,3 +116,22 @@ def test_table_needs_neither_torch_nor_numpy_nor_yaml(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_links_to_runs_are_runs_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "one")
+    gathered = tmp_path / "gathered"
+    gathered.mkdir()
+    (gathered / "a").symlink_to(run)
+    (gathered / "round").symlink_to(gathered)
+    (gathered / "folder").symlink_to(tmp_path / "runs")
+    assert names(gathered) == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [", b"\xff\xfe", b"- 1\n"])
+def test_a_run_without_a_configuration_is_listed_and_named(content: bytes, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_bytes(content)
+    records, problems = list_runs(tmp_path)
+    assert [record.directory for record in records] == [run]
+    assert problems == [f"{run / 'config.yaml'}: holds no configuration of a run"]
