@@ -182,6 +182,7 @@ def job(config: DictConfig) -> None:
             raise JobError(error) from error
         return
     sweep, number = job_of(config, settings)
+    sys.stderr.write(f"job {number}: {' '.join(sweep.job(number).overrides)}\n")
     try:
         run_sweep_job(sweep, number, config, settings)
     except StopRequested as stop:

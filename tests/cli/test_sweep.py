@@ -26,10 +26,13 @@ def test_same_command_again_runs_nothing_that_is_done(launches: Launches, capsys
         run_train(ASKED)
     launches.clear()
     launches.errors.clear()
+    capsys.readouterr()
     run_train(ASKED)
     assert told(launches) == [("ppo", 1), ("a2c", 1)]
     assert [job["run_dir"] for job in launches] == ["here/1", "here/3"]
-    assert "sweep 'here': 4 jobs, 2 done already, 2 to run\n" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "sweep 'here': 4 jobs, 2 done already, 2 to run"
+    assert [line.partition(":")[0] for line in said[1:]] == ["job 1", "job 3"]
     assert [[attempt["state"] for attempt in job.attempts] for job in Sweep("here").jobs()] == [
         ["done"],
         ["failed", "done"],
