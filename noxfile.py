@@ -20,8 +20,13 @@ nox.options.sessions = ["tests", "lint", "types", "floors", "wheel"]
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, faults included but for the longest; what follows -- goes to pytest."""
-    session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", *ON_TWO_CORES, "-m", "not learning and not engines and not matrix", *session.posargs)
+    _run_tests(session)
+
+
+@nox.session(python=["3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """Run the same tests on other versions of Python."""
+    _run_tests(session)
 
 
 @nox.session
@@ -127,6 +132,11 @@ def peers(session: nox.Session) -> None:
     session.install("-e", ".[test]", *CONSTRAINTS)
     session.install("stable-baselines3", "torchrl", "opencv-python-headless", *CONSTRAINTS)
     session.run("python", "scripts/bench_peers.py", *session.posargs)
+
+
+def _run_tests(session: nox.Session) -> None:
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    session.run("pytest", *ON_TWO_CORES, "-m", "not learning and not engines and not matrix", *session.posargs)
 
 
 def _compare_configuration(session: nox.Session, built: Path) -> None:
