@@ -95,7 +95,7 @@ class QHead(nn.Module):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return `q` `[N, n]`, and `quantiles` `[N, n, K]` where there are any, for features `[N, F]`."""
         hidden = self.activation(self.hidden(features))
-        shape = len(hidden), self.num_actions, self.num_quantiles or 1
+        shape = -1, self.num_actions, self.num_quantiles or 1
         if self.value is None:
             q = full_precision(self.advantage(hidden)).view(shape)
         else:
