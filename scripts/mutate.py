@@ -39,13 +39,13 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("return (values - mean) / (std + epsilon)", "return values / (std + epsilon)"),
     ],
     "ppo": [
-        ("policy_loss = -torch.min", "policy_loss = torch.min"),
+        ("policy_loss = -mean_or_zero", "policy_loss = mean_or_zero"),
         ("torch.min(ratio * advantage", "torch.max(ratio * advantage"),
         ("ratio.clamp(1 - clip_coef, 1 + clip_coef)", "ratio"),
         ('log_prob - steps["log_prob"]', 'steps["log_prob"] - log_prob'),
         ("total - ent_coef * entropy", "total + ent_coef * entropy"),
         ("policy_loss + vf_coef * value_loss", "policy_loss + value_loss"),
-        ("0.5 * valid(error).mean()", "0.5 * error.mean()"),
+        ("0.5 * mean_or_zero(valid(error))", "0.5 * error.mean()"),
         ("old + (value - old)", "old - (value - old)"),
         ("(x / scale for x in", "(x for x in"),
         ("torch.max(error, (moved - target).square())", "torch.min(error, (moved - target).square())"),
@@ -55,7 +55,7 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("mask=None if trajectories.is_full() else steps.mask(),", "mask=None,"),
     ],
     "a2c": [
-        ("policy_loss = -(weight", "policy_loss = (weight"),
+        ("policy_loss = -mean_or_zero(weight", "policy_loss = mean_or_zero(weight"),
         (
             "outputs, value, next_value = replay_with_values(agent, trajectories)",
             'outputs, value, next_value = replay_with_values(agent, trajectories)\n    value = outputs["value"]',

@@ -16,6 +16,7 @@ from typing import Annotated
 from torch import Tensor
 
 from rlx.agent import ActorCriticAgent, AgentMaker, replay_with_values, update_normalizers
+from rlx.algo.means import mean_or_zero
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
 from rlx.algo.schedules import Scheduled, at
@@ -82,9 +83,9 @@ def loss(
     if normalize_advantage:
         weight = normalize(weight, None if std_mean is None else std_mean(weight))
 
-    policy_loss = -(weight * valid(log_prob)).mean()
-    value_loss = 0.5 * valid((outputs["value"] - returns) / agent.value_scale(outputs)).square().mean()
-    entropy = valid(agent.entropy(outputs)).mean()
+    policy_loss = -mean_or_zero(weight * valid(log_prob))
+    value_loss = 0.5 * mean_or_zero(valid((outputs["value"] - returns) / agent.value_scale(outputs)).square())
+    entropy = mean_or_zero(valid(agent.entropy(outputs)))
     return {
         "loss/total": policy_loss + vf_coef * value_loss - ent_coef * entropy,
         "loss/policy": policy_loss,

@@ -203,7 +203,8 @@ def train(
             hindsight=relabel,
         )
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
-        powers = 1 + epsilon_spread * torch.linspace(0, 1, batcher.num_envs)
+        places = torch.linspace(0, 1, run.ranks.size * batcher.num_envs)  # of all ranks' environments
+        powers = 1 + epsilon_spread * places.view(run.ranks.size, -1)[run.ranks.rank]
         counters = {"updates": 0}
         batcher.reset(DictTensor({"epsilon": at(epsilon, 0.0) ** powers}))
         compute = run.compute(loss, agent)

@@ -22,6 +22,11 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     return dict(zip(names, means, strict=True))
 
 
+def mean_or_zero(values: Tensor) -> Tensor:
+    """Return the mean of all values, 0-dimensional; 0 where there are none, as of a piece that is resets alone."""
+    return values.mean() if values.numel() else values.sum()
+
+
 def mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of the valid steps, 0-dimensional; 0 where there are none, as after a long burn-in.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_inputs, update_normalizers, values
-from rlx.algo.means import mean_terms
+from rlx.algo.means import mean_or_zero, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
 from rlx.algo.schedules import Scheduled, at
@@ -72,7 +72,7 @@ def loss(
 
     log_prob = agent.log_prob(outputs, taken)
     with torch.enable_grad() if ent_coef > 0 else torch.no_grad():
-        entropy = valid(agent.entropy(outputs)).mean()
+        entropy = mean_or_zero(valid(agent.entropy(outputs)))
     advantage = valid(steps["advantage"])
     if normalize_advantage:
         advantage = normalize(advantage, moments)
@@ -80,7 +80,7 @@ def loss(
     log_ratio = valid(log_prob - steps["log_prob"])
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+    policy_loss = -mean_or_zero(torch.min(ratio * advantage, clipped * advantage))
 
     scale = agent.value_scale(outputs)
     value, target, old = (x / scale for x in (outputs["value"], steps["return"], steps["value"]))
@@ -88,11 +88,11 @@ def loss(
     if clip_vf:
         moved = old + (value - old).clamp(-clip_coef, clip_coef)
         error = torch.max(error, (moved - target).square())
-    value_loss = 0.5 * valid(error).mean()
+    value_loss = 0.5 * mean_or_zero(valid(error))
 
     with torch.no_grad():
-        approx_kl = (ratio - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html
-        clip_fraction = ((ratio - 1).abs() > clip_coef).float().mean()
+        approx_kl = mean_or_zero(ratio - 1 - log_ratio)  # http://joschu.net/blog/kl-approx.html
+        clip_fraction = mean_or_zero(((ratio - 1).abs() > clip_coef).float())
     total = policy_loss + vf_coef * value_loss
     return {
         "loss/total": total - ent_coef * entropy if ent_coef > 0 else total,

@@ -111,10 +111,14 @@ def n_step_returns(
 def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
     """Return `1 - Var(target - predicted) / Var(target)`, 0-dimensional: 1 is perfect, 0 no better than the mean.
 
+    NaN of fewer than two values.
+
     Args:
         predicted: `[N]`.
         target: `[N]`.
     """
+    if target.numel() < 2:
+        return torch.full_like(target.sum(), torch.nan)
     variance = target.var()
     return 1.0 - (target - predicted).var() / variance.clamp(min=torch.finfo(target.dtype).tiny)
 

@@ -21,6 +21,7 @@ from rlx.batcher.sampler import Info, columns_of, fitting
 from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import copy_all
+from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker, WorkerOptions, check_sizes
 from rlx.data import DictTensor, Trajectories
 from rlx.errors import UserError
@@ -295,16 +296,26 @@ class Batcher:
             handle.send("call", function, *args)
         return self._receive()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where everything is between two pieces; views of it change. Of workers that run ahead little."""
-        workers = [] if self.asynchronous else self.call(get_state)
+    def state_dict(self, *, between_pieces: bool = True) -> dict[str, Any]:
+        """Return where everything is; views of it change. Little, of workers that run ahead or are inside a piece."""
+        workers = self.call(get_state) if between_pieces and not self.asynchronous else []
         return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Go on, once weights are published, where another batcher of the same make was; return what begins anew."""
-        self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
-        found = self._receive() if state["workers"] else ["workers that ran ahead (batcher.asynchronous) begin anew"]
-        return [problem for problem in found if problem is not None]
+    def load_state_dict(self, state: dict[str, Any] | None, number: int = 0) -> list[str]:
+        """Go on, once weights are published, where another batcher of the same make was; return what begins anew.
+
+        Args:
+            state: of the other one; None where all begins anew.
+            number: tells the seeds of what begins anew from others: the steps that the run has done.
+        """
+        if state is not None:
+            self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
+            if state["workers"]:
+                return [problem for problem in self._receive() if problem is not None]
+        self.call(Worker.begin_apart, number)
+        if self.asynchronous:
+            return ["workers that ran ahead (batcher.asynchronous) begin new episodes"]
+        return ["the run was stopped while it waited for a piece, and its environments begin new episodes"]
 
     def close(self) -> None:
         """End the workers and give the memory back; harmless when called again."""

@@ -145,14 +145,13 @@ class Rollout:
             self._context.clear()
             self._recall_due = True
 
-    def seed_environments(self) -> None:
-        """Let the next reset bring `seeds`, as the first one did."""
-        self._seeded = False
-
-    def seed_again(self) -> None:
-        """Begin anew with the next reset: the environments with their first seeds, the agent's draws likewise."""
-        self.seed_environments()
-        self.generator.manual_seed(self.generator.initial_seed())
+    def seed_again(self, seeds: list[int], draws: tuple[int, int] | None) -> None:
+        """Seed anew with the next reset: the environments, and the draws of the agent and of samplers (None: not)."""
+        self.seeds, self._seeded = seeds, False
+        if draws is not None:
+            self.generator.manual_seed(draws[0])
+            for drawn in filter(None, (self.agent_drawn, self.env_drawn)):
+                drawn.seed_again(draws[1])
 
     def get_state(self) -> dict[str, Any]:
         """Return what the next piece depends on besides weights and environments; tensors that later steps change."""

@@ -179,6 +179,10 @@ class Drawn:
         self.rows = DictTensor.trusted(self._fields, num_rows)
         self._generators = [_generator(seed, name, first_row + row) for row in range(num_rows)]
 
+    def seed_again(self, seed: int) -> None:
+        """Let the rows' generators grow from this seed."""
+        self._generators = [_generator(seed, self._name, self._first_row + row) for row in range(len(self._generators))]
+
     def draw(self, rows: Iterable[int]) -> None:
         """Draw these rows anew.
 

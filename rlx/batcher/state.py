@@ -13,7 +13,6 @@ from rlx.batcher.handles import Handle
 from rlx.batcher.sampler import Info, rows_like
 from rlx.batcher.worker import Worker
 from rlx.data import DictTensor
-from rlx.seeding import derive, env_seed
 
 
 def get_state(worker: Worker) -> dict[str, Any]:
@@ -25,6 +24,7 @@ def get_state(worker: Worker) -> dict[str, Any]:
         "journal": None if rollout.journal is None else rollout.journal.get_state(),
         "check": None if worker.piece_check is None else worker.piece_check.get_state(),
         "incarnation": worker.options.incarnation,
+        "apart": worker.apart,
     }
 
 
@@ -35,7 +35,7 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
         None; or why its environments begin new episodes instead.
     """
     rollout, options = worker.rollout, replace(worker.options, incarnation=state["incarnation"])
-    worker.options = options
+    worker.options, worker.apart = options, state.get("apart")  # not known to schema 3
     rollout.set_state(state["rollout"])
     if worker.piece_check is not None and state["check"] is not None:
         worker.piece_check.set_state(state["check"])
@@ -49,10 +49,7 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
         if journal is not None:
             problem = rollout.journal.set_state(journal, worker.env)
     if problem is not None:
-        # With seeds of their own, so that nothing is played twice.
-        root = derive(options.root, "resumed", state["rollout"]["total_steps"])
-        rollout.seeds = [env_seed(root, row) for row in options.places]
-        worker.begin_again()
+        worker.begin_apart(state["rollout"]["total_steps"], draws=False)
     return problem if problem is None else f"{worker.env.name}: {problem}"
 
 

@@ -33,6 +33,7 @@ class Worker:
         options: what it was made from.
         env: its environments.
         piece_check: what looks at its pieces; None where nothing does.
+        apart: see `begin_apart`; None where it never was.
     """
 
     def __init__(self, options: WorkerOptions, words: Words | None = None) -> None:
@@ -47,6 +48,7 @@ class Worker:
             UserError: `make_env` does not make what it has to.
         """
         self.options = options
+        self.apart: int | None = None
         self.env = check_env(options.make_env(num_envs=options.num_envs), options)
         self._words: Words = [0] * NUM_WORDS if words is None else words
         self.piece_check: PieceCheck | None = None
@@ -85,7 +87,7 @@ class Worker:
         weights = WeightsLayout.of(agent)
         self._weights = [weights.tensors(memory.tensor(block)) for block in layout.weights]
         self._entries = weights.entries(agent)
-        actor, seeds = agent.actor(), options.env_seeds
+        actor, seeds = agent.actor(), options.seeds_of(self.root)
         if options.check_finite:
             check_outputs(actor, layout.outputs, options.num_envs, options.first_row)
             self.piece_check = PieceCheck(
@@ -98,13 +100,7 @@ class Worker:
             slots,
             first_row=options.first_row,
             seeds=seeds,
-            generator=torch.Generator(memory.device).manual_seed(
-                derive(
-                    options.root,
-                    "evaluation" if options.evaluation else "act",
-                    options.workers_before + options.index,
-                )
-            ),
+            generator=torch.Generator(memory.device).manual_seed(options.act_seed(self.root)),
             agent_info=agent_info if isinstance(agent_info, DictTensor) else DictTensor.empty(options.num_envs),
             env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
             agent_drawn=self._drawn("agent_info", agent_info, layout, memory.device),
@@ -171,16 +167,30 @@ class Worker:
         """Return what steps the environments; there is none before `attach`."""
         return self._attached()
 
-    def seed_again(self) -> None:
-        """Let the next reset begin as the first one did: the same seeds, the same draws."""
-        if self._rollout is not None:
-            self._rollout.seed_again()
+    @property
+    def root(self) -> int:
+        """Return the seed from which those of environments and draws derive."""
+        return self.options.root if self.apart is None else derive(self.options.root, "resumed", self.apart)
 
-    def begin_again(self) -> None:
-        """Seed the environments with the rollout's seeds, and begin new episodes."""
-        rollout = self._attached()
-        rollout.seed_environments()
+    def seed_again(self) -> None:
+        """Let the next reset begin as the first one of all did, whoever has died since: the same seeds and draws."""
+        if self._rollout is not None:
+            self._seed(self._rollout, self.options.first_root)
+
+    def begin_apart(self, number: int, *, draws: bool = True) -> None:
+        """Begin new episodes with seeds of their own, so that nothing is played twice.
+
+        Args:
+            number: what tells these seeds from others: the steps at which a run was taken up again.
+            draws: whether the agent and samplers draw anew, too; else theirs go on.
+        """
+        self.apart, rollout = number, self._attached()
+        self._seed(rollout, self.root, draws=draws)
         self._begin_episodes(rollout)
+
+    def _seed(self, rollout: Rollout, root: int, *, draws: bool = True) -> None:
+        options = self.options
+        rollout.seed_again(options.seeds_of(root), (options.act_seed(root), options.info_seed(root)) if draws else None)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return `function(worker, *args)`: a way to look into a worker, or to measure inside it."""
@@ -202,9 +212,8 @@ class Worker:
             return None
         options, prefix = self.options, f"{name}/"
         specs = {key.removeprefix(prefix): spec for key, spec in layout.sampled.items() if key.startswith(prefix)}
-        root = derive(options.root, "evaluation") if options.evaluation else options.root
         places = {"first_row": options.places.start, "num_rows": options.num_envs}
-        return Drawn(name, info, specs, **places, seed=root, device=device)
+        return Drawn(name, info, specs, **places, seed=options.info_seed(self.root), device=device)
 
     def _journal(self) -> Journal | None:
         """Return what keeps the environments' ways for a checkpoint: where one is made of them, and they need it."""
@@ -213,7 +222,7 @@ class Worker:
             return None
 
         def seed_of(row: int, number: int) -> int:
-            return env_seed(derive(self.options.root, "again", number), options.places[row])
+            return env_seed(derive(self.root, "again", number), options.places[row])
 
         return Journal(options.num_envs, self.env.specs.action, seed_of)
 

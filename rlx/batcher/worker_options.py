@@ -93,9 +93,26 @@ class WorkerOptions:
         return derive(self.seed, "incarnation", self.incarnation) if self.incarnation else self.seed
 
     @property
+    def first_root(self) -> int:
+        """Return what `root` was for the first incarnation."""
+        return self.seed
+
+    @property
     def env_seeds(self) -> list[int]:
+        """Return the reset seed with which each environment of this incarnation began."""
+        return self.seeds_of(self.root)
+
+    def seeds_of(self, root: int) -> list[int]:
         """Return the reset seed of each environment."""
-        return [env_seed(self.root, row, evaluation=self.evaluation) for row in self.places]
+        return [env_seed(root, row, evaluation=self.evaluation) for row in self.places]
+
+    def act_seed(self, root: int) -> int:
+        """Return the seed of the agent's draws."""
+        return derive(root, "evaluation" if self.evaluation else "act", self.workers_before + self.index)
+
+    def info_seed(self, root: int) -> int:
+        """Return the seed of what samplers draw."""
+        return derive(root, "evaluation") if self.evaluation else root
 
     @property
     def places(self) -> range:

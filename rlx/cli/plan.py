@@ -185,6 +185,8 @@ def make_plan(
     _check(config)
     _check_space(parameters, words.overrides, config_dir)
     total, every = int(config["total_steps"]), int(config["evaluation"]["every"])
+    if not every and any(word.startswith("evaluation.every=") for word in words.overrides):
+        raise ConfigError(f"evaluation.every: got {every}, expected steps: a trial is worth what its evaluations say")
     own = [_QUIET, *_fitting_workers(config["batcher"], words.overrides, jobs * seeds)]
     if every:
         evaluations = max(1, total // every)

@@ -92,7 +92,8 @@ class Records:
     def _begin(self, directory: Path, about: str) -> None:
         """Open the files; the console comes later, when nothing can fail."""
         options, found = self._options, self._options.resume
-        write_text_atomic(directory / CONFIG, options.config_text)
+        if found is None:
+            write_text_atomic(directory / CONFIG, options.config_text)
         self._log.open(directory / LOG)
         how = "begins" if found is None else f"resumes from {found.path.name}"
         self._log.info(f"{how}: {options.title}, {options.total_steps:,} steps")
@@ -101,6 +102,8 @@ class Records:
         for line in filter(None, (about, options.cores)):
             self._log.info(line)
         self._sinks.open(directory, options)
+        if found is not None:  # only now nothing refuses it any more
+            write_text_atomic(directory / CONFIG, options.config_text)
 
     def show(self, env_steps: int) -> None:
         """Open the console, if wanted; the last, when nothing can fail any more."""

@@ -236,10 +236,8 @@ def take_up(
         agent = tracked["agent"]
         assert isinstance(agent, nn.Module)
         batcher.publish(agent)
-        if state["batcher"] is None:
-            problems.append("the run was stopped while it waited for a piece, and its environments begin new episodes")
-        else:
-            problems.extend(dict.fromkeys(batcher.load_state_dict(state["batcher"])))  # once, whoever says the same
+        told = batcher.load_state_dict(state["batcher"], int(found.checkpoint.meta["env_steps"]))
+        problems.extend(dict.fromkeys(told))  # once, whoever says the same
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{found.path}' lacks something that this run needs: {error!r}") from error
     return problems

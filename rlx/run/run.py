@@ -64,6 +64,7 @@ class Run:
         self._counters = Counters()
         self._evaluator = evaluator
         self._opened = ExitStack()
+        self._kept_evaluation: dict[str, Any] | None = None  # of a run that is resumed without: which was the best
         self._turns = None if evaluator is None else EvaluationTurns(evaluator, self._evaluated, self._keep_best)
         self._tracked: dict[str, Tracked] = {}
         self._agent: nn.Module | None = None
@@ -143,6 +144,8 @@ class Run:
             self._counters.ended_early = False
         if self._turns is not None and state["evaluation"] is not None:
             self._turns.resume(state["evaluation"], agent, batcher)
+        elif state["evaluation"] is not None:
+            self._kept_evaluation = {**state["evaluation"], "playing": None, "weights": None, "due": None}
         lines = [text.splitlines() for text in self.ranks.exchange_text("\n".join(problems))]
         told = [f"rank {rank}: {line}" if rank else line for rank, own in enumerate(lines) for line in own]
         if self.ranks.rank == 0:
@@ -236,7 +239,7 @@ class Run:
         assert self._batcher is not None, "track() comes first"
         self._clock.saved = time.perf_counter()
         state: dict[str, Any] = {name: state_of(value) for name, value in self._tracked.items()}
-        state["batcher"] = self._batcher.state_dict() if between_pieces else None
+        state["batcher"] = self._batcher.state_dict(between_pieces=between_pieces)
         state["run"] = self._own_state()
         same = [name for name, value in self._tracked.items() if isinstance(value, nn.Module)]
         whole = gather_states(self.ranks, state, same)
@@ -247,7 +250,7 @@ class Run:
         """Return what the run itself is."""
         return {
             "counters": self._counters.state_dict(),
-            "evaluation": None if self._turns is None else self._turns.state_dict(),
+            "evaluation": self._kept_evaluation if self._turns is None else self._turns.state_dict(),
             "generators": global_generators(),
         }
 

@@ -16,6 +16,9 @@ BEST = "best"
 """Name of the checkpoint with the weights that were best in an evaluation, beside the others."""
 
 
+_UNTIL = ", and ends if the next checkpoint cannot be written either"
+
+
 class Saver:
     """Writes one checkpoint at a time; the next one waits for it.
 
@@ -40,6 +43,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._failed_before = False
+        self._counts = True  # whether the last one was a checkpoint to go on from
 
     def save(
         self,
@@ -66,6 +70,7 @@ class Saver:
             RunWriteError: neither this checkpoint nor the one before could be written.
         """
         self.wait()
+        self._counts = name is None
         snapshot = take_snapshot(state, config, meta)
 
         def write() -> None:
@@ -101,8 +106,11 @@ class Saver:
         self._thread.join()
         self._thread = None
         failure, self._failure = self._failure, None
-        if failure is not None and (last or self._failed_before or not isinstance(failure, RunWriteError)):
+        counts = self._counts  # the weights that were best take less room than a checkpoint does, and are no substitute
+        again = last or self._failed_before
+        if failure is not None and (not isinstance(failure, RunWriteError) or (counts and again)):
             raise failure
         if failure is not None:
-            _log.warning("%s; the run goes on, and ends if the next checkpoint cannot be written either", failure)
-        self._failed_before = failure is not None
+            _log.warning("%s; the run goes on%s", failure, _UNTIL if counts else "")
+        if counts:
+            self._failed_before = failure is not None

@@ -54,7 +54,7 @@ class TensorBoardSink:
         directory.mkdir(parents=True, exist_ok=True)
         if known is not None:
             _cut_events(directory, known)
-        self._last_step = -1
+        self._last_step = -1 if purge_step is None else purge_step - 1
         moment = time.time()
         # TensorBoard reads files in the order of their names: the numbers of one second's files are of one length.
         stem = f"events.out.tfevents.{int(moment):010d}.{socket.gethostname()}.{os.getpid()}"

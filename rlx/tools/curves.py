@@ -124,10 +124,12 @@ def resample(curve: Curve, edges: Array) -> Array:
     inside = np.clip(edges, curve.x[0], curve.x[-1])
     x = np.union1d(curve.x, inside)
     y = np.interp(x, curve.x, curve.y)
-    area = np.concatenate([[0.0], np.cumsum(np.diff(x) * (y[1:] + y[:-1]) / 2)])
+    place = np.searchsorted(x, inside)
+    pieces = np.append((np.diff(x) * (y[1:] + y[:-1]) / 2)[: place[-1]], 0.0)
     width = np.diff(inside)
     covered = width >= np.diff(edges) / 2
-    sums = np.diff(np.interp(inside, x, area))
+    # Each share's own sum: of a running one, all that comes after a huge value would be lost in rounding.
+    sums = np.where(np.diff(place) > 0, np.add.reduceat(pieces, place[:-1]), 0.0)
     return np.where(covered, sums / np.where(covered, width, 1.0), np.nan)
 
 

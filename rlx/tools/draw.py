@@ -182,4 +182,5 @@ def whiskers(axes: Any, places: Sequence[float], values: Any, low: Any, high: An
 def nice_limits(values: NDArray[Any]) -> tuple[float, float]:
     """Return the least and the greatest value, apart even where they are the same."""
     low, high = float(np.min(values)), float(np.max(values))
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    half = max(0.5, 1e-6 * abs(low))
+    return (low, high) if high > low else (low - half, high + half)

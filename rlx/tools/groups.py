@@ -139,4 +139,6 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 def _show(key: str, value: Any) -> str:
     if key.endswith("._target_"):
         return target_name(value)
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if value in (True, False) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)  # no two values look alike
+    return str(value).lower() if value in (True, False) else str(value)

@@ -161,7 +161,7 @@ def _curves(groups: list[GroupCurves], options: PlotOptions, notes: list[str]) -
 
 
 def _profile(groups: list[GroupCurves], options: PlotOptions, notes: list[str]) -> tuple[Figure, str]:
-    scores, axis, about = _scores(groups, options)
+    scores, axis, about = _scores(groups, options, notes)
     everything = np.concatenate([task for tasks in scores.values() for task in tasks])
     low, high = nice_limits(everything)
     thresholds = np.linspace(low - 0.02 * (high - low), high + 0.02 * (high - low), _THRESHOLDS)
@@ -169,19 +169,25 @@ def _profile(groups: list[GroupCurves], options: PlotOptions, notes: list[str]) 
     styles = style_of(list(scores))
     for label, tasks in scores.items():
         share = performance_profile(tasks, thresholds)
-        band = stratified_interval(
-            lambda drawn: performance_profile(drawn, thresholds), tasks, level=options.level, draws=options.draws
+        few = min(map(len, tasks)) < _FEWEST_FOR_BAND
+        band = (
+            None
+            if few
+            else stratified_interval(
+                lambda drawn: performance_profile(drawn, thresholds), tasks, level=options.level, draws=options.draws
+            )
         )
         figure.curve(0, thresholds, share, style=styles[label], label=label, band=band, steps=True)
     figure.label(0, title=options.title, x=axis, y="share of runs with a greater score")
     figure.panels[0].set_ylim(-0.02, 1.02)
     figure.panels[0].margins(x=0)
     figure.legend(inside=False)
-    return figure, f"Performance profiles. {about} {_bands(options)}, stratified by environment."
+    bands = f"{_bands(options)}, stratified by environment, where there are {_FEWEST_FOR_BAND} runs or more of each."
+    return figure, f"Performance profiles. {about} {bands}"
 
 
 def _improvement(groups: list[GroupCurves], options: PlotOptions, notes: list[str]) -> tuple[Figure, str]:
-    scores, _, about = _scores(groups, options)
+    scores, _, about = _scores(groups, options, notes)
     labels = list(scores)
     if len(labels) < 2:
         raise ConfigError("--kind improvement: expected two groups of runs at least, got one; see --by")
@@ -198,6 +204,11 @@ def _improvement(groups: list[GroupCurves], options: PlotOptions, notes: list[st
             return probability_of_improvement(drawn[:count], drawn[count:])
 
         both = [*scores[ours], *scores[theirs]]
+        if min(map(len, both)) < _FEWEST_FOR_BAND:  # draws of so few tell nothing of what another run would do
+            value = np.asarray(improvement(both))
+            ends.append((value, value))
+            notes.append(f"{ours}, {theirs}: no interval, of fewer than {_FEWEST_FOR_BAND} runs")
+            continue
         ends.append(stratified_interval(improvement, both, level=options.level, draws=options.draws))
     figure = Figure(1, panel=(3.4, 0.35 + 0.32 * len(pairs)))
     axes, styles = figure.panels[0], style_of(labels)
@@ -210,8 +221,12 @@ def _improvement(groups: list[GroupCurves], options: PlotOptions, notes: list[st
     return figure, f"Probability that a run of the one beats a run of the other. {about} {_bands(options)}."
 
 
-def _scores(groups: list[GroupCurves], options: PlotOptions) -> tuple[dict[str, list[Array]], str, str]:
+def _scores(
+    groups: list[GroupCurves], options: PlotOptions, notes: list[str]
+) -> tuple[dict[str, list[Array]], str, str]:
     """Return the final scores by label, one array an environment, what the score is, and a sentence about it.
+
+    Runs that end early are noted: their scores are of less training than the others'.
 
     Raises:
         ConfigError: a group has no runs on one of the environments, or a scale is of none of them.
@@ -220,6 +235,8 @@ def _scores(groups: list[GroupCurves], options: PlotOptions) -> tuple[dict[str, 
     for env in options.scales:
         if env not in envs:
             raise ConfigError(f"--scale: no run is of '{env}'.{did_you_mean(env, envs)}")
+    for env in envs:
+        _tell_cut(env, [one for one in groups if one.group.env == env], options, notes)
     raw = {(one.group.env, one.group.label): final_scores(one, options.last) for one in groups}
     labels = list(dict.fromkeys(one.group.label for one in groups))
     for label in labels:
@@ -249,6 +266,19 @@ def _tell_uneven(one: GroupCurves, options: PlotOptions, notes: list[str]) -> No
         notes.append(
             f"{one.group.env}, {one.group.label}: the curve ends at {min(ends):,.6g} {options.axis}, where "
             f"'{shortest.run}' does; the longest run goes to {max(ends):,.6g}"
+        )
+
+
+def _tell_cut(env: str, groups: list[GroupCurves], options: PlotOptions, notes: list[str]) -> None:
+    """Note the runs of an environment that end well before its longest one."""
+    curves = [curve for one in groups for curve in one.curves]
+    longest = max(float(curve.x[-1]) for curve in curves)
+    cut = sorted((curve for curve in curves if curve.x[-1] < UNEVEN * longest), key=lambda curve: curve.x[-1])
+    if cut:
+        others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        notes.append(
+            f"{env}: the score of '{cut[0].run}'{others} is of a run that ended early, at {cut[0].x[-1]:,.6g} "
+            f"{options.axis}; the longest one went to {longest:,.6g}"
         )
 
 

@@ -18,6 +18,8 @@ Drawn = bool | int | float | str | None
 
 _FIELDS = ("low", "high", "log", "step", "choices", "as")
 _PLACE = "value"
+_ROUNDING = 1e-8  # of steps, as Optuna has it
+_INSIDE = 0.382  # of a range: a place that is no whole number where its ends are
 _EXPECTED = "expected {low, high} or {choices: [...]}"
 
 
@@ -47,12 +49,15 @@ class Parameter:
         return as_override(self.key, self.value(drawn))
 
     def ends(self) -> list[Drawn]:
-        """Return what may be drawn: all choices, or the two ends."""
+        """Return what may be drawn: all choices, or the two ends and, of fractions, one in between."""
         one = self.distribution
         if isinstance(one, CategoricalDistribution):
             return list(one.choices)
         assert isinstance(one, FloatDistribution | IntDistribution)
-        return [one.low, one.high]
+        if isinstance(one, IntDistribution):
+            return [one.low, one.high]
+        inside = _INSIDE * (one.high - one.low)
+        return [one.low, one.high, one.low + (inside if one.step is None else one.step * round(inside / one.step))]
 
     def drawn_for(self, value: Any) -> tuple[Drawn] | None:
         """Return what would have to be drawn for `value`, in a tuple of one; None where nothing would give it."""
@@ -69,7 +74,8 @@ class Parameter:
             return None
         if isinstance(one, IntDistribution) and number != int(number):
             return None
-        return (number,) if one.step is None or math.isclose((number - one.low) % one.step, 0.0) else None
+        steps = 0.0 if one.step is None else (number - one.low) / one.step
+        return (number,) if abs(steps - round(steps)) < _ROUNDING else None
 
 
 def read_space(space: Any) -> list[Parameter]:

@@ -31,7 +31,7 @@ from rlx.run.build import maker
 from rlx.run.files import write_text_atomic
 from rlx.tools.presence import Presence
 from rlx.tools.runs import STUDY
-from rlx.tools.sampler import SeededSampler
+from rlx.tools.sampler import EXHAUSTED, SeededSampler
 from rlx.tools.search_space import Parameter, read_space
 
 JOURNAL = "journal.log"
@@ -129,8 +129,13 @@ class Study:
         """Return all trials, by number."""
         return self.optuna.get_trials(deepcopy=False)
 
+    @property
+    def exhausted(self) -> bool:
+        """Return whether the sampler has nothing left to draw, as one that goes through a grid."""
+        return EXHAUSTED in self.optuna.user_attrs
+
     def begin(self, wanted: int) -> Trial | None:
-        """Begin a trial, unless there are enough.
+        """Begin a trial, unless there are enough, or no others to be drawn.
 
         Trials whose process is gone are ended as failed first, and repeated; they do not count.
 
@@ -139,7 +144,7 @@ class Study:
         """
         with self._threads, locked(self.directory):
             self._end_abandoned()
-            if sum(map(counts, self.trials())) >= wanted:
+            if self.exhausted or sum(map(counts, self.trials())) >= wanted:
                 return None
             trial = self.optuna.ask({one.key: one.distribution for one in self._parameters})
             trial.set_user_attr(PROCESS, self._presence.name)

@@ -11,7 +11,7 @@ from types import FrameType
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from rlx.errors import RlxError
+from rlx.errors import RlxError, UserError
 from rlx.run.files import reason_of
 from rlx.run.signals import STOP_SIGNALS, StopRequested
 from rlx.tools.search_space import as_override, show
@@ -49,6 +49,8 @@ def run_trials(study: Study, *, trials: int, jobs: int, command: Sequence[str], 
         raise StopRequested(asked[0], safe=True)
     for thread in working:
         thread.result()
+    if study.exhausted:
+        tell("the sampler has drawn all that there is to draw")
 
 
 class _Loop:
@@ -68,6 +70,10 @@ class _Loop:
                 if trial is None:
                     return
                 outcome = self._run(trial)
+            except ImportError as error:  # Optuna's samplers and pruners import what they need when they need it
+                raise UserError(
+                    f"tune.sampler or tune.pruner needs {error.name}, which is not installed: pip install {error.name}"
+                ) from error
             except (OSError, StorageInternalError) as error:
                 raise RlxError(f"the study in '{self._study.directory}' cannot go on: {reason_of(error)}") from error
             with self._telling:

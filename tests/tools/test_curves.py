@@ -63,3 +63,10 @@ def test_run_without_values_is_left_out_by_name_and_a_metric_of_none_is_an_error
     assert str(empty) in notes[0]
     with pytest.raises(ConfigError, match=r"--metric: no run has 'episode/retrun'. Did you mean 'episode/return'"):
         read_curves([Group("e", "l", (full,))], "episode/retrun", "env_steps", [])
+
+
+def test_a_huge_value_spoils_its_own_share_alone() -> None:
+    x = np.linspace(0.0, 100.0, 201)
+    y = np.where(np.arange(201) == 3, 1e20, 1.0)
+    found = resample(Curve(Path("run"), x, y), np.linspace(0.0, 100.0, 51))
+    np.testing.assert_allclose(found[2:], 1.0)

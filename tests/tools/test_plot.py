@@ -61,6 +61,25 @@ def test_run_that_ended_early_is_told(sweep: Path, tmp_path: Path) -> None:
     assert any("the curve ends at 300 env_steps" in line and "short" in line for line in said)
 
 
+@pytest.mark.parametrize("kind", ["profile", "improvement"])
+def test_a_score_of_a_run_that_ended_early_is_told(sweep: Path, tmp_path: Path, kind: Kind) -> None:
+    make_run(sweep / "short", env="CartPole-v1", seed=9, returns=[1.0, 2.0, 3.0], total_steps=2000)
+    said = plot_runs([sweep], tmp_path / "it.svg", PlotOptions(kind=kind, draws=20))
+    assert [line for line in said if "short" in line] == [
+        f"CartPole-v1: the score of '{sweep / 'short'}' is of a run that ended early, at 300 env_steps; the longest "
+        "one went to 2,000"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["profile", "improvement"])
+def test_a_run_alone_has_no_interval(tmp_path: Path, kind: Kind) -> None:
+    for gamma in (0.9, 0.9999999, 1.0):  # and two that look alike are two
+        make_run(tmp_path / str(gamma), gamma=gamma, returns=[1e17] * 3)
+    said = plot_runs([tmp_path], tmp_path / "it.svg", PlotOptions(kind=kind, draws=20))
+    assert "CartPole-v1: gamma=0.9 (1), gamma=0.9999999 (1), gamma=1 (1)." in said[0]
+    assert (kind == "profile") or any("no interval, of fewer than 3 runs" in line for line in said)
+
+
 def test_scores_are_scaled_as_asked(sweep: Path, tmp_path: Path) -> None:
     options = PlotOptions(kind="profile", draws=20, scales=parse_scales(["CartPole-v1=0:500"]))
     assert "CartPole-v1 0 to 500" in plot_runs([sweep], tmp_path / "it.svg", options)[0]

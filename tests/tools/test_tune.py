@@ -1,5 +1,6 @@
 """The loop of `rlx tune`, with a program in place of `rlx train` that takes no time; tests/cli/ has the real one."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ pytest.importorskip("optuna")
 
 from optuna.trial import TrialState
 
-from rlx.errors import RlxError
+from rlx.errors import RlxError, UserError
 from rlx.tools.study import REASON, Study, open_study
 from rlx.tools.tune import OUTPUT, run_trials
 from rlx.tools.tune_report import describe_study, draw_study, table
@@ -112,3 +113,26 @@ def test_report_of_a_study_without_a_result_says_so(tmp_path: Path) -> None:
         assert list(table(found, study)) == ["ppo on CartPole: no trial yet"]
         assert found["best"] is None
         assert draw_study(found, tmp_path)[0] == []
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_sampler_that_has_drawn_all_there_is_ends_its_study(tmp_path: Path) -> None:
+    for sampler in ("BruteForceSampler", "GridSampler"):
+        given = {"search_space": {"x": ["good", "better"]}} if sampler == "GridSampler" else {}
+        options = {"sampler": {"_target_": f"optuna.samplers.{sampler}", **given}, "pruner": None}
+        small = plan(space={"x": {"choices": ["good", "better"]}}, **options)
+        for _ in range(2):  # and it stays so
+            lines: list[str] = []
+            with open_study(tmp_path / sampler, small) as study:
+                run_trials(study, trials=9, jobs=1, command=COMMAND, tell=lines.append)
+                assert sorted(trial.params["x"] for trial in study.trials()) == ["better", "good"]
+            assert lines[-1] == "the sampler has drawn all that there is to draw"
+
+
+def test_a_sampler_whose_package_is_missing_is_one_line(tmp_path: Path) -> None:
+    if importlib.util.find_spec("cmaes"):
+        pytest.skip("cmaes is installed")
+    space = {"x": {"choices": ["good"]}, "y": {"low": 0.0, "high": 1.0}, "z": {"low": 0.0, "high": 1.0}}
+    options = {"space": space, "sampler": {"_target_": "optuna.samplers.CmaEsSampler"}, "pruner": None}
+    with open_study(tmp_path / "study", plan(**options)) as study, pytest.raises(UserError, match="needs cmaes, which"):
+        run_trials(study, trials=9, jobs=1, command=COMMAND, tell=lambda _: None)
