@@ -313,9 +313,8 @@ class Batcher:
             if state["workers"]:
                 return [problem for problem in self._receive() if problem is not None]
         self.call(Worker.begin_apart, number)
-        if self.asynchronous:
-            return ["workers that ran ahead (batcher.asynchronous) begin new episodes"]
-        return ["the run was stopped while it waited for a piece, and its environments begin new episodes"]
+        why = "workers ran ahead" if self.asynchronous else "the run was stopped while it waited for a piece"
+        return [f"{why}, and its environments begin new episodes"]
 
     def close(self) -> None:
         """End the workers and give the memory back; harmless when called again."""

@@ -64,6 +64,8 @@ class CsvSink:
         Raises:
             RunDirectoryError: the file exists and is not a metrics file, or has fewer than `keep_rows` rows.
         """
+        if keep_rows and not Path(path).exists():
+            raise RunDirectoryError(f"'{path}' has 0 rows, expected at least {keep_rows}: it is gone")
         self._file = RecordFile(path)
         try:
             self.columns: tuple[str, ...] = ()

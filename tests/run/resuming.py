@@ -47,6 +47,14 @@ JOBS: dict[str, list[str]] = {
     ],
     "ppo_native": ["algo=ppo", "env=CartPoleVec", "algo.num_steps=20", "algo.batch_size=40", "algo.num_epochs=2"],
     "ppo_torch": ["algo=ppo", "env=CartPoleTorch", "algo.num_steps=20", "algo.batch_size=40", "algo.num_epochs=2"],
+    "ppo_starts": [
+        *("algo=ppo", "algo.num_steps=20", "algo.batch_size=40", "algo.num_epochs=2"),
+        "batcher.env_info={low: {uniform: [-0.2, -0.01]}, high: {uniform: [0.01, 0.2]}}",
+    ],
+    "ppo_population": [
+        *("algo=ppo", "agent=population", "algo.num_steps=20", "algo.batch_size=40", "algo.num_epochs=2"),
+        "batcher.agent_info={policy: {choice: [0, 1]}}",
+    ],
     "a2c": ["algo=a2c", "algo.num_steps=20"],
     "reinforce": ["algo=reinforce", "algo.num_steps=20"],
     "dqn": [

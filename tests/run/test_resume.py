@@ -5,12 +5,17 @@ import json
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import yaml
 
+from rlx.agent import ActorCritic
+from rlx.batcher import Batcher
+from rlx.env import make
 from rlx.errors import CheckpointError, ConfigError, RlxError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from rlx.run.metrics import read_metrics
@@ -280,3 +285,71 @@ def test_an_evaluation_under_way_is_played_again_with_the_weights_that_it_had(tm
     assert not state["run"]["evaluation"]["weights"][name].equal(state["agent"][name])
     resume(run)
     assert end_of(run) == end_of(whole)
+
+
+class Counting(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Pays by how many episodes there have been, which nothing that is seen tells."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("CartPole-v1", max_episode_steps=30))
+        self._episodes = 0
+
+    def reset(self, **options: Any) -> Any:
+        self._episodes += 1
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return observation, float(self._episodes), *rest
+
+
+gymnasium.register("Counting-v0", Counting)
+
+
+def test_what_carries_over_and_shows_in_rewards_alone_is_noticed(tmp_path: Path, caplog) -> None:
+    words = ["env=gym", "env.id=tests.run.test_resume:Counting-v0", *job("ppo"), "algo.num_steps=600"]
+    whole = train(tmp_path / "whole", *words, "algo.batch_size=600", "total_steps=7200")
+    run = stopped_at(whole, tmp_path / "run", 4800)  # 1,200 steps a row: past its first new seed
+    with caplog.at_level(logging.WARNING):
+        resume(run)
+    assert "paid something else when its actions were repeated" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["ahead", "waiting"])
+def test_what_begins_anew_plays_nothing_twice(how: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"num_workers": 2, "envs_per_worker": 2, "num_steps": 30, "seed": 3, "workers": "local"}
+    make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+    firsts: list[list[float]] = []
+    state: dict[str, Any] | None = None
+    for number in range(3):
+        with Batcher(make_agent, partial(make, "CartPole-v1"), **settings, asynchronous=how == "ahead") as batcher:
+            batcher.publish(make_agent(batcher.specs))
+            if number:
+                told = batcher.load_state_dict(state, number)
+                assert told[0].endswith("and its environments begin new episodes")
+            for _ in range(40):  # past the first new seeds, too
+                steps = batcher.collect().steps
+                firsts += steps["env/obs"][steps["env/is_first"]].tolist()
+            state = batcher.state_dict(between_pieces=False)
+    assert len({tuple(first) for first in firsts}) == len(firsts) > 100
+
+
+def test_the_best_weights_stay_the_best_while_a_run_goes_on_without_evaluations(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *job("ppo"), total_steps("ppo"), "evaluation.every=80", "evaluation.episodes=2")
+    known = load_checkpoint(find_checkpoint(run)).state["run"]["evaluation"]
+    resume(run, **{"evaluation.every": 0, "total_steps": 560})
+    kept = load_checkpoint(find_checkpoint(run)).state["run"]["evaluation"]
+    assert kept == {"best": known["best"], "playing": None, "weights": None, "due": None}
+
+
+def test_a_resume_that_its_logs_refuse_leaves_the_configuration_as_it_was(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *job("ppo"), total_steps("ppo"))
+    config, metrics = (run / "config.yaml").read_text(), run / "metrics.csv"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(RunDirectoryError, match="rows were removed from it"):
+        resume(run, total_steps=960)
+    metrics.unlink()
+    with pytest.raises(RunDirectoryError, match="has 0 rows"):
+        resume(run, total_steps=960)
+    assert not metrics.exists()
+    assert (run / "config.yaml").read_text() == config

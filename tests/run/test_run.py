@@ -179,6 +179,16 @@ def test_the_learner_never_waits_for_an_evaluation_between_its_decision_points()
     assert 0.0 < found["eval/cpu_share"] < 1.0
 
 
+def test_an_evaluation_plays_the_same_episodes_after_a_worker_of_its_own_has_died() -> None:
+    with Evaluator(Parity, partial(make, ID), episodes=6, seed=3, num_workers=2) as evaluator:
+        agent = Parity(evaluator.start().specs)
+        before = evaluator.play(agent)
+        os.kill(evaluator.start()._handles[0].pid, signal.SIGKILL)
+        evaluator.play(agent)  # in which it is started again: that one may differ
+        after = evaluator.play(agent)
+    assert (after.returns, after.lengths) == (before.returns, before.lengths)
+
+
 def test_evaluation_plays_exactly_n_episodes_and_does_not_favour_short_ones() -> None:
     with Evaluator(Parity, partial(make, ID), episodes=50, seed=5, num_workers=2, workers="local") as evaluator:
         result = evaluator.play(Parity(evaluator.start().specs))

@@ -84,3 +84,21 @@ def test_what_is_not_the_disks_doing_is_raised_at_once(tmp_path: Path) -> None:
     saver.save({}, {}, {"env_steps": 1}, logs=[None])  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="Path"):
         saver.wait()
+
+
+def test_weights_that_were_best_are_no_substitute_for_a_checkpoint(tmp_path: Path, caplog) -> None:
+    saver, folder = Saver(tmp_path, keep_last=9, keep_every=0), tmp_path / "checkpoints"
+    for step in (1, 2):
+        folder.write_text("no folder")
+        save(saver, step)
+        if step == 2:
+            break
+        with caplog.at_level(logging.WARNING):
+            saver.wait()
+        assert "and ends if the next checkpoint cannot be written either" in caplog.text
+        folder.unlink()
+        saver.save({"weights": torch.ones(1)}, {}, {"env_steps": 1}, name=BEST)
+        saver.wait()
+        folder.rename(tmp_path / "hidden")
+    with pytest.raises(RunWriteError):
+        saver.wait()

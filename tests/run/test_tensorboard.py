@@ -77,3 +77,17 @@ def test_writing_imports_neither_torch_nor_tensorboards_stub_of_tensorflow(tmp_p
     )
     found = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_a_late_row_behind_the_point_where_a_run_was_taken_up_again_takes_nothing_away(tmp_path) -> None:
+    first = TensorBoardSink(tmp_path)
+    for step in (160, 400):
+        first.write({"env_steps": step, "iteration": step // 80, "x": 1.0})
+    first.close()
+    second = TensorBoardSink(tmp_path, purge_step=401)
+    second.write({"env_steps": 320, "iteration": 4, "eval/return": 5.0})  # an evaluation, told of late
+    second.write({"env_steps": 480, "iteration": 6, "x": 2.0})
+    second.close()
+    found = read(tmp_path)
+    assert found["iteration"] == [(160, 2.0), (400, 5.0), (480, 6.0)]
+    assert found["eval/return"] == [(320, 5.0)]
