@@ -304,7 +304,7 @@ class Batcher:
     def load_state_dict(self, state: dict[str, Any] | None, number: int = 0) -> list[str]:
         """Go on, once weights are published, where another batcher of the same make was; return what begins anew.
 
-        That is everything where `state` is None; `number`, the steps that the run has done, tells its seeds from others.
+        All begins anew where `state` is None; `number`, the steps that the run has done, tells its seeds from others.
         """
         if state is not None:
             self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
