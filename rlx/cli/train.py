@@ -128,6 +128,9 @@ def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | Non
     if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
         raise ConfigError(f"--config-dir: there is no directory '{parsed.config_dir}'")
     overrides = list(parsed.overrides)
+    shown = [flag for flag in parsed.flags if flag.split("=")[0] in ("-c", "--cfg", "-i", "--info")]
+    if parsed.multirun and shown:
+        raise ConfigError(f"{shown[0]}: shows the configuration of one run; leave out -m and lists of values")
     if parsed.multirun:
         overrides.extend(sweep_overrides(overrides))
     conf = str(config_directory())

@@ -58,6 +58,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) 
         (["algo=a2c", "algo.batch_size=3"], "algo.batch_size=3: there is no key 'algo.batch_size'. Keys of algo", None),
         (["resume=a", "resume=b"], "resume=b: one run is resumed at a time, got 'a' as well", None),
         (["resume=a", "--config-dir"], "--config-dir: expected a directory, got nothing", None),
+        (["-m", "algo=ppo,a2c", "--cfg", "job"], "--cfg: shows the configuration of one run; leave out -m", None),
         (["resume="], "resume: got nothing, expected a directory, or null", None),
         (["run_dir=", "seed=3"], "run_dir: got nothing, expected a directory, or null", None),
         (["--multirn"], "--multirn: there is no such flag.", "--multirun"),
