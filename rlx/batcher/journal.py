@@ -180,9 +180,9 @@ class Journal:
         self._play(env)
         now = self.get_state()
         assert now is not None
-        # Rewards tell of what carries over from one episode to the next and is not seen. Not known to schema 3.
+        # Rewards tell of what carries over from one episode to the next and is not seen. None: of an older rlx.
         for key, did in (("seen", "showed"), ("paid", "paid")):
-            wrong = [row for row, found in enumerate(now[key]) if key in state and found != state[key][row]]
+            wrong = [row for row, found in enumerate(now[key]) if state[key] is not None and found != state[key][row]]
             if wrong:
                 return f"environment {wrong[0]} of the worker {did} something else when its actions were repeated"
         return None

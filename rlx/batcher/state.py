@@ -35,7 +35,7 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
         None; or why its environments begin new episodes instead.
     """
     rollout, options = worker.rollout, replace(worker.options, incarnation=state["incarnation"])
-    worker.options, worker.apart = options, state.get("apart")  # not known to schema 3
+    worker.options, worker.apart = options, state["apart"]
     rollout.set_state(state["rollout"])
     if worker.piece_check is not None and state["check"] is not None:
         worker.piece_check.set_state(state["check"])

@@ -30,7 +30,7 @@ from rlx import __version__
 from rlx.errors import CheckpointError, RunWriteError
 from rlx.run.directory import CHECKPOINTS, is_run_directory
 from rlx.run.files import fsync_directory, reason_of, sha256_of, sync_file, write_durable
-from rlx.run.migrate import SCHEMA, bring_up_to_date, check_schema, rename_weights
+from rlx.run.migrate import SCHEMA, bring_state_up_to_date, bring_up_to_date, check_schema
 from rlx.run.state import decode, encode
 
 _FORMAT = "rlx-checkpoint"
@@ -184,7 +184,7 @@ def load_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
         if not isinstance(part, dict):
             raise CheckpointError(f"checkpoint '{path}': {name} is a {type(part).__name__}, expected a dictionary")
     config, note = bring_up_to_date(config, manifest["schema"], f"checkpoint '{path}'", CheckpointError)
-    rename_weights(state, config, manifest["schema"])
+    bring_state_up_to_date(state, config, manifest["schema"])
     if note is not None:
         (report or logging.getLogger(__name__).warning)(note)
     return Checkpoint(state, config, meta)

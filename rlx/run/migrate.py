@@ -8,7 +8,7 @@ today's default. `tests/run/test_migrate.py` fails where a step is missing.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -79,17 +79,24 @@ def bring_up_to_date(
     return new, f"{where} was written by an older rlx (format version {schema}); it is read with {shown}"
 
 
-def rename_weights(state: dict[str, Any], config: Mapping[str, Any], schema: int) -> None:
-    """Give a checkpoint's weights, in place, the names that agents have for them today.
+def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], schema: int) -> None:
+    """Change a checkpoint's state, in place, to what this rlx would have written.
 
-    Up to schema 3 the standard deviations of `ActorCritic` lay beside its head.
+    Up to schema 3 the standard deviations of `ActorCritic` lay beside its head, and workers did not note what their
+    environments had paid, nor seeds apart.
 
     Args:
         state: of the checkpoint.
         config: its configuration.
         schema: the version that it was written in.
     """
-    if schema > 3 or "rlx.agent.ActorCritic" not in json.dumps(config.get("agent"), default=str):
+    if schema > 3:
+        return
+    for worker in _workers_in(state.get("batcher")):
+        worker["apart"] = None
+        if isinstance(worker["journal"], dict):
+            worker["journal"]["paid"] = None
+    if "rlx.agent.ActorCritic" not in json.dumps(config.get("agent"), default=str):
         return
     run = cast("dict[str, Any]", state.get("run") or {})
     evaluation = cast("dict[str, Any]", run.get("evaluation") or {})
@@ -97,6 +104,15 @@ def rename_weights(state: dict[str, Any], config: Mapping[str, Any], schema: int
         weights = cast("dict[str, Any]", holder.get(key) or {})
         for name in [name for name in weights if _BESIDE_HEAD.search(name)]:
             weights[_BESIDE_HEAD.sub("head.log_std.", name)] = weights.pop(name)
+
+
+def _workers_in(state: Any) -> Iterator[dict[str, Any]]:
+    """Yield the states of workers, wherever they lie: of several ranks each has its own."""
+    if isinstance(state, Mapping) and "rollout" in state and "journal" in state:
+        yield cast("dict[str, Any]", state)
+    elif isinstance(state, Mapping | list):
+        for part in cast("Iterable[Any]", state.values() if isinstance(state, Mapping) else state):
+            yield from _workers_in(part)
 
 
 def read_stored(directory: Path) -> tuple[dict[str, Any], str | None]:
@@ -221,7 +237,7 @@ def _from_2(config: _Config) -> list[str]:
 
 
 def _from_3(config: _Config) -> list[str]:
-    """Bring schema 3 to 4: replay on disk. Weights have other names, too: see `rename_weights`."""
+    """Bring schema 3 to 4: replay on disk. Weights have other names, too: see `bring_state_up_to_date`."""
     algo: _Config = config.get("algo") or {}
     kept = algo.get("_target_") in {f"rlx.algo.{name}.train" for name in ("dqn", "hdqn", "sac", "diayn")}
     return _add(algo, "algo", {"buffer_directory": None} if kept else {})

@@ -249,7 +249,11 @@ def test_an_evaluation_of_episodes_that_never_end_ends(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("where", ["open", "close"])
 def test_a_run_cleans_up_behind_whatever_breaks_it(where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupt(*_: object) -> None:
+    close = Evaluator.close
+
+    def interrupt(*given: Any) -> None:
+        if where == "close":
+            close(*given)
         raise KeyboardInterrupt  # as a second Ctrl-C does, which no `except Exception` holds up
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}, logging.getLogger().handlers[:]
