@@ -92,7 +92,7 @@ def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], sch
     """
     if schema > 3:
         return
-    for worker in _workers_in(state.get("batcher")):
+    for worker in _workers_in([state.get("batcher"), state.get("ranks")]):
         worker["apart"] = None
         if isinstance(worker["journal"], dict):
             worker["journal"]["paid"] = None
