@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -133,12 +134,16 @@ def cat_fields(parts: Sequence[dict[str, Field]]) -> dict[str, Field]:
         raise SpecError("cat: expected one part at least, got none")
     keys = list(parts[0])
     ordered = [part if list(part) == keys else _in_order(part, keys) for part in parts]
+    some_empty = any(
+        isinstance(value, Tensor) and not len(value) for part in ordered for value in islice(part.values(), 1)
+    )
     joined: dict[str, Field] = {}
     for key, column in zip(keys, zip(*[part.values() for part in ordered], strict=True), strict=True):
         try:
-            if any(isinstance(value, Tensor) and value.shape == (0,) for value in column):
-                _check_alike(key, column)
-            joined[key] = torch.cat(cast(tuple[Tensor, ...], column))
+            tensors = cast(tuple[Tensor, ...], column)
+            whole = joined[key] = torch.cat(tensors)
+            if some_empty and any(value.dim() != whole.dim() for value in tensors):
+                raise RuntimeError("they differ in a row")  # torch joins an empty [0] with rows of any shape
         except TypeError:  # a lazy one is no tensor
             joined[key] = Lazy(
                 lambda column=column: torch.cat([v.build() if isinstance(v, Lazy) else v for v in column])
@@ -147,13 +152,6 @@ def cat_fields(parts: Sequence[dict[str, Field]]) -> dict[str, Field]:
             shapes = [list(value.shape) for value in column if isinstance(value, Tensor)]
             raise SpecError(f"cat: field {key!r} with the shapes {shapes}: {error}") from error
     return joined
-
-
-def _check_alike(key: str, column: Sequence[Field]) -> None:
-    """Check what `torch.cat` does not: it joins an empty `[0]` with rows of any shape."""
-    shapes = [value.shape for value in column if isinstance(value, Tensor)]
-    if len({shape[1:] for shape in shapes}) > 1:
-        raise SpecError(f"cat: field {key!r} with the shapes {[list(shape) for shape in shapes]}: they differ in a row")
 
 
 def _in_order(part: dict[str, Field], keys: list[str]) -> dict[str, Field]:
