@@ -55,6 +55,7 @@ class MixtureAgent(ActorCriticAgent):
         self.router = Router(made)
         self.inputs, self.history_length = self.router.inputs, self.router.history_length
         self._specs = specs
+        self._scaled = any(isinstance(module, ReturnNormalizer) for module in self.modules())
 
     def initial_state(self, agent_info: DictTensor, batch_size: int) -> DictTensor:
         """Return the states of all members for all rows."""
@@ -149,7 +150,7 @@ class MixtureAgent(ActorCriticAgent):
 
     def value_scale(self, outputs: Named) -> Tensor | float:
         """Return what an error of each member's value counts in at its steps, `[...]`."""
-        if not any(isinstance(module, ReturnNormalizer) for module in self.modules()):
+        if not self._scaled:
             return 1.0
         return self._each(outputs["policy"], lambda member, rows: torch.as_tensor(member.value_scale(outputs[rows])))
 

@@ -19,6 +19,7 @@ Gather = Callable[[Tensor], Tensor]
 """Takes a learner's row `[K]` float64, and returns the rows of all learners, `[learners, K]`."""
 
 SeenBy = Callable[[TemporalDictTensor], Sequence[tuple[nn.Module, Tensor | None]]]
+"""Takes steps `[B, T]`, and returns an agent's parts, each with the steps that are its own, `[B, T]` bool."""
 
 
 class Moments(NamedTuple):

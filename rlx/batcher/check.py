@@ -58,6 +58,11 @@ class PieceCheck:
         self._episodes: Counts = np.zeros(env.num_envs, dtype=np.int64)  # begun since the seed
         self._steps: Counts = np.zeros(env.num_envs, dtype=np.int64)  # of the episode that goes on
 
+    def seed_again(self, seeds: list[int]) -> None:
+        """Note that the environments' next reset brings these seeds."""
+        self._seeds = seeds
+        self._episodes[:] = 0
+
     def begin_episodes(self) -> None:
         """Note that every environment was reset."""
         self._episodes += 1

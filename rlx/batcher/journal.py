@@ -38,10 +38,10 @@ class _Piece(NamedTuple):
     before: list[int]
     lengths: list[int]
     actions: dict[str, Tensor]
-    outcome: dict[str, Tensor]  # reward, terminated and truncated
+    outcome: dict[str, Tensor]  # as _OUTCOME names it
 
 
-_OUTCOME = ("reward", "terminated", "truncated")
+_OUTCOME = {"reward": torch.float32, "terminated": torch.bool, "truncated": torch.bool}
 
 
 class Journal:
@@ -174,8 +174,7 @@ class Journal:
             for row, length in enumerate(lengths):
                 actions[key][:length, row] = values[start : start + length]
                 start += length
-        dtypes = {"reward": torch.float32, "terminated": torch.bool, "truncated": torch.bool}
-        outcome = {key: torch.zeros(max(lengths), self._num_envs, dtype=dtype) for key, dtype in dtypes.items()}
+        outcome = {key: torch.zeros(max(lengths), self._num_envs, dtype=dtype) for key, dtype in _OUTCOME.items()}
         self._pieces = deque([_Piece(list(self._seeded_at), lengths, actions, outcome)])
         self._play(env)
         now = self.get_state()

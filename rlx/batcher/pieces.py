@@ -106,7 +106,7 @@ def drop_flags_of_resets(ended: Any, resetting_at_start: Any) -> None:
         ended: `[T, B]` bool, array or tensor: terminated or truncated at each call of a NEXT_STEP environment.
         resetting_at_start: `[B]` bool, rows whose first call is a reset.
     """
-    if not ((ended[1:] & ended[:-1]).any() or (ended[:1] & resetting_at_start).any()):
+    if not ((ended[1:] & ended[:-1]).any() | (ended[:1] & resetting_at_start).any()):
         return  # as environments have it: no flag at the call behind an end
     before = resetting_at_start
     for flags in ended:

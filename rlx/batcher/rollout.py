@@ -125,9 +125,8 @@ class Rollout:
 
     def reset(self) -> None:
         """Begin a new episode in every environment; the first reset seeds them, later ones go on from there."""
-        for drawn in (self.agent_drawn, self.env_drawn):
-            if drawn is not None:
-                drawn.draw(range(self.env.num_envs))
+        for drawn in filter(None, (self.agent_drawn, self.env_drawn)):
+            drawn.draw(range(self.env.num_envs))
         env_info, seeds = None if self.env_info.is_empty else self.env_info, None if self._seeded else self.seeds
         if self.journal is not None:
             seeds = self.journal.reset(range(self.env.num_envs), seeds, env_info)
@@ -239,7 +238,9 @@ class Rollout:
             piece.observations[0][key].copy_(value)
         torch.logical_or(self._is_first, self._resetting, out=slot.is_first)
         self._state = reset_state(self.agent, self._state, self._is_first, self.agent_info)
-        begun = reset_state(self.agent, self._state, slot.is_first, self.agent_info)  # rows whose first call is a reset
+        begun = self._state
+        if piece.finals_by_call:  # rows whose first call is a reset begin with the episode after it
+            begun = reset_state(self.agent, begun, slot.is_first, self.agent_info)
         for key, value in slot.state.items():
             value.copy_(begun[key])
         self._forget(self._is_first)

@@ -38,6 +38,7 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
     worker.options, worker.apart = options, state["apart"]
     rollout.set_state(state["rollout"])
     if worker.piece_check is not None and state["check"] is not None:
+        worker.piece_check.seed_again(options.seeds_of(worker.root))
         worker.piece_check.set_state(state["check"])
     env, journal = state["env"], state["journal"]
     if env is not None:

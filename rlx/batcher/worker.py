@@ -175,7 +175,7 @@ class Worker:
     def seed_again(self) -> None:
         """Let the next reset begin as the first one of all did, whoever has died since: the same seeds and draws."""
         if self._rollout is not None:
-            self._seed(self._rollout, self.options.first_root)
+            self._seed(self._rollout, self.options.seed)  # the first incarnation's root
 
     def begin_apart(self, number: int, *, draws: bool = True) -> None:
         """Begin new episodes with seeds of their own, so that nothing is played twice.
@@ -190,7 +190,10 @@ class Worker:
 
     def _seed(self, rollout: Rollout, root: int, *, draws: bool = True) -> None:
         options = self.options
-        rollout.seed_again(options.seeds_of(root), (options.act_seed(root), options.info_seed(root)) if draws else None)
+        seeds = options.seeds_of(root)
+        rollout.seed_again(seeds, (options.act_seed(root), options.info_seed(root)) if draws else None)
+        if self.piece_check is not None:
+            self.piece_check.seed_again(seeds)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return `function(worker, *args)`: a way to look into a worker, or to measure inside it."""

@@ -93,11 +93,6 @@ class WorkerOptions:
         return derive(self.seed, "incarnation", self.incarnation) if self.incarnation else self.seed
 
     @property
-    def first_root(self) -> int:
-        """Return what `root` was for the first incarnation."""
-        return self.seed
-
-    @property
     def env_seeds(self) -> list[int]:
         """Return the reset seed with which each environment of this incarnation began."""
         return self.seeds_of(self.root)

@@ -82,8 +82,8 @@ def fitted(config: Mapping[str, Any], cores: Cores) -> Mapping[str, Any]:
     """
     batcher = cast("Mapping[str, Any]", config["batcher"])
     workers = _number_for("batcher.num_workers", batcher.get("num_workers"), cores.count)
-    busy = int(workers or 0) if batcher.get("workers") == "process" and batcher.get("asynchronous") else 0
-    threads = _number_for("num_threads", config["num_threads"], max(1, cores.count - busy))
+    ahead = batcher.get("workers") == "process" and batcher.get("asynchronous") and isinstance(workers, int)
+    threads = _number_for("num_threads", config["num_threads"], max(1, cores.count - (workers if ahead else 0)))
     if workers == batcher.get("num_workers") and threads == config["num_threads"]:
         return config
     return {**config, "num_threads": threads, "batcher": {**batcher, "num_workers": workers}}

@@ -202,9 +202,8 @@ class Run:
                     if ranks.size == 1:
                         self.save()
                     raise
-            except (
-                Exception
-            ):  # the training is as it should be: a run that is resumed without evaluations loses nothing
+            except Exception:
+                # The training is as it should be: a run that is resumed without evaluations loses nothing.
                 if ranks.size == 1:
                     with suppress(RunWriteError):
                         self.save()

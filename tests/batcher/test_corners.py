@@ -279,3 +279,32 @@ def test_rows_that_nobody_can_reset_are_refused() -> None:
     assert Unresettable(2).autoreset is Autoreset.NONE
     with pytest.raises(UserError, match="no single row can be reset"):
         Batcher(MLP, Unresettable, **SMALL)
+
+
+class NotANumber(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Shows no number once it has been reset with a seed twice."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.seeds = [*getattr(self, "seeds", []), *([] if seed is None else [seed])]
+        observation, info = super().reset(seed=seed, options=options)
+        return (observation * np.float32("nan") if len(self.seeds) > 1 else observation), info
+
+
+def test_a_message_names_the_seed_of_environments_that_began_apart() -> None:
+    made: list[NotANumber] = []
+
+    def make_env(*, num_envs: int) -> GymVecEnv:
+        def one() -> NotANumber:
+            made.append(NotANumber(gymnasium.make("CartPole-v1")))
+            return made[-1]
+
+        return GymVecEnv(one, num_envs)
+
+    with Batcher(MLP, make_env, **SMALL) as batcher:
+        batcher.publish(MLP(batcher.specs))
+        batcher.collect()
+        batcher.load_state_dict(batcher.state_dict(between_pieces=False), 7)
+        first, second = made[0].seeds
+        assert first != second
+        with pytest.raises(EnvironmentFault, match=rf"environment 0 \(reset seed {second}, episode 1, step 0\)"):
+            batcher.collect()
