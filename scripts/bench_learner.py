@@ -9,6 +9,7 @@ rlx's products in bfloat16 and those by hand in float32: what `precision=bfloat1
 
 import argparse
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -67,10 +68,11 @@ def dqn_updates() -> tuple[Update, Update]:
     agent = QNetwork(DISCRETE, hidden_sizes=[256, 256], activation="relu", dueling=False, num_quantiles=0)
     target, generator = deepcopy(agent), torch.Generator().manual_seed(0)
     optimizer = FlatAdam(agent, eps=1e-8)
+    batches = itertools.chain.from_iterable(buffer.batches(128, 64, generator, gamma=0.99) for _ in itertools.count())
 
     def ours() -> None:
-        terms = dqn.loss(agent, target, buffer.sample(64, generator, gamma=0.99), n_step=1, double=False)
-        bool(terms["loss/total"].isfinite())
+        terms = dqn.loss(agent, target, next(batches), n_step=1, double=False)
+        math.isfinite(terms["loss/total"].item())
         optimizer.zero_grad()
         terms["loss/total"].backward()
         optimizer.clip_grad_norm(10.0)
@@ -133,7 +135,7 @@ def ppo_updates(*, images: bool = False, bfloat16: bool = False) -> tuple[Update
             vf_coef=0.5,
             normalize_advantage=True,
         )
-        bool(terms["loss/total"].isfinite())
+        math.isfinite(terms["loss/total"].item())
         optimizer.zero_grad()
         terms["loss/total"].backward()
         optimizer.clip_grad_norm(0.5)
@@ -178,7 +180,7 @@ def sac_updates() -> tuple[Update, Update]:
     def ours() -> None:
         batch = buffer.sample(256, generator, gamma=0.99)
         terms = sac.loss(agent, target, batch, generator, n_step=1, target_entropy=-1.0)
-        bool(terms["loss/total"].isfinite())
+        math.isfinite(terms["loss/total"].item())
         optimizer.zero_grad()
         terms["loss/total"].backward()
         optimizer.step(3e-4)

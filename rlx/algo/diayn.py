@@ -183,8 +183,7 @@ def train(
             update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            for _ in range(num_updates if begun else 0):
-                batch = buffer.sample(batch_size, draws, gamma=gamma).to(run.device)
+            for batch in buffer.batches(num_updates if begun else 0, batch_size, draws, gamma=gamma, device=run.device):
                 terms = compute(agent, target, discriminator, batch, noise, target_entropy=entropy)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()

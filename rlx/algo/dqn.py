@@ -228,14 +228,19 @@ def train(
             update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            for _ in range(num_updates if begun else 0):
+            length = sequences.length if sequences else None
+            for batch in buffer.batches(
+                num_updates if begun else 0,
+                batch_size,
+                generator,
+                num_steps=length,
+                n_step=n_step,
+                gamma=gamma,
+                beta=beta,
+                device=run.device,
+            ):
                 if sequences:
-                    batch = buffer.sample_sequences(
-                        batch_size, generator, num_steps=sequences.length, gamma=gamma, beta=beta
-                    )
-                    batch = burn_in(agent, batch.to(run.device), sequences.burn_in)
-                else:
-                    batch = buffer.sample(batch_size, generator, n_step=n_step, gamma=gamma, beta=beta).to(run.device)
+                    batch = burn_in(agent, batch, sequences.burn_in)
                 terms = compute(agent, target, batch, n_step=n_step, double=double)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()

@@ -161,11 +161,13 @@ def train(
             buffer.add(trajectories)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            for _ in range(num_updates if begun else 0):
-                choices = buffer.sample(batch_size, generator, n_step=agent.option_steps, gamma=gamma, decision=NEW).to(
-                    run.device
-                )
-                steps = buffer.sample(batch_size, generator, gamma=worker_gamma).to(run.device)
+            drawn = (num_updates if begun else 0, batch_size, generator)
+            both = zip(
+                buffer.batches(*drawn, n_step=agent.option_steps, gamma=gamma, decision=NEW, device=run.device),
+                buffer.batches(*drawn, gamma=worker_gamma, device=run.device),
+                strict=True,
+            )
+            for choices, steps in both:
                 terms = compute(agent, target, choices, steps, double=double)
                 run.check_loss(terms["loss/manager"], choices, agent)
                 run.check_loss(terms["loss/worker"], steps, agent)

@@ -50,6 +50,8 @@ class FlatAdam:
             The norm before, 0-dimensional.
         """
         norm = cast(Tensor, torch.linalg.vector_norm(self._gradient))
+        if norm.is_cpu and norm.item() < max_norm:  # on a GPU to ask would be to wait
+            return norm
         self._gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
         return norm
 

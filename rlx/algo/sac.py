@@ -192,14 +192,18 @@ def train(
             update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            for _ in range(num_updates if begun else 0):
+            length = sequences.length if sequences else None
+            for batch in buffer.batches(
+                num_updates if begun else 0,
+                batch_size,
+                draws,
+                num_steps=length,
+                n_step=n_step,
+                gamma=gamma,
+                device=run.device,
+            ):
                 if sequences:
-                    batch = buffer.sample_sequences(batch_size, draws, num_steps=sequences.length, gamma=gamma).to(
-                        run.device
-                    )
                     batch = burn_in(agent, batch, sequences.burn_in)
-                else:
-                    batch = buffer.sample(batch_size, draws, n_step=n_step, gamma=gamma).to(run.device)
                 terms = compute(agent, target, batch, noise, n_step=n_step, target_entropy=entropy)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()

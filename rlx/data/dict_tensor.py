@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from rlx.data.fields import Fields, check_devices, check_keys, check_leading
 from rlx.data.interop import Array, from_arrays, from_nested, to_nested
 from rlx.data.lazy import Field, Lazy
-from rlx.data.rows import Rows, cat_fields, check_index, take_rows, to_index, write_rows
+from rlx.data.rows import Rows, cat_fields, check_index, split_rows, take_rows, to_index, write_rows
 from rlx.errors import SpecError
 
 if TYPE_CHECKING:
@@ -120,6 +120,17 @@ class DictTensor(Fields):
     def unbind(self) -> list[Self]:
         """Return B DictTensors of one row each."""
         return [self[row : row + 1] for row in range(self._batch_size)]
+
+    def split(self, size: int | Sequence[int]) -> list[Self]:
+        """Return the rows in parts: views, made in one go.
+
+        Args:
+            size: rows of each part, the last one being what is left; or of every part, B in all.
+
+        Raises:
+            SpecError: a size below 1, or sizes that are not B in all.
+        """
+        return [self.trusted(part, rows) for part, rows in split_rows(self._fields, self._batch_size, size)]
 
     @classmethod
     def cat(cls, parts: Sequence["DictTensor"]) -> Self:

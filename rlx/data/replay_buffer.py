@@ -1,6 +1,6 @@
 """Steps kept to be learned from many times: transitions or sequences, drawn evenly or by priority."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
+from rlx.data.drawn import column, drawn, split
 from rlx.data.hindsight import Hindsight
 from rlx.data.lazy import Lazy
-from rlx.data.rings import Array, Index, Rings
+from rlx.data.rings import Index, Rings
 from rlx.data.spec import EnvSpecs, Spec
 from rlx.data.storage import check_room, show_bytes
 from rlx.data.stored_states import StoredStates
@@ -21,6 +22,7 @@ from rlx.data.trajectories import Trajectories
 from rlx.errors import UserError
 
 _PRIORITY_OFFSET = 1e-6  # no step is ever out of reach (Schaul et al. 2016, section 3.3)
+_AT_ONCE = 2**22  # bytes that `batches` draws together: what stays in a processor's cache
 
 
 class ReplayBuffer:
@@ -79,6 +81,7 @@ class ReplayBuffer:
         self.num_slots = rings.num_slots
         self.num_added = 0
         self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
+        self._bytes_drawn = 64 + 2 * sum(spec.num_bytes for spec in specs.observation.values())  # about, of a step
         self._alpha = alpha
         prioritised = alpha is not None or state is not None
         self._states = StoredStates(state or {}, num_slots=self.num_slots, num_envs=num_envs, num_steps=state_every)
@@ -143,6 +146,45 @@ class ReplayBuffer:
 
     # -- what goes out
 
+    def batches(
+        self,
+        number: int,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        num_steps: int | None = None,
+        n_step: int = 1,
+        gamma: float = 1.0,
+        beta: float = 0.0,
+        decision: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Trajectories]:
+        """Yield `number` batches for as many updates, drawn as `sample` and `sample_sequences` do.
+
+        Small ones are drawn, and moved to the device, many at once: by itself each costs as much as a small network's
+        pass. With priorities, which updates change, it is one at a time. Nothing may be added meanwhile.
+
+        Args:
+            number: updates.
+            batch_size: N, of each.
+            generator: source of the draws, on the CPU.
+            num_steps: T, for sequences of so many steps; None for transitions.
+            n_step: for transitions, as for `sample`.
+            gamma: discount of a step.
+            beta: as for `sample`.
+            decision: for transitions, as for `sample`.
+            device: where the batches go.
+        """
+        length = 1 if num_steps is None else num_steps
+        at_once = 1 if self._alpha is not None else max(1, _AT_ONCE // (batch_size * length * self._bytes_drawn))
+        for left in range(number, 0, -at_once):
+            size = batch_size * min(left, at_once)
+            if num_steps is None:
+                some = self.sample(size, generator, n_step=n_step, gamma=gamma, beta=beta, decision=decision)
+            else:
+                some = self.sample_sequences(size, generator, num_steps=num_steps, gamma=gamma, beta=beta)
+            yield from split(some.to(device), batch_size)
+
     def sample(
         self,
         batch_size: int,
@@ -179,14 +221,14 @@ class ReplayBuffer:
         """
         slots, weight = self._draw(batch_size, generator, beta, decision)
         own = self._rings.fields
-        fields = {name: _column(own[name].take(slots, 0)) for name in self._kept_names}
+        fields = {name: column(own[name].take(slots, 0)) for name in self._kept_names}
         hindsight = self._hindsight if decision is None else None
         goal = None
         if n_step == 1 and hindsight is None:
             ends = slots
-            fields["next/reward"] = _column(own["next/reward"].take(slots))
+            fields["next/reward"] = column(own["next/reward"].take(slots))
             fields["next/discount"] = torch.full((batch_size, 1), gamma)
-            fields["next/terminated"] = _column(own["next/terminated"].take(ends))
+            fields["next/terminated"] = column(own["next/terminated"].take(ends))
         else:
             path = (slots[:, None] + self.num_envs * np.arange(n_step)) % self.num_slots
             alive = self._rings.is_step.take(path)
@@ -201,18 +243,18 @@ class ReplayBuffer:
             alive = alive.astype(np.float32)
             discount = np.power(gamma, np.arange(n_step + 1), dtype=np.float32)
             ends = path[row, last]
-            fields["next/reward"] = _column((reward * (alive * discount[:-1])).sum(1))
-            fields["next/discount"] = _column(discount[last + 1])
-            fields["next/terminated"] = _column(terminated[row, last])
-        fields["next/truncated"] = _column(own["next/truncated"].take(ends))
+            fields["next/reward"] = column((reward * (alive * discount[:-1])).sum(1))
+            fields["next/discount"] = column(discount[last + 1])
+            fields["next/terminated"] = column(terminated[row, last])
+        fields["next/truncated"] = column(own["next/truncated"].take(ends))
         following = (ends + self.num_envs) % self.num_slots
         for key in self._observation:
-            fields[f"env/{key}"] = _column(self._rings.look(key, slots))
-            fields[f"next/{key}"] = _column(self._rings.look(key, following))
+            fields[f"env/{key}"] = column(self._rings.look(key, slots))
+            fields[f"next/{key}"] = column(self._rings.look(key, following))
         if hindsight is not None and goal is not None:
             fields |= {name: goal.unsqueeze(1) for name in {hindsight.goal, hindsight.goal.replace("env/", "next/")}}
         steps = TemporalDictTensor.trusted(fields, torch.from_numpy(np.ones(batch_size, np.int64)), 1)
-        return Trajectories(self._info(slots, weight), steps, lambda: _bootstrap(steps), num_steps=batch_size)
+        return drawn(self._info(slots, weight), steps, num_steps=batch_size)
 
     def sample_sequences(
         self, batch_size: int, generator: torch.Generator, *, num_steps: int, gamma: float = 1.0, beta: float = 0.0
@@ -257,7 +299,7 @@ class ReplayBuffer:
             fields[f"env/prev_{key}"] = Lazy(lambda key=key: _zeroed(take(f"agent/{key}", before), is_first))
         fields["env/prev_reward"] = Lazy(lambda: _zeroed(take("next/reward", before), is_first))
         steps = TemporalDictTensor.trusted(fields, lengths, num_steps)
-        return Trajectories(self._info(slots, weight), steps, lambda: _bootstrap(steps))
+        return drawn(self._info(slots, weight), steps)
 
     def update_priorities(self, slots: Tensor, errors: Tensor) -> None:
         """Set the priorities of what was drawn: |error|, to the power of alpha when drawing.
@@ -354,24 +396,3 @@ class ReplayBuffer:
 def _zeroed(values: Tensor, where: Tensor) -> Tensor:
     values[where] = 0
     return values
-
-
-def _column(values: Array) -> Tensor:
-    """Return values `[N, ...]` as those of one step, `[N, 1, ...]`."""
-    return torch.from_numpy(values[:, None])
-
-
-def _bootstrap(steps: TemporalDictTensor) -> DictTensor:
-    """Return the observation after each sequence's last step; none after a termination."""
-    last = steps.lengths - 1
-    row = torch.arange(steps.batch_size)
-    row = row[~steps["next/terminated"][row, last]]
-    time = last[row]
-    fields: dict[str, Tensor] = {"row": row, "time": time, "is_first": torch.zeros(len(row), dtype=torch.bool)}
-    for name in steps:
-        group, _, key = name.partition("/")
-        if group == "next" and key not in ("terminated", "truncated", "discount"):
-            fields["prev_reward" if key == "reward" else key] = steps[name][row, time]
-        elif name == "agent/action" or name.startswith("agent/action/"):
-            fields[f"prev_{key}"] = steps[name][row, time]
-    return DictTensor.trusted(fields, len(row))

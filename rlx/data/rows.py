@@ -54,6 +54,40 @@ def take_rows(fields: dict[str, Field], rows: Rows, batch_size: int) -> tuple[di
     return {k: _lazy_rows(v, index) if isinstance(v, Lazy) else v[index] for k, v in fields.items()}, count
 
 
+def split_rows(
+    fields: dict[str, Field], batch_size: int, size: int | Sequence[int]
+) -> list[tuple[dict[str, Field], int]]:
+    """Return all fields in parts, one after the other, each with how many rows it has: views, made in one go.
+
+    Args:
+        fields: `[B, ...]`.
+        batch_size: B.
+        size: rows of each part, the last one being what is left; or of every part, B in all.
+
+    Raises:
+        SpecError: a size below 1, or sizes that are not B in all.
+    """
+    if isinstance(size, int):
+        if size < 1:
+            raise SpecError(f"split: expected a size of 1 or more, got {size}")
+        sizes = [min(size, batch_size - start) for start in range(0, batch_size, size)]
+    else:
+        sizes = list(size)
+        if sum(sizes) != batch_size or min(sizes, default=0) < 0:
+            raise SpecError(f"split: expected sizes of {batch_size} rows in all, got {sizes}")
+    parts: list[tuple[dict[str, Field], int]] = [({}, rows) for rows in sizes]
+    for key, value in fields.items():
+        if isinstance(value, Lazy):
+            start = 0
+            for part, rows in parts:
+                part[key] = _lazy_rows(value, slice(start, start + rows))
+                start += rows
+        elif parts:
+            for (part, _), piece in zip(parts, torch.split(value, sizes), strict=True):
+                part[key] = piece
+    return parts
+
+
 def to_index(rows: Rows, batch_size: int) -> tuple[Index, int]:
     """Return the rows as a slice or as an integer tensor `[N]`, and N. Only a mask's size and an int are checked.
 

@@ -1,7 +1,7 @@
 """Named tensors over sequences of different lengths."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from rlx.data.dict_tensor import DictTensor
 from rlx.data.fields import Fields, check_devices, check_keys, check_leading, map_fields, moved
 from rlx.data.interop import Array, from_arrays, from_nested, to_nested
 from rlx.data.lazy import Field, Lazy
-from rlx.data.rows import Rows, cat_fields, integers, take_rows
+from rlx.data.rows import Rows, cat_fields, integers, split_rows, take_rows
 from rlx.errors import SpecError
 
 if TYPE_CHECKING:
@@ -172,6 +172,18 @@ class TemporalDictTensor(Fields):
     def unbind(self) -> list[Self]:
         """Return B TemporalDictTensors of one sequence each, all T long with the padding."""
         return [self[row] for row in range(self.batch_size)]
+
+    def split(self, size: int | Sequence[int]) -> list[Self]:
+        """Return the sequences in parts: views, made in one go.
+
+        Args:
+            size: sequences of each part, the last one being what is left; or of every part, B in all.
+
+        Raises:
+            SpecError: a size below 1, or sizes that are not B in all.
+        """
+        parts = split_rows({_LENGTHS_KEY: self._lengths, **self._fields}, self.batch_size, size)
+        return [self.trusted(part, cast(Tensor, part.pop(_LENGTHS_KEY)), self._max_length) for part, _ in parts]
 
     # Along time.
 

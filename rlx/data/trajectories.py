@@ -1,5 +1,6 @@
 """What a batcher hands back: sequences of steps, what each began with, and the observations at their ends."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -143,19 +144,16 @@ class Trajectories:
             return
         full = self.is_full()
         order = torch.randperm(self.batch_size, generator=generator).to(self.steps.lengths.device)
-        info, steps = self.info[order], self.steps[order]
-        context = self.context[order] if self.context.max_length else None
-        nothing = DictTensor.empty(0)
-        if number is None:
-            ends = [*range(rows, self.batch_size, rows), self.batch_size]
-        else:
+        sizes: int | list[int] = rows
+        if number is not None:
             ends = [self.batch_size * (place + 1) // number for place in range(number)]
-        for start, end in zip([0, *ends], ends, strict=False):
-            piece = slice(start, end)
-            chosen = steps[piece]
+            sizes = [end - start for start, end in itertools.pairwise([0, *ends])]
+        infos, steps = self.info[order].split(sizes), self.steps[order].split(sizes)
+        contexts = self.context[order].split(sizes) if self.context.max_length else [None] * len(steps)
+        nothing = DictTensor.empty(0)
+        for info, chosen, context in zip(infos, steps, contexts, strict=True):
             num_steps = chosen.batch_size * chosen.max_length if full else None
-            its_context = None if context is None else context[piece]
-            yield Trajectories(info[piece], chosen, nothing, its_context, num_steps)
+            yield Trajectories(info, chosen, nothing, context, num_steps)
 
     def _rows_of(self, batch_size: int) -> int:
         """Return the sequences of a minibatch of about `batch_size` steps."""

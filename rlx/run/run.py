@@ -1,6 +1,7 @@
 """A run: what an algorithm reports to, and all that is kept of it."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -304,7 +305,7 @@ class Run:
             LossError: it is not finite.
             RunWriteError: nor could that be saved.
         """
-        if bool(loss.isfinite()):
+        if math.isfinite(loss.item()):
             return
         directory = self._records.directory
         assert directory is not None, "track() comes first"

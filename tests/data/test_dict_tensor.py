@@ -174,6 +174,36 @@ def test_unbind_gives_one_row_pieces_that_cat_joins_again(dict_tensor: DictTenso
         assert_same(DictTensor.cat(pieces), reference(dict_tensor), dict_tensor, dict_tensor.batch_size)
 
 
+@given(dict_tensors(), st.integers(1, 5))
+def test_split_gives_parts_that_share_the_memory_and_cat_joins_again(dict_tensor: DictTensor, size: int) -> None:
+    parts = dict_tensor.split(size)
+    assert all(part.batch_size == size for part in parts[:-1])
+    assert sum(part.batch_size for part in parts) == dict_tensor.batch_size
+    if parts:
+        assert 0 < parts[-1].batch_size <= size
+        assert_same(DictTensor.cat(parts), reference(dict_tensor), dict_tensor, dict_tensor.batch_size)
+        for key, value in parts[0].items():
+            assert value.untyped_storage().data_ptr() == dict_tensor[key].untyped_storage().data_ptr()
+
+
+def test_split_takes_the_size_of_every_part() -> None:
+    data = DictTensor({"a": torch.arange(4)})
+    assert [part["a"].tolist() for part in data.split([1, 0, 3])] == [[0], [], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (0, "split: expected a size of 1 or more, got 0"),
+        ([1, 1], r"split: expected sizes of 3 rows in all, got \[1, 1\]"),
+        ([4, -1], r"split: expected sizes of 3 rows in all, got \[4, -1\]"),
+    ],
+)
+def test_split_refuses_sizes_that_do_not_fit(size: int | list[int], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        DictTensor({"a": torch.zeros(3)}).split(size)
+
+
 @given(dict_tensors(), st.sets(st.sampled_from(KEYS)))
 def test_select_and_exclude_part_the_fields(dict_tensor: DictTensor, names: set[str]) -> None:
     expected, size = reference(dict_tensor), dict_tensor.batch_size

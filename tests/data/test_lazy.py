@@ -48,6 +48,8 @@ DICT_OPERATIONS: list[tuple[Callable[[DictTensor], DictTensor], list[int]]] = [
     (lambda data: data.to("cpu"), [0, 1, 2]),
     (lambda data: data.detach(), [0, 1, 2]),
     (lambda data: data.map(lambda value: value + 1), [1, 2, 3]),
+    (lambda data: data.split(2)[1], [2]),
+    (lambda data: data.split([1, 2])[1], [1, 2]),
     (lambda data: DictTensor.cat([data, data]), [0, 1, 2, 0, 1, 2]),
     (lambda data: DictTensor.where(torch.tensor([True, False, True]), data, data.clone()), [0, 1, 2]),
 ]
@@ -73,6 +75,7 @@ def test_operations_on_rows_leave_lazy_fields_lazy(
 
 TIME_OPERATIONS: list[tuple[Callable[[TemporalDictTensor], Any], list[Any]]] = [
     (lambda steps: steps[[1]], [[3, 4, 5]]),
+    (lambda steps: steps.split(1)[1], [[3, 4, 5]]),
     (lambda steps: steps.slice_time(1), [[1, 2], [4, 5]]),
     (lambda steps: steps.shorten(), [[0, 1], [3, 4]]),
     (lambda steps: steps.at(0), [0, 3]),

@@ -167,6 +167,14 @@ def test_unbind_gives_one_sequence_each(steps: TemporalDictTensor) -> None:
     assert [steps_reference(piece) for piece in pieces] == [[sequence] for sequence in steps_reference(steps)]
 
 
+@given(temporal_dict_tensors(), st.integers(1, 5))
+def test_split_gives_the_sequences_in_parts(steps: TemporalDictTensor, size: int) -> None:
+    parts = steps.split(size)
+    assert all(part.batch_size == size and part.max_length == steps.max_length for part in parts[:-1])
+    joined = [sequence for part in parts for sequence in steps_reference(part)]
+    assert joined == steps_reference(steps)
+
+
 @given(temporal_dict_tensors(), st.sampled_from(["env", "agent", "nobody"]))
 def test_fields_are_chosen_with_their_lengths(steps: TemporalDictTensor, name: str) -> None:
     everything = steps_reference(steps)
