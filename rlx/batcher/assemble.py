@@ -143,7 +143,8 @@ class _Reading:
     def next_obs(self, key: str) -> Tensor:
         self._check()
         following = self.slot.obs[key][1:].transpose(0, 1).clone()
-        following[self.finals["row"], self.finals["time"]] = self.finals[key]
+        if any(self._num_finals):
+            following[self.finals["row"], self.finals["time"]] = self.finals[key]
         return following
 
     def is_first(self) -> Tensor:

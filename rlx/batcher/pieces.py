@@ -114,6 +114,7 @@ def drop_flags_of_resets(ended: Any, resetting_at_start: Any) -> None:
         before = flags
 
 
+@np.errstate(invalid="ignore")  # infinities of both signs
 def tally(
     rewards: NDArray[np.floating],
     ended: Mask,
@@ -132,11 +133,16 @@ def tally(
         lengths: `[B]`, likewise.
         first_row: index of the first environment among all workers'.
     """
-    num_steps = len(rewards)
+    num_steps, size = rewards.shape
     if not num_steps:
         return []
     if valid is not None:
         rewards, ended = np.where(valid, rewards, rewards.dtype.type(0)), ended & valid
+    paid_by_step = rewards.T.astype(np.float64, order="C").ravel()
+    if not ended.any():  # most pieces, where they are short
+        returns += np.add.reduceat(paid_by_step, np.arange(0, num_steps * size, num_steps))
+        lengths += num_steps if valid is None else valid.sum(0)
+        return []
     # Row after row: what belongs to one episode lies together, and is summed by itself, so that a reward which is not
     # finite counts for its own episode alone.
     ends = ended.T.ravel()
@@ -146,11 +152,10 @@ def tally(
     begins[::num_steps] = True
     places = np.flatnonzero(begins)
     first, last = places[:-1], places[1:] - 1
-    paid = np.add.reduceat(rewards.T.astype(np.float64, order="C").ravel(), first)
+    paid = np.add.reduceat(paid_by_step, first)
     counted = last - first + 1 if valid is None else np.add.reduceat(valid.T.ravel(), first, dtype=np.int64)
     goes_on = first % num_steps == 0
-    with np.errstate(invalid="ignore"):  # infinities of both signs
-        paid[goes_on] += returns
+    paid[goes_on] += returns
     counted[goes_on] += lengths
     row, over = first // num_steps, ends[last]
     returns[:], lengths[:] = 0.0, 0

@@ -183,7 +183,7 @@ class ReplayBuffer:
                 some = self.sample(size, generator, n_step=n_step, gamma=gamma, beta=beta, decision=decision)
             else:
                 some = self.sample_sequences(size, generator, num_steps=num_steps, gamma=gamma, beta=beta)
-            yield from split(some.to(device), batch_size)
+            yield from split(some.to(device), batch_size) if size > batch_size else (some.to(device),)
 
     def sample(
         self,

@@ -203,15 +203,21 @@ class Rings:
     ) -> None:
         """Write the steps `at` rows and times into `slots`, and what followed those of `next_at` into `next_slots`."""
         steps, info = trajectories.steps, trajectories.info
+        every = len(slots) == steps.batch_size * steps.max_length
+
+        def of_steps(values: Tensor) -> Array:
+            array = values.detach().numpy()
+            return array.reshape(-1, *array.shape[2:]) if every else array[at]
+
         for name, memory in self.fields.items():
             key = name.removeprefix("env/")
             if name in self._extra and name not in steps:
                 memory[slots] = info[name].numpy()[at[0]]
             elif key in self._observation:
-                memory[slots] = self._newest_frame(key, steps[name].numpy()[at])
+                memory[slots] = self._newest_frame(key, of_steps(steps[name]))
                 memory[next_slots] = self._newest_frame(key, steps[f"next/{key}"].numpy()[next_at])
             else:
-                memory[slots] = steps[name].detach().numpy()[at]
+                memory[slots] = of_steps(steps[name])
 
     def _newest_frame(self, key: str, observation: Array) -> Array:
         if key not in self._stacks:
