@@ -26,11 +26,17 @@ def replay(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
         AgentError: the agent reads its history, and the sequences come without it.
     """
     steps = trajectories.steps
-    seen, taken = steps.group("env"), steps.group("agent")
-    info = trajectories.info.group("agent_info")
-    drawn = _drawn(trajectories)
+    seen, info = steps.group("env"), trajectories.info.group("agent_info")
     if is_stateful(agent, info if trajectories.batch_size else None):
-        return _in_time(_sequences(agent, trajectories, seen, taken, drawn), lambda value: value, steps)
+        outputs = _sequences(agent, trajectories, seen, steps.group("agent"), _drawn(trajectories))
+        return _in_time(outputs, lambda value: value, steps)
+    return _step_by_step(agent, trajectories, seen)
+
+
+def _step_by_step(agent: Agent, trajectories: Trajectories, seen: TemporalDictTensor) -> TemporalDictTensor:
+    """Return the outputs `[B, T]` of a stateless agent that sees `seen` `[B, T]` at each step, by one call."""
+    steps, info, drawn = trajectories.steps, trajectories.info.group("agent_info"), _drawn(trajectories)
+    taken = steps.group("agent")
     size, length = steps.leading_shape
     if length == 1:
         info = info if drawn is None else drawn.at(0)
@@ -178,14 +184,14 @@ def replay_next(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:
     for name in steps:
         group, _, key = name.partition("/")
         if group == "next" and key.split("/")[0] in agent.inputs:
-            seen[f"env/{key}"] = steps[name]
+            seen[key] = steps[name]
         elif group == "agent" and f"prev_{key.split('/')[0]}" in agent.inputs:
-            seen[f"env/prev_{key}"] = steps[name]
+            seen[f"prev_{key}"] = steps[name]
     if "prev_reward" in agent.inputs:
-        seen["env/prev_reward"] = steps["next/reward"]
-    following = steps.select(*(key for key in steps if key.startswith(("agent/", "agent_info/"))))
-    following = following | TemporalDictTensor.trusted(seen, steps.lengths, steps.max_length)
-    return replay(agent, Trajectories(trajectories.info, following, DictTensor.empty(0)))
+        seen["prev_reward"] = steps["next/reward"]
+    if "is_first" in agent.inputs:  # what follows a step is in its episode
+        seen["is_first"] = torch.zeros_like(steps["next/terminated"])
+    return _step_by_step(agent, trajectories, TemporalDictTensor.trusted(seen, steps.lengths, steps.max_length))
 
 
 @torch.no_grad()

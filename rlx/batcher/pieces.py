@@ -140,7 +140,7 @@ def tally(
         rewards, ended = np.where(valid, rewards, rewards.dtype.type(0)), ended & valid
     paid_by_step = rewards.T.astype(np.float64, order="C").ravel()
     if not ended.any():  # most pieces, where they are short
-        returns += np.add.reduceat(paid_by_step, np.arange(0, num_steps * size, num_steps))
+        returns += np.add.reduceat(paid_by_step, np.arange(0, num_steps * size, num_steps, dtype=np.int64))
         lengths += num_steps if valid is None else valid.sum(0)
         return []
     # Row after row: what belongs to one episode lies together, and is summed by itself, so that a reward which is not

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from rlx.agent import GRUActorCritic, TransformerActorCritic, reset_state
+from rlx.agent import Agent, GRUActorCritic, TransformerActorCritic, reset_state
 from rlx.agent.replay import replay, replay_next, values
 from rlx.batcher import Batcher
-from rlx.data import DictTensor
+from rlx.data import DictTensor, Trajectories
 from rlx.env import make
 from tests.agent.agents import SPECS, Recurrent, actor_critic, steps_of
 from tests.batcher.ledger import ID
@@ -138,6 +138,28 @@ make_transformer = {
     "kind": TransformerActorCritic, "num_layers": 2, "window": 3, "model_size": 8, "num_heads": 2,
     "feedforward_size": 8,
 } | MEMORY  # fmt: skip
+
+
+class SeesAll(Agent):
+    """Puts out what it sees, without a state."""
+
+    inputs = ("obs", "prev_reward", "prev_action", "is_first")
+
+    def forward(self, observation, state, agent_info, taken=None):
+        first = observation["is_first"].float()
+        seen = torch.stack([observation["obs"][:, 0], observation["prev_reward"], first], dim=-1)
+        return DictTensor({"seen": seen, "prev_action": observation["prev_action"]}, len(first)), state
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_what_followed_a_step_is_in_its_episode_and_comes_with_what_the_step_did_and_was_paid(length: int) -> None:
+    steps = steps_of([length] * 3, length, seed=3).steps
+    trajectories = Trajectories(DictTensor.empty(3), steps, DictTensor.empty(0))
+    found = replay_next(SeesAll(), trajectories)
+    assert torch.equal(found["seen"][..., 0], steps["next/obs"][..., 0])
+    assert torch.equal(found["seen"][..., 1], steps["next/reward"])
+    assert not found["seen"][..., 2].any()
+    assert torch.equal(found["prev_action"], steps["agent/action"])
 
 
 def sample_skill(row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
