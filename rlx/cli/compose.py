@@ -14,6 +14,7 @@ from rlx.cli.sweep import last, new_directory
 from rlx.cli.train import Arguments, check_trains, choices_of, parse, resolve, without_hydra
 from rlx.errors import ConfigError
 from rlx.run.directory import default_run_directory
+from rlx.run.files import expanded
 from rlx.run.sweep import own_overrides
 from rlx.tools.submit import Asked
 
@@ -58,7 +59,7 @@ def compose_jobs(arguments: Sequence[str], config_dir: Path | None) -> Asked:
     flags = [] if parsed.config_dir is None else [f"--config-dir={Path(parsed.config_dir).absolute()}"]
     typed = values[0]["run_dir"]
     if typed is not None:
-        directory = Path(typed).expanduser()
+        directory = expanded(typed)
     elif parsed.multirun:
         directory = new_directory()
     else:

@@ -1,5 +1,6 @@
 """How a command ends: results on standard output, one message on standard error, and the exit status."""
 
+import errno
 import logging
 import os
 import signal
@@ -34,6 +35,11 @@ def reported_errors() -> Generator[None]:
         else:
             _leave_it_to_rank_0()
         raise SystemExit(error.exit_status) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        sys.stderr.write(f"Error: '{error.filename}': {error.strerror}\n")  # whichever argument it was
+        raise SystemExit(UserError.exit_status) from None
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
         sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
         raise SystemExit(getattr(interrupt, "exit_status", 130)) from None

@@ -79,6 +79,7 @@ def list_runs(
 ) -> None:
     """Show how runs stand and what they reached: rlx runs runs/CartPole (default folder: runs)."""
     with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.run.files import expanded
         from rlx.tools import runs
 
         records, problems = runs.list_runs(
@@ -94,7 +95,7 @@ def list_runs(
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
         if records:
-            emit("\n".join(runs.table(records, folder.expanduser(), width)))
+            emit("\n".join(runs.table(records, expanded(folder), width)))
         else:
             typer.echo(f"no runs in '{folder}'{' that fit' if status or where else ''}", err=True)
         for problem in problems:

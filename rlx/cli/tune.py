@@ -87,6 +87,7 @@ def _join(
         RunDirectoryError: there is none.
         ConfigError: an option says something else than the study.
     """
+    from rlx.run.files import expanded
     from rlx.tools.study import Study, read_plan
 
     plan = read_plan(directory)
@@ -99,7 +100,7 @@ def _join(
     for option, (got, there) in typed.items():
         if got not in (None, there):
             raise ConfigError(f"{option}: got {got}, but the study in '{directory}' was begun with {there}")
-    return Study(directory.expanduser().absolute(), plan)
+    return Study(expanded(directory).absolute(), plan)
 
 
 def _tell(line: str) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from rlx import __version__
 from rlx.errors import CheckpointError, RunWriteError
 from rlx.run.directory import CHECKPOINTS, is_run_directory
-from rlx.run.files import fsync_directory, reason_of, sha256_of, sync_file, write_durable
+from rlx.run.files import expanded, fsync_directory, reason_of, sha256_of, sync_file, write_durable
 from rlx.run.migrate import SCHEMA, bring_state_up_to_date, bring_up_to_date, check_schema
 from rlx.run.state import decode, encode
 
@@ -259,7 +259,7 @@ def find_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
     Raises:
         CheckpointError: there is none; says what is there instead.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         if not path.exists():
             raise CheckpointError(f"'{path}' does not exist; expected a run directory or a checkpoint")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlx.errors import RunDirectoryError
-from rlx.run.files import write_json_atomic, write_text_atomic
+from rlx.run.files import expanded, write_json_atomic, write_text_atomic
 
 __all__ = [
     "CHECKPOINTS",
@@ -78,7 +78,7 @@ def create_run_directory(path: Path | str) -> Path:
     Raises:
         RunDirectoryError: something is there already, or the directory cannot be made.
     """
-    path = Path(path).expanduser().absolute()
+    path = expanded(path).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if _is_prepared(path):
@@ -95,7 +95,7 @@ def create_run_directory(path: Path | str) -> Path:
 
 def is_taken(path: Path | str) -> bool:
     """Return whether no run can be made at this path: there is something, and not only `jobs/`."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     return os.path.lexists(path) and not _is_prepared(path)
 
 

@@ -10,29 +10,75 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rlx.errors import UserError
+from rlx.errors import RlxError, UserError
+
+_REFUSED = "it cannot be written to"
 
 
-def check_output(path: Path, option: str) -> None:
-    """Refuse a place where no file can be written, before anything is done for it.
+def expanded(path: Path | str) -> Path:
+    """Return a path that a user gave, with `~` expanded; `~nobody` of no user of this machine stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def check_output(path: Path, option: str) -> Path:
+    """Return where a command writes the file that it was asked for, `~` expanded, before anything is done for it.
 
     Args:
         path: of the file.
         option: what it was given as: `--output`.
 
     Raises:
-        UserError: it is one; says why.
+        UserError: no file can be written there; says why.
+    """
+    path = expanded(path)
+    try:
+        reason = _why_not(path)
+    except (OSError, RuntimeError) as error:  # the second: links in a circle
+        reason = reason_of(error)
+    if reason is None:
+        return path
+    raise UserError(f"{option}: cannot write '{path}': {reason}")
+
+
+def _why_not(path: Path) -> str | None:
+    """Return why a file cannot be written, or None where one can be; a new name is tried out.
+
+    Raises:
+        OSError: the system says it.
     """
     folder = path.parent
     if path.is_dir():
-        reason = "it is a folder; expected a file"
-    elif not folder.is_dir():
-        reason = f"there is no folder '{folder}'"
-    elif not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        reason = f"{f'the folder {str(folder)!r}' if not path.exists() else 'it'} cannot be written to"
-    else:
-        return
-    raise UserError(f"{option}: cannot write '{path}': {reason}")
+        return "it is a folder; expected a file"
+    if not folder.is_dir():
+        return f"there is no folder '{folder}'"
+    if path.exists():
+        return None if os.access(path, os.W_OK) and (_in_place(path) or os.access(folder, os.W_OK)) else _REFUSED
+    if not os.access(folder, os.W_OK):
+        return f"the folder {str(folder)!r} cannot be written to"
+    target = path.resolve()  # of a link to nothing
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # what rights do not tell, as of `/proc`
+    target.unlink()
+    return None
+
+
+@contextlib.contextmanager
+def writing_output(path: Path) -> Generator[IO[bytes]]:
+    """Give the file that a command writes at a place from `check_output`: whole, or the old one stays (`replacing`).
+
+    A link stays one, and what is no regular file, such as `/dev/stdout` or a named pipe, is written to as it is.
+
+    Raises:
+        RlxError: the file system refused it.
+    """
+    try:
+        with open(path, "wb") if _in_place(path) else replacing(path.resolve()) as file:
+            yield file
+    except OSError as error:
+        raise RlxError(f"cannot write '{path}': {reason_of(error)}") from None
+
+
+def _in_place(path: Path) -> bool:
+    return path.exists() and not path.is_file()
 
 
 def fsync_directory(path: Path) -> None:
@@ -61,7 +107,7 @@ def replacing(path: Path) -> Generator[IO[bytes]]:
     Raises:
         OSError: the file system refused it; `filename` is `path`, which is as it was before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

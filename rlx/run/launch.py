@@ -22,6 +22,7 @@ from rlx.run.compute import Precision, keep_freed_memory
 from rlx.run.cores import describe_use, find_cores, fitted
 from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator, kinds_of
+from rlx.run.files import expanded
 from rlx.run.lock import RunLock
 from rlx.run.loggers import LoggerMaker, logger_targets, read_loggers
 from rlx.run.migrate import KEY, SCHEMA, read_stored
@@ -266,7 +267,7 @@ def resume_run(
         RlxError: it cannot be resumed (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
-    directory = run.expanduser().absolute()
+    directory = expanded(run).absolute()
     check_run(directory)
     written, _ = read_stored(directory)  # what was older in it, its checkpoint tells
     learner = written.get("learner")

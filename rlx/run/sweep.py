@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from rlx.errors import RlxError, RunDirectoryError, message_of
 from rlx.run.directory import PREPARED, is_run_directory, read_summary
-from rlx.run.files import reason_of, write_json_atomic
+from rlx.run.files import expanded, reason_of, write_json_atomic
 from rlx.run.lock import RunLock
 
 PLAN = "sweep.json"
@@ -120,7 +120,7 @@ class Sweep:
     """
 
     def __init__(self, directory: Path | str) -> None:
-        self.directory = Path(directory).expanduser()
+        self.directory = expanded(directory)
         self.folder = self.directory / PREPARED
 
     def ask(
@@ -300,6 +300,8 @@ class Sweep:
         """Raise RunDirectoryError where something else is in the directory."""
         if not os.path.lexists(self.directory):
             return
+        if not self.directory.is_dir():
+            raise RunDirectoryError(f"run_dir: '{self.directory}' is no folder; give a path that does not exist yet")
         others = sorted(path.name for path in self.directory.iterdir() if path.name not in _OTHERS)
         if others:
             held = "a run" if is_run_directory(self.directory) else f"something else ({others[0]})"

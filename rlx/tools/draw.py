@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.errors import MissingPackageError, RlxError
+from rlx.errors import MissingPackageError
+from rlx.run.files import writing_output
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")
 """After Okabe and Ito: told apart with any kind of colour vision."""
@@ -158,10 +159,9 @@ class Figure:
         Raises:
             RlxError: it cannot be written.
         """
-        try:
-            self._figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
-        except OSError as error:
-            raise RlxError(f"cannot write '{path}': {error.strerror or error}") from None
+        form = path.suffix.lower().removeprefix(".")
+        with writing_output(path) as file:
+            self._figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else {})
 
 
 def style_of(labels: Sequence[str]) -> dict[str, int]:

@@ -1,18 +1,19 @@
 """`rlx eval`: policies of runs and checkpoints, each over the same episodes, and the statistics of their returns."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlx.errors import CheckpointError, RlxError, UserError
+from rlx.errors import CheckpointError, UserError
 from rlx.run.checkpoint import list_checkpoints
 from rlx.run.console import EvaluationLine
 from rlx.run.directory import is_run_directory
 from rlx.run.evaluate import evaluate_path
-from rlx.run.files import check_output
+from rlx.run.files import check_output, writing_output
 from rlx.tools.statistics import bootstrap_interval, summarize
 
 COLUMNS = ("path", "env_steps", "episode", "return", "length", "seed", "deterministic")
@@ -50,28 +51,31 @@ def evaluate_paths(
         CheckpointError: a checkpoint is missing or cannot be played.
         EnvironmentFault: an environment raised, or an episode does not end.
         UserError: the CSV file is nowhere where a file can be written.
-        RlxError: it could not be written.
+        RlxError: it could not be written; what was there before still is.
     """
     if csv_path is not None:
-        csv_path = csv_path.expanduser()
-        check_output(csv_path, "--csv")
+        csv_path = check_output(csv_path, "--csv")
     policies = [policy for path in paths for policy in (_checkpoints(path) if all_checkpoints else [path])]
     if video is not None or human:
         found = [_seen(policies, video, human, options)]
     else:
         found = [_played(path, options) for path in policies]
     if csv_path is not None:
-        try:
-            with open(csv_path, "w", newline="", encoding="utf-8") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(COLUMNS)
-                for one in found:
-                    for number, (value, length) in enumerate(zip(one["returns"], one["lengths"], strict=True)):
-                        same = one["seed"], one["deterministic"]
-                        table.writerow((one["path"], one["env_steps"], number, value, length, *same))
-        except OSError as error:
-            raise RlxError(f"cannot write '{csv_path}': {error.strerror}") from None
+        with writing_output(csv_path) as file:
+            file.write(_table(found).encode())
     return found
+
+
+def _table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the CSV file's text: one row an episode."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for one in found:
+        for number, (value, length) in enumerate(zip(one["returns"], one["lengths"], strict=True)):
+            same = one["seed"], one["deterministic"]
+            table.writerow((one["path"], one["env_steps"], number, value, length, *same))
+    return text.getvalue()
 
 
 def _played(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from rlx import __version__
 from rlx.agent import MixtureAgent
 from rlx.agent.agent import Agent, AgentMaker
 from rlx.data import EnvSpecs
-from rlx.errors import AgentError, ConfigError, RlxError, UserError, did_you_mean
-from rlx.run.files import check_output, json_ready, reason_of, replacing
+from rlx.errors import AgentError, ConfigError, RlxError, did_you_mean
+from rlx.run.files import check_output, json_ready, writing_output
 from rlx.run.policy import Policy, load_policy
 from rlx.tools.export_check import largest_difference, spaces_of
 from rlx.tools.export_formats import Format, need, opened, to_bytes
@@ -66,10 +66,10 @@ def export_policy(
         AgentError: the agent cannot be exported, or the file would not act as it does.
         ConfigError: `agent_info` is wrong or missing.
         MissingPackageError: the format needs a package that is not installed.
-        UserError: the file cannot be written.
+        UserError: the output is nowhere where a file can be written.
+        RlxError: it could not be written; what was there before still is.
     """
-    output = Path(output).expanduser()
-    check_output(output, "--output")
+    output = check_output(Path(output), "--output")
     need(format)
     policy = load_policy(path, trust=trust, config_dir=config_dir)
     given = _read_info(agent_info)
@@ -94,11 +94,8 @@ def export_policy(
         what = f"'{policy.path}': {policy.agent_target} cannot be exported to {format}"
         raise AgentError(f"{what}: {_first_cause(error)}") from error
     num_checked, difference = largest_difference(opened(format, content), policy, make_agent, module)
-    try:
-        with replacing(output) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write '{output}': {reason_of(error)}") from error
+    with writing_output(output) as file:
+        file.write(content)
     return Exported(output, metadata, num_checked, difference)
 
 

@@ -71,7 +71,7 @@ class Film:
             self._writer = None
             self._path.replace(path)
         except OSError as error:
-            raise RlxError(f"cannot write '{path}': {reason_of(error)}") from error
+            raise RlxError(f"cannot write '{path}': {reason_of(error)}") from None
         return path
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class Film:
         try:
             self._writer.send(frame)
         except (OSError, RuntimeError) as error:
-            raise RlxError(f"cannot write a video into '{self._path.parent}': {reason_of(error)}") from error
+            raise RlxError(f"cannot write a video into '{self._path.parent}': {reason_of(error)}") from None
 
     def _written(self, frame: Frame, text: str) -> Frame:
         """Return the frame with the text on a dark ground in its corner."""

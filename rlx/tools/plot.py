@@ -87,11 +87,12 @@ def plot_runs(paths: Sequence[Path], out: Path, options: PlotOptions) -> list[st
         RunDirectoryError: there are no runs.
         ConfigError: a metric, key or format that is not there.
         UserError: the picture is nowhere where a file can be written.
+        RlxError: it could not be written; what was there before still is.
         MissingPackageError: matplotlib is not installed.
     """
     if out.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out: got '{out}', expected a name that ends in {', '.join(FORMATS)}")
-    check_output(out, "--out")
+    out = check_output(out, "--out")
     notes: list[str] = []
     runs = list(dict.fromkeys(run.resolve() for path in paths for run in find_runs(path, notes)))
     if not runs:

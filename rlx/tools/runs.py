@@ -11,6 +11,7 @@ from typing import Any
 from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.console import format_value
 from rlx.run.directory import CONFIG, PREPARED, is_run_directory
+from rlx.run.files import expanded
 from rlx.run.migrate import told_together
 from rlx.run.sweep import is_sweep
 from rlx.tools.queued import sweeps_of, with_jobs
@@ -62,7 +63,7 @@ def list_runs(
                 problems.append(f"{directory / CONFIG}: holds no configuration of a run")
         except (RunDirectoryError, OSError) as error:
             problems.append(f"{directory}: {error}")
-    top = Path(folder).expanduser()
+    top = expanded(folder)
     found = with_jobs(found, sweeps_of(top, sweeps, (record.directory for record in found)), top, problems)
     found.sort(key=lambda record: [_natural(part) for part in record.directory.parts])
     records: list[RunRecord] = []
@@ -145,7 +146,7 @@ def find_runs(
     Raises:
         RunDirectoryError: there is no such folder.
     """
-    top = Path(folder).expanduser()
+    top = expanded(folder)
     if not top.is_dir():
         raise RunDirectoryError(f"there is no folder '{folder}'")
     told: list[str] = [] if problems is None else problems

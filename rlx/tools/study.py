@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rlx.errors import ConfigError, RunDirectoryError
 from rlx.run.build import maker
-from rlx.run.files import write_text_atomic
+from rlx.run.files import expanded, write_text_atomic
 from rlx.tools.presence import Presence
 from rlx.tools.runs import STUDY
 from rlx.tools.sampler import EXHAUSTED, SeededSampler
@@ -219,7 +219,7 @@ def open_study(directory: Path, plan: Plan) -> Study:
         RunDirectoryError: the directory is something else, or cannot be made.
         ConfigError: the study there is another one, or its storage cannot be opened.
     """
-    directory = directory.expanduser().absolute()
+    directory = expanded(directory).absolute()
     ours = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
     if not ours and not is_study(directory) and not (directory / PROCESSES).is_dir():  # which is made first
         raise RunDirectoryError(f"study_dir: '{directory}' exists already, and is no study; give another path")
@@ -254,7 +254,7 @@ def read_plan(directory: Path) -> Plan:
     Raises:
         RunDirectoryError: there is none, or it cannot be read.
     """
-    path = directory.expanduser() / STUDY
+    path = expanded(directory) / STUDY
     try:
         loaded: Any = yaml.safe_load(path.read_bytes())
     except FileNotFoundError:

@@ -16,6 +16,7 @@ from rlx.env.vec_env import StepBuffer, VecEnv
 from rlx.errors import ConfigError, EnvironmentFault, UserError
 from rlx.run.build import maker
 from rlx.run.evaluate import EvaluationResult
+from rlx.run.files import check_output, expanded, reason_of
 from rlx.run.policy import Policy, load_policy
 from rlx.seeding import derive, env_seed
 from rlx.tools.film import Film, libraries
@@ -75,7 +76,7 @@ def watch(
         require_screen()
     else:
         libraries()  # before anything is made in vain
-    place = None if video is None else _Place(Path(video).expanduser(), episodes)
+    place = None if video is None else _Place(Path(video), episodes)
     policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
     returns, lengths, files = list[float](), list[int](), list[Path]()
     for row in range(episodes):
@@ -199,19 +200,21 @@ class _Place:
         Raises:
             UserError: it is no place for so many videos.
         """
-        self._file = path if path.suffix.lower() == ".mp4" and not path.is_dir() else None
-        self.folder = path if self._file is None else path.parent
         if path.suffix.lower() in _OTHER_FORMATS:
             raise UserError(f"--video: got '{path.suffix}', expected a file .mp4, or a folder")
-        if self._file is not None and episodes > 1:
-            raise UserError(f"--video: got one file for {episodes} episodes, expected a folder: --video '{path.stem}'")
+        path = expanded(path)
         try:
+            self._file = path if path.suffix.lower() == ".mp4" and not path.is_dir() else None
             if self._file is None:
                 path.mkdir(parents=True, exist_ok=True)
-            elif not self.folder.is_dir():
-                raise UserError(f"--video: cannot write '{path}': there is no folder '{self.folder}'")
         except OSError as error:
-            raise UserError(f"--video: cannot make the folder '{path}': {error.strerror}") from error
+            raise UserError(f"--video: cannot make the folder '{path}': {reason_of(error)}") from error
+        self.folder = path if self._file is None else path.parent
+        if self._file is None:
+            return
+        if episodes > 1:
+            raise UserError(f"--video: got one file for {episodes} episodes, expected a folder: --video '{path.stem}'")
+        check_output(self._file, "--video")
 
     def of(self, number: int, value: float) -> Path:
         """Return the file of an episode, by the environment's seed and its return."""

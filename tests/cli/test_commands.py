@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_eval_of_several_policies_tells_each_and_keeps_every_episode(
     assert [one["path"] for one in json.loads(capfd.readouterr().out)["evaluations"]] == ["one", "two"]
     assert call("eval", "one", "--csv", str(tmp_path)) == 2
     assert "cannot write" in capfd.readouterr().err
+    before = table.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        assert call("eval", "one", "two", "--csv", str(table)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert table.read_bytes() == before
 
 
 def test_eval_of_nothing_is_one_message(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:

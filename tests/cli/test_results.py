@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -146,6 +147,48 @@ def test_what_is_not_there_is_named_before_anything_is_done(
         pytest.importorskip({"plot": "matplotlib", "export": "onnxscript"}[arguments[0]])
     assert call(*arguments) == 2
     assert capsys.readouterr().err.startswith(f"Error: {message}")
+
+
+@pytest.mark.parametrize("path", ["/proc/none.png", "x" * 300 + ".png", "~nobody-of-this-name/x.png"])
+def test_a_bad_path_is_one_line_and_status_2_whichever_command_and_argument(
+    folder: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("imageio_ffmpeg")
+    for arguments in (
+        ("plot", "runs", "--out", path),
+        ("eval", "runs/0", "--csv", path),
+        ("eval", "runs/0", "--video", path.replace("png", "mp4")),
+        ("export", "runs/0", "--format", "torchscript", "--output", path),
+        ("runs", path),
+        ("plot", path),
+        ("compare", path, "runs/0"),
+        ("eval", path),
+        ("export", path, "--format", "torchscript"),
+        ("submit", "--config-dir", path, "--dry-run", "--", "seed=1"),
+    ):
+        assert call(*arguments) == 2, arguments
+        err = capsys.readouterr().err
+        assert (err.startswith("Error: "), err.count("\n")) == (True, 1), arguments
+    assert sorted(name for name in os.listdir(folder)) == ["runs"]
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_leaves_the_old_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    assert call("plot", "runs", "--out", "it.png") == 0
+    before = (folder / "it.png").read_bytes()
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        assert call("plot", "runs", "--out", "it.png", "--each") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == "Error: cannot write 'it.png': File too large\n"
+    assert (folder / "it.png").read_bytes() == before
+    assert sorted(os.listdir(folder)) == ["it.png", "runs"]
 
 
 def test_filters_that_fit_no_run_are_no_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,7 @@ def test_cluster_of_ones_own_is_laid_over_the_defaults(folder: Path) -> None:
         (["--sbatch=-N2", "--", "seed=1"], "--sbatch: got '-N2', expected a long option"),
         (["--cluster", "defult", "--", "seed=1"], "--cluster: there is no 'defult'. Did you mean 'default'?"),
         (["--", "run_dir=/proc/none"], "run_dir: cannot write '/proc/none/jobs'"),
+        (["--", "run_dir=/etc/passwd"], "run_dir: '/etc/passwd' is no folder"),
         (["--", "seed=1"], "sbatch: there is no such program here"),
     ],
 )
