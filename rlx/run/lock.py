@@ -20,6 +20,7 @@ from rlx.errors import RunDirectoryError
 
 LOCK = "run.lock"
 _POLL_SECONDS = 0.05
+_TRIES = 10
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -76,11 +77,14 @@ class RunLock:
 
     def _open(self) -> tuple[int, bool]:
         """Return the file's descriptor, and whether it was made just now."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            return os.open(self._path, flags | os.O_EXCL, 0o666), True
-        except FileExistsError:
-            return os.open(self._path, flags, 0o666), False
+        flags = os.O_RDWR | os.O_CLOEXEC
+        for _ in range(_TRIES):  # whoever had it may remove it between the two
+            try:
+                return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+            except FileExistsError:
+                with suppress(FileNotFoundError):
+                    return os.open(self._path, flags), False
+        return os.open(self._path, flags | os.O_CREAT, 0o666), False  # a link to nothing is there, and is not
 
     def release(self) -> None:
         """Give it back; harmless when called again."""

@@ -95,3 +95,33 @@ def test_job_that_slurm_starts_again_elsewhere_takes_over_its_own_lock(
 def test_a_directory_where_no_lock_can_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"run\.lock' cannot be written: No such file or directory"):
         RunLock(tmp_path / "missing").__enter__()
+
+
+def test_a_file_that_vanishes_while_it_is_opened_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def open_late(path: Path, flags: int, mode: int = 0o777) -> int:
+        if not flags & os.O_EXCL:
+            path.unlink(missing_ok=True)  # as its holder does now
+        return really_open(path, flags, mode)
+
+    really_open = os.open
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / LOCK).touch()
+    with monkeypatch.context() as late:
+        late.setattr(os, "open", open_late)
+        lock = RunLock(tmp_path).acquire()
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    lock.release()
+
+
+def test_a_link_to_nothing_can_be_held(tmp_path: Path) -> None:
+    (tmp_path / LOCK).symlink_to("elsewhere")
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "elsewhere").read_text())["pid"] == os.getpid()
+    (tmp_path / LOCK).symlink_to("no/where")
+    with pytest.raises(RunDirectoryError, match="cannot be written: No such file or directory"):
+        RunLock(tmp_path).__enter__()
