@@ -4,6 +4,7 @@ A `Worker` lives in the batcher's own process (`local`), behind a pipe in anothe
 (`ray_actor`).
 """
 
+import logging
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -22,8 +23,10 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker_options import WorkerOptions, check_env
 from rlx.data import DictTensor, EnvSpecs
-from rlx.errors import AgentError, ConfigError, EnvironmentFault
+from rlx.errors import AgentError, ConfigError, EnvironmentFault, message_of
 from rlx.seeding import derive, env_seed
+
+_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -200,8 +203,12 @@ class Worker:
         return function(self, *args)
 
     def close(self) -> None:
-        """Close the environments."""
-        self.env.close()
+        """Close the environments; one that raises is told of, in this process as in others."""
+        try:
+            self.env.close()
+        except Exception as error:
+            raised = f"environment '{self.env.name}': close raised {type(error).__name__}: {message_of(error)}"
+            _log.warning("%s", error if isinstance(error, EnvironmentFault) else raised)
 
     def _check_env_info(self, env_info: Info) -> None:
         """Refuse what would stand beside each step and never reach the environment."""

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from rlx.batcher.on_device import DeviceRollout
 from rlx.data import DictTensor
 from rlx.env import Autoreset, GymVecEnv, TorchCartPole, VecEnv, make
 from rlx.errors import EnvironmentFault, RlxError, SpecError, UserError
+
+from ..program import ENVIRONMENT
 
 MLP = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
 GRU = partial(GRUActorCritic, hidden_sizes=[8], activation="tanh", state_size=8, critic_hidden_sizes=[8],
@@ -201,6 +205,53 @@ def test_an_environment_that_cannot_be_closed_either_does_not_hide_what_was_wron
         batcher.publish(MLP(batcher.specs))
         with pytest.raises(EnvironmentFault, match="the real problem"):
             batcher.collect()
+
+
+class NeverClosed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Fails when it is closed, as a simulator whose window is gone does."""
+
+    def close(self) -> None:
+        raise OSError("the window is gone")
+
+
+class NeverClosedVec(GymVecEnv):
+    """The same, of a vector environment of the user's own."""
+
+    def close(self) -> None:
+        super().close()
+        raise OSError("the window is gone")
+
+
+def never_closed(*, num_envs: int) -> GymVecEnv:
+    return GymVecEnv(lambda: NeverClosed(gymnasium.make("CartPole-v1")), num_envs)
+
+
+def never_closed_vec(*, num_envs: int) -> GymVecEnv:
+    return NeverClosedVec(lambda: gymnasium.make("CartPole-v1"), num_envs)
+
+
+COLLECTS = """
+from tests.batcher.test_corners import MLP, SMALL, Batcher, never_closed, never_closed_vec
+if __name__ == "__main__":
+    for workers in ("local", "process"):
+        for make_env in (never_closed, never_closed_vec):
+            with Batcher(MLP, make_env, **SMALL | {"workers": workers}) as batcher:
+                batcher.publish(MLP(batcher.specs))
+                assert batcher.collect().num_steps == 16
+"""
+
+
+def test_a_close_that_raises_is_one_warning_whatever_the_workers_are() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTS], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    raised = "close raised OSError: the window is gone"
+    assert (
+        done.stderr.splitlines()
+        == [
+            f"environment 'environment' (row 0): {raised}",
+            f"environment 'environment': {raised}",
+        ]
+        * 2
+    )
 
 
 class Cameras(gymnasium.Env[Any, Any]):
