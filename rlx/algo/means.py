@@ -18,7 +18,7 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     names = list(updates[0])
     with torch.no_grad():
         table = torch.stack([torch.stack([update[name] for update in updates]) for name in names])
-        means = cast("list[float]", table.mean(dim=1).tolist())
+        means = cast("list[float]", table.cpu().double().mean(dim=1).tolist())  # of equal numbers: that number
     return dict(zip(names, means, strict=True))
 
 

@@ -111,7 +111,7 @@ def n_step_returns(
 def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
     """Return `1 - Var(target - predicted) / Var(target)`, 0-dimensional: 1 is perfect, 0 no better than the mean.
 
-    NaN of fewer than two values.
+    NaN of fewer than two values, and of a target that does not vary.
 
     Args:
         predicted: `[N]`.
@@ -120,7 +120,7 @@ def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
     if target.numel() < 2:
         return torch.full_like(target.sum(), torch.nan)
     variance = target.var()
-    return 1.0 - (target - predicted).var() / variance.clamp(min=torch.finfo(target.dtype).tiny)
+    return torch.where(variance > 0, 1.0 - (target - predicted).var() / variance, torch.nan)
 
 
 def normalize(values: Tensor, moments: tuple[Tensor, Tensor] | None = None, epsilon: float = 1e-8) -> Tensor:

@@ -1,8 +1,9 @@
 """What the ranks of a distributed learner tell each other at an iteration's end, so that all of them go on alike."""
 
+import math
 import signal
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -44,7 +45,7 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
     """Return the iteration of all ranks together; the same on each.
 
     Steps and whole numbers among the terms are added up. Other terms are means, weighed by each rank's samples, or by
-    its steps where there was no update. Episodes come in the order of the ranks.
+    its steps where there was no update, over what is not NaN. Episodes come in the order of the ranks.
 
     Raises:
         RankError: the ranks do not report the same terms: they have gone different ways.
@@ -53,28 +54,27 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
         return own
     names = zlib.crc32("\n".join(own.terms).encode())
     stops = [float(own.stop == number) for number in STOP_SIGNALS]
-    counts = [0] * ranks.size
-    counts[ranks.rank] = len(own.episodes)
-    mine = [own.env_steps, own.samples, own.late, own.restarts, own.dropped_steps, names]
-    header = _sum(ranks, torch.tensor([*mine, *stops, *counts], dtype=torch.float64))
-    env_steps, samples, late, restarts, dropped_steps = (int(value) for value in header[: len(mine) - 1])
-    if header[len(mine) - 1] != names * ranks.size:
+    mine = [own.env_steps, own.samples, own.late, own.restarts, own.dropped_steps, len(own.episodes), names, *stops]
+    header = ranks.gather(torch.tensor(mine, dtype=torch.float64))
+    if (header[:, 6] != names).any():
         raise RankError(f"the ranks went different ways: rank {ranks.rank} reports {', '.join(own.terms) or 'nothing'}")
-    asked = header[len(mine) : len(mine) + len(stops)]
-    numbers = [int(value) for value in header[len(mine) + len(stops) :]]
-    weight, total = (own.samples, samples) if samples else (own.env_steps, env_steps)
-    values = [_share(value, weight) for value in own.terms.values()]
+    env_steps, samples, late, restarts, dropped_steps = (int(value) for value in header[:, :5].sum(0))
+    weights = cast("list[float]", header[:, 1 if samples else 0].tolist())
+    numbers = [int(number) for number in header[:, 5]]
+    values = torch.zeros(ranks.size, len(own.terms), dtype=torch.float64)
+    values[ranks.rank] = torch.tensor([float(value) for value in own.terms.values()], dtype=torch.float64)
     played = torch.zeros(sum(numbers), 3, dtype=torch.float64)
     place = sum(numbers[: ranks.rank])
     if own.episodes:
         played[place : place + len(own.episodes)] = torch.tensor(own.episodes, dtype=torch.float64)
-    sums = _sum(ranks, torch.cat([torch.tensor(values, dtype=torch.float64), played.flatten()]))
+    found = _sum(ranks, torch.cat([values.flatten(), played.flatten()]))
     terms: dict[str, Tensor | float] = {}
-    for (name, value), total_of in zip(own.terms.items(), sums, strict=False):
-        terms[name] = int(total_of) if isinstance(value, int) else total_of / max(total, 1)
-    rows = sums[len(values) :]
+    for column, (name, value) in enumerate(own.terms.items()):
+        reported = found[column : values.numel() : len(own.terms)]
+        terms[name] = int(sum(reported)) if isinstance(value, int) else _mean(reported, weights)
+    rows = found[values.numel() :]
     episodes = [(int(rows[i]), rows[i + 1], int(rows[i + 2])) for i in range(0, len(rows), 3)]
-    stop = first_of(asked)
+    stop = first_of(cast("list[float]", header[:, 7:].sum(0).tolist()))
     return Iteration(terms, env_steps, samples, episodes, stop, late > 0, restarts, dropped_steps)
 
 
@@ -94,8 +94,11 @@ def _sum(ranks: Ranks, own: Tensor) -> list[float]:
     return cast("list[float]", ranks.reduce(own).tolist())
 
 
-def _share(value: Tensor | float, weight: int) -> float:
-    """Return what a rank adds to a term's sum: a count as it is, a mean times its weight."""
-    if isinstance(value, int):
-        return float(value)
-    return float(value) * weight if weight else 0.0
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the weighted mean of what is not NaN: of equal numbers that number, to the bit."""
+    known = [pair for pair in zip(values, weights, strict=True) if pair[1] and not math.isnan(pair[0])]
+    if not known:
+        return math.nan if any(weights) else 0.0
+    if len({value for value, _ in known}) == 1:
+        return known[0][0]
+    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known)

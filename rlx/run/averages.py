@@ -1,5 +1,6 @@
 """What the iterations between two rows of metrics reported, made into one row; and the newest episodes."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from rlx.batcher.pieces import Episode
 class Averages:
     """Means of terms over the iterations that reported them; whole numbers count something, and keep the newest.
 
+    The mean of equal numbers is that number, to the bit. What is NaN in every iteration stays NaN.
+
     Attributes:
         env_steps: valid environment steps of these iterations.
     """
@@ -19,32 +22,34 @@ class Averages:
     def __init__(self) -> None:
         """Begin with nothing reported."""
         self.env_steps = 0
-        self._sums: dict[str, float] = {}
+        self._means: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         """Return whether an iteration was reported."""
-        return self.env_steps > 0 or bool(self._sums)
+        return self.env_steps > 0 or bool(self._means)
 
     def add(self, terms: Mapping[str, Tensor | float], env_steps: int) -> None:
         """Take what one iteration of `env_steps` steps reported: 0-dimensional tensors or numbers."""
         self.env_steps += env_steps
-        for key, value in terms.items():
-            counts = isinstance(value, int) or key not in self._sums
-            self._sums[key] = float(value) if counts else self._sums[key] + float(value)
-            self._counts[key] = 1 if counts else self._counts[key] + 1
+        for key, reported in terms.items():
+            value = float(reported)
+            if isinstance(reported, int) or not self._counts.get(key):
+                self._means[key], self._counts[key] = value, int(not math.isnan(value))
+            elif not math.isnan(value):
+                mean, count = self._means[key], self._counts[key] + 1
+                self._means[key] = mean + (value if math.isinf(mean) else (value - mean) / count)
+                self._counts[key] = count
 
     def take(self) -> dict[str, float]:
         """Return the means, and begin anew."""
-        means = {key: total / self._counts[key] for key, total in self._sums.items()}
-        self.env_steps = 0
-        self._sums.clear()
+        means, self.env_steps, self._means = self._means, 0, {}
         self._counts.clear()
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the row under way is made of so far."""
-        return {"env_steps": self.env_steps, "sums": dict(self._sums), "counts": dict(self._counts)}
+        return {"env_steps": self.env_steps, "means": dict(self._means), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with a row that others were under way with.
@@ -52,9 +57,9 @@ class Averages:
         Raises:
             KeyError: the state lacks something.
         """
-        for key in state["sums"].keys() ^ state["counts"].keys():
+        for key in state["means"].keys() ^ state["counts"].keys():
             raise KeyError(key)
-        self.env_steps, self._sums, self._counts = state["env_steps"], dict(state["sums"]), dict(state["counts"])
+        self.env_steps, self._means, self._counts = state["env_steps"], dict(state["means"]), dict(state["counts"])
 
 
 class RecentEpisodes:

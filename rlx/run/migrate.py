@@ -83,13 +83,18 @@ def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], sch
     """Change a checkpoint's state, in place, to what this rlx would have written.
 
     Up to schema 3 the standard deviations of `ActorCritic` lay beside its head, and workers did not note what their
-    environments had paid, nor seeds apart.
+    environments had paid, nor seeds apart. What a row is made of was kept as sums then, and at first in schema 4.
 
     Args:
         state: of the checkpoint.
         config: its configuration.
         schema: the version that it was written in.
     """
+    run = cast("dict[str, Any]", state.get("run") or {})
+    averages = cast("dict[str, Any]", (run.get("counters") or {}).get("averages") or {})
+    if "sums" in averages:
+        sums = cast("dict[str, float]", averages.pop("sums"))
+        averages["means"] = {key: total / averages["counts"].get(key, 1) for key, total in sums.items()}
     if schema > 3:
         return
     for worker in _workers_in([state.get("batcher"), state.get("ranks")]):
@@ -98,7 +103,6 @@ def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], sch
             worker["journal"]["paid"] = None
     if "rlx.agent.ActorCritic" not in json.dumps(config.get("agent"), default=str):
         return
-    run = cast("dict[str, Any]", state.get("run") or {})
     evaluation = cast("dict[str, Any]", run.get("evaluation") or {})
     for holder, key in ((state, "agent"), (evaluation, "weights")):
         weights = cast("dict[str, Any]", holder.get(key) or {})

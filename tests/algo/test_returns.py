@@ -102,6 +102,8 @@ def test_explained_variance_is_one_for_perfect_and_zero_for_the_mean() -> None:
     target = torch.tensor([1.0, 2.0, 4.0])
     assert explained_variance(target, target).item() == 1.0
     assert explained_variance(target.mean().expand(3), target).item() == pytest.approx(0.0, abs=1e-6)
+    assert explained_variance(target, torch.ones(3)).isnan()
+    assert explained_variance(target[:1], target[:1]).isnan()
 
 
 def test_normalize_gives_mean_zero_and_deviation_one() -> None:

@@ -1,11 +1,13 @@
 """Rows of metrics that stand for several iterations."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from rlx.run.averages import Averages
 from rlx.run.metrics import read_metrics
+from rlx.run.migrate import bring_state_up_to_date
 from tests.run.jobs import SMALL, train
 
 
@@ -29,3 +31,37 @@ def test_rows_are_written_by_environment_steps_with_means_and_the_last_one_alway
     first = [float(row["loss/total"] or 0) for row in each[:3]]
     assert few[0]["loss/total"] == pytest.approx(sum(first) / 3)
     assert [row["episode/count"] for row in few] == [each[place]["episode/count"] for place in (2, 4, 7, 9)]
+
+
+def test_means_are_over_what_is_a_number_and_equal_numbers_stay_themselves() -> None:
+    averages = Averages()
+    for value in (math.nan, 1.0, 2.0):
+        averages.add({"explained_variance": value, "never": math.nan, "clip_coef": 0.1, "huge": math.inf}, 8)
+    assert averages.take() == {
+        "explained_variance": 1.5,
+        "never": pytest.approx(math.nan, nan_ok=True),
+        "clip_coef": 0.1,  # a third of the sum would be 0.10000000000000002
+        "huge": math.inf,
+    }
+
+
+def test_a_row_under_way_goes_on_as_it_was() -> None:
+    terms = [{"loss/total": 0.1, "x": math.nan}, {"loss/total": 0.7, "x": 2.0}, {"loss/total": 1.3, "x": 0.5}]
+    straight, first, second = Averages(), Averages(), Averages()
+    for one in terms:
+        straight.add(one, 8)
+    first.add(terms[0], 8)
+    second.load_state_dict(first.state_dict())
+    for one in terms[1:]:
+        second.add(one, 8)
+    assert second.state_dict() == straight.state_dict()
+    assert second.take() == straight.take()
+
+
+def test_a_row_that_an_older_rlx_was_under_way_with_goes_on() -> None:
+    state = {"run": {"counters": {"averages": {"env_steps": 16, "sums": {"x": 3.0}, "counts": {"x": 2}}}}}
+    bring_state_up_to_date(state, {}, 4)
+    averages = Averages()
+    averages.load_state_dict(state["run"]["counters"]["averages"])
+    averages.add({"x": 3.0}, 8)
+    assert averages.take() == {"x": 2.0}

@@ -89,7 +89,12 @@ def report(ranks: Ranks) -> dict[str, Any]:
     found["broadcast"] = [float(module.weight.mean()), bool(module.flag)]
 
     episodes = [(0, 1.5, 3)] if rank == 0 else [(1, -2.0, 4), (0, 0.25, 5)]
-    terms = {"loss/total": torch.tensor((1.0, 5.0)[rank]), "count": (2, 3)[rank], "rate": 0.5}
+    terms = {
+        "loss/total": torch.tensor((1.0, 5.0)[rank]),
+        "count": (2, 3)[rank],
+        "rate": 0.1,
+        "of one": (float("nan"), 0.25)[rank],
+    }
     stop = signal.SIGTERM if rank else None
     told = agree(ranks, Iteration(terms, (4, 6)[rank], SAMPLES[rank], episodes, stop, rank == 0, 1, 2))
     found["agreed"] = [told.terms, told.env_steps, told.episodes, told.stop == signal.SIGTERM, told.late]
