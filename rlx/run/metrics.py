@@ -185,7 +185,29 @@ def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, list[float
     Raises:
         RunDirectoryError: the file is missing or not a metrics file.
     """
-    path = Path(path)
+    return {name: _as_floats(cells) for name, cells in _cells(Path(path), names).items()}
+
+
+def blank_rows(path: Path | str, name: str) -> list[bool]:
+    """Return for each row of a metrics file whether its cell of a column is blank; nothing where there is no such one.
+
+    Raises:
+        RunDirectoryError: the file is missing or not a metrics file.
+    """
+    return [not cell for cells in _cells(Path(path), (name,)).values() for cell in cells]
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Return the columns of a metrics file; none where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return _columns(path, file.readline())
+    except (OSError, RunDirectoryError):
+        return ()
+
+
+def _cells(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the cells of those columns that a metrics file has, one a row."""
     try:
         data = _whole(path)
     except OSError as error:
@@ -200,16 +222,7 @@ def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, list[float
         rows: list[list[Any]] = list(csv.reader(body.decode(errors="replace").splitlines()))
     else:
         rows = [line.split(b",", cuts) for line in body.split(b"\n")[:-1]]
-    return {name: _as_floats([row[place] for row in rows]) for name, place in places.items()}
-
-
-def column_names(path: Path) -> tuple[str, ...]:
-    """Return the columns of a metrics file; none where there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            return _columns(path, file.readline())
-    except (OSError, RunDirectoryError):
-        return ()
+    return {name: [row[place] for row in rows] for name, place in places.items()}
 
 
 def _as_floats(cells: list[Any]) -> list[float]:

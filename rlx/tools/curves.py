@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.directory import METRICS
-from rlx.run.metrics import read_columns, read_metrics
+from rlx.run.metrics import blank_rows, read_columns, read_metrics
 from rlx.tools.groups import Group
 from rlx.tools.statistics import Statistic, bootstrap_interval, summarize
 
@@ -68,7 +68,7 @@ def read_curves(groups: Sequence[Group], metric: str, axis: str, notes: list[str
         groups: of runs.
         metric: a column of `metrics.csv`.
         axis: another: `env_steps`, `wall_time` or `iteration`.
-        notes: takes a line for each run that has nothing to show, which is left out.
+        notes: takes a line for each run that has nothing to show, which is left out, or has rows that are no numbers.
 
     Raises:
         ConfigError: no run has the metric; says which there are.
@@ -87,6 +87,7 @@ def read_curves(groups: Sequence[Group], metric: str, axis: str, notes: list[str
             if not kept.any():
                 notes.append(f"left out: '{run}' has no '{metric}' over '{axis}'")
                 continue
+            _tell_undefined(run, x, y, metric, axis, notes)
             # The last one counts where there are two: rows of evaluations come late, but each has its own steps.
             order = np.argsort(x[kept], kind="stable")
             x, y = x[kept][order], y[kept][order]
@@ -97,6 +98,18 @@ def read_curves(groups: Sequence[Group], metric: str, axis: str, notes: list[str
     if not found:
         raise ConfigError(_no_such_metric(groups, metric, axis))
     return found
+
+
+def _tell_undefined(run: Path, x: Array, y: Array, metric: str, axis: str, notes: list[str]) -> None:
+    """Note where a run's metric is no number, other than in rows that lack it."""
+    if np.isfinite(y).all():
+        return
+    wrong = ~np.isfinite(y) & ~np.array(blank_rows(run / METRICS, metric)[: len(y)], bool)
+    if wrong.any():
+        last = x[np.isfinite(y)].max()
+        cut = f", and nothing is known of it after {last:,.6g}" if x[wrong].max() > last else ""
+        where = f"in {wrong.sum():,} rows, from {axis} {x[wrong].min():,.6g} on"
+        notes.append(f"'{run}': '{metric}' is NaN or infinite {where}; these are left out{cut}")
 
 
 def average(curves: Sequence[Curve], edges: Array, *, statistic: Statistic, level: float, draws: int) -> Band:

@@ -70,3 +70,25 @@ def test_a_huge_value_spoils_its_own_share_alone() -> None:
     y = np.where(np.arange(201) == 3, 1e20, 1.0)
     found = resample(Curve(Path("run"), x, y), np.linspace(0.0, 100.0, 51))
     np.testing.assert_allclose(found[2:], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1.0, np.nan, 3.0], "in 1 rows, from env_steps 200 on; these are left out"),
+        (
+            [1.0, None, np.nan, np.inf],
+            "in 2 rows, from env_steps 300 on; these are left out, and nothing is known of it after 100",
+        ),
+        ([1.0, None, 3.0, None], None),
+    ],
+)
+def test_rows_that_are_no_numbers_are_told_and_blank_ones_are_not(
+    tmp_path: Path, values: list[float | None], told: str | None
+) -> None:
+    run = make_run(tmp_path / "run", returns=values)
+    notes: list[str] = []
+    (found,) = read_curves([Group("all", "CartPole-v1", (run,))], "episode/return", "env_steps", notes)
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    assert found.curves[0].y.tolist() == finite
+    assert notes == ([] if told is None else [f"'{run}': 'episode/return' is NaN or infinite {told}"])
