@@ -6,6 +6,7 @@ Each figure is the median of several turns, with the smallest and the largest. P
 their end, imports included.
 """
 
+import argparse
 import shutil
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ TURNS = 7
 
 def main() -> None:
     """Measure everything in a temporary directory."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         checkpoints(directory / "checkpoints")

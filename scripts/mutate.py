@@ -6,6 +6,7 @@
 An edit that no test notices is printed, and makes the exit status 1. The edits are made in a copy.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -159,7 +160,12 @@ def survives(name: str, old: str, new: str) -> bool:
 
 def main() -> None:
     """Make each edit in turn, two at a time."""
-    chosen = sys.argv[1:] or list(EDITS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(EDITS)}; none: all")
+    chosen = parser.parse_args().files or list(EDITS)
+    for name in chosen:
+        if name not in EDITS:
+            parser.error(f"there are no edits of '{name}'; expected some of {', '.join(EDITS)}")
     edits = [(name, *edit) for name in chosen for edit in EDITS[name]]
     started, survivors = time.perf_counter(), 0
     with ThreadPoolExecutor(2) as pool:

@@ -101,3 +101,18 @@ def test_every_edit_of_the_mutation_list_still_finds_its_place() -> None:
         text = (ROOT / "rlx" / "algo" / f"{name}.py").read_text(encoding="utf-8")
         assert [old for old, _ in edits if text.count(old) != 1] == [], name
     assert sum(map(len, edits_of.values())) >= 25
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_a_script_shows_its_help(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "scripts" / script
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {script}")
