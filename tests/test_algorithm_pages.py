@@ -1,6 +1,7 @@
 """The pages of `docs/algorithms` say what is there: every key, every logged metric, commands that compose.
 
-A page names keys and metrics in the first column of the tables under "Keys" and "What is logged".
+A page names keys and metrics in the first column of the tables under "Keys" and "What is logged". `docs/metrics.md` has
+the metrics of all algorithms in one table, and in its last column who logs them.
 """
 
 import re
@@ -17,6 +18,7 @@ from rlx.run.metrics import read_metrics
 
 PAGES = Path(__file__).parents[1] / "docs" / "algorithms"
 ALGOS = sorted(path.stem for path in (config_directory() / "algo").glob("*.yaml"))
+COMING_FROM = (PAGES.parent / "coming_from.md").read_text(encoding="utf-8")
 SECTIONS = [
     "Commands", "The update", "Keys", "What is logged", "What is different", "What it reaches", "When a run goes wrong",
 ]  # fmt: skip
@@ -25,7 +27,14 @@ SECTIONS = [
 COMMON = ("episode/", "speed/", "batcher/", "system/", "eval/", "time/")
 COUNTERS = {"env_steps", "iteration", "wall_time"}
 
-ENVS = {"sac": ["env=Pendulum", "algo.max_grad_norm=1"], "diayn": ["env=Pendulum"], "hdqn": ["env=Errand"]}
+# What an algorithm needs, and what makes it log all that it can; one of them is evaluated, too.
+CHOICES = {
+    "ppo": ["evaluation.every=32", "evaluation.episodes=1"],
+    "a2c": ["algo.vtrace=true"],
+    "sac": ["env=Pendulum", "algo.max_grad_norm=1"],
+    "diayn": ["env=Pendulum"],
+    "hdqn": ["env=Errand"],
+}
 
 
 def section(algo: str, title: str) -> str:
@@ -45,9 +54,23 @@ def named(algo: str, title: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
+def metrics() -> dict[str, set[str]]:
+    """Return for each metric of `docs/metrics.md` who logs it."""
+    text = (PAGES.parent / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \|.*\| ([^|]+) \|$", text, re.MULTILINE)
+    assert len(rows) == len(dict(rows))
+    return {name: set(who.split(", ")) for name, who in rows}
+
+
+def of(*who: str) -> set[str]:
+    """Return the metrics that one of these logs."""
+    return {name for name, all_who in metrics().items() if not all_who.isdisjoint(who)}
+
+
 def commands() -> list[str]:
-    """Return the `rlx train` commands of all pages, without comments."""
+    """Return the `rlx train` commands of all pages and of `docs/coming_from.md`, without comments."""
     lines = [line for algo in ALGOS for line in section(algo, "Commands").splitlines()]
+    lines += COMING_FROM.replace("\\\n", " ").splitlines()
     return list(dict.fromkeys(" ".join(line.split("#")[0].split()) for line in lines if line.startswith("rlx train")))
 
 
@@ -73,9 +96,9 @@ def test_a_page_names_the_metrics_that_a_run_logs_and_no_others(algo: str, tmp_p
     small += ["agent.hidden_sizes=[8]", "logger=csv", "logger.console=false", f"run_dir='{tmp_path / 'run'}'"]
     fewer = {"num_epochs": 1, "num_updates": 1, "learning_starts": 8, "buffer_size": 200, "batch_size": 16}
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        config = compose("config", overrides=[f"algo={algo}", *ENVS.get(algo, ())])
+        config = compose("config", overrides=[f"algo={algo}", *CHOICES.get(algo, ())])
         known = [f"algo.{key}={value}" for key, value in fewer.items() if key in config["algo"]]
-        config = compose("config", overrides=[f"algo={algo}", *ENVS.get(algo, ()), *small, *known, "total_steps=64"])
+        config = compose("config", overrides=[f"algo={algo}", *CHOICES.get(algo, ()), *small, *known, "total_steps=64"])
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     launch(values, {"algo": algo, "env": "small"})
@@ -83,7 +106,13 @@ def test_a_page_names_the_metrics_that_a_run_logs_and_no_others(algo: str, tmp_p
     columns = {key for row in rows for key, value in row.items() if value is not None}
     own = {key for key in columns - COUNTERS if not key.startswith(COMMON)}
     assert "loss/total" in own
-    assert named(algo, "What is logged") == own
+    assert named(algo, "What is logged") == own == of(algo)
+    common = columns - own
+    assert common == of("every run", "evaluation") if algo == "ppo" else common <= of("every run")
+
+
+def test_the_table_of_metrics_knows_who_logs_them() -> None:
+    assert set().union(*metrics().values()) == {"every run", "evaluation", "GPU", *ALGOS}
 
 
 @pytest.mark.parametrize("command", commands())
@@ -92,3 +121,15 @@ def test_a_command_of_a_page_composes(command: str) -> None:
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = compose("config", overrides=words)
     assert config["algo"]["_target_"].startswith("rlx.algo.")
+
+
+def test_the_keys_that_others_are_translated_to_are_there() -> None:
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        whole = compose("config")
+    text = re.sub(r"^```python.*?^```", "", COMING_FROM, flags=re.MULTILINE | re.DOTALL)
+    groups = "algo|agent|batcher|env|checkpoint|evaluation"
+    named_keys = set(re.findall(rf"(?<![\w.])({groups})\.([a-z_]+)\b(?!\()", text))
+    assert len(named_keys) > 20
+    for group, key in named_keys:
+        members = [OmegaConf.load(path) for path in (config_directory() / group).glob("*.yaml")] or [whole[group]]
+        assert any(key in member for member in members), f"{group}.{key}"
