@@ -123,7 +123,7 @@ class Batcher:
         self._layout: Layout | None = None
         self._memory: Memory | None = None
         self._in_flight: list[int] = []
-        self._next_slot = 0
+        self._next_slot = self._versions_before = 0  # weights that the run used before it was resumed
         self._version = self._version_executed = -1
         self._current: Trajectories | None = None
         try:
@@ -262,7 +262,7 @@ class Batcher:
         for report in reports:
             self.episodes.extend(report.episodes)
             self.cpu_seconds += report.cpu_seconds
-        version = self._version_executed if self.asynchronous else None
+        version = self._versions_before + self._version_executed if self.asynchronous else None
         self._current = self._readers[slot].read(reports, self._agent_info, self._env_info, version)
         return self._current, sum(report.num_running for report in reports)
 
@@ -271,8 +271,7 @@ class Batcher:
 
         With `asynchronous`, the next one is ordered at once. Its steps are taken while the learner computes, with the
         weights published so far: `agent/policy_version` `[B, T]` int64 is their number, counted from 0 on over the
-        weights that were used, and one less than the newest's from the second piece on. Nothing depends on who is
-        faster.
+        weights that the run has used, one less than the newest's from the second piece on. Nothing depends on timing.
 
         Args:
             agent_info: as for `execute`: for the piece that is ordered by this call.
@@ -299,7 +298,8 @@ class Batcher:
     def state_dict(self, *, between_pieces: bool = True) -> dict[str, Any]:
         """Return where everything is; views of it change. Little, of workers that run ahead or are inside a piece."""
         workers = self.call(get_state) if between_pieces and not self.asynchronous else []
-        return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info)}
+        versions = self._versions_before + self._version_executed + 1
+        return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info, versions)}
 
     def load_state_dict(self, state: dict[str, Any] | None, number: int = 0) -> list[str]:
         """Go on, once weights are published, where another batcher of the same make was; return what begins anew.
@@ -307,6 +307,7 @@ class Batcher:
         All begins anew where `state` is None; `number`, the steps that the run has done, tells its seeds from others.
         """
         if state is not None:
+            self._versions_before = state["versions"]
             self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
             if state["workers"]:
                 return [problem for problem in self._receive() if problem is not None]

@@ -54,13 +54,14 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
     return problem if problem is None else f"{worker.env.name}: {problem}"
 
 
-def handles_state(handles: Sequence[Handle], agent_info: Info, env_info: Info) -> dict[str, Any]:
-    """Return what the batcher's side knows: the rows of information that it was given, and restarts so far."""
+def handles_state(handles: Sequence[Handle], agent_info: Info, env_info: Info, versions: int) -> dict[str, Any]:
+    """Return what the batcher's side knows: rows of information that it was given, restarts, `versions` of weights."""
     info = {"agent_info": agent_info, "env_info": env_info}
     return {
         "given": {key: dict(rows.items()) for key, rows in info.items() if isinstance(rows, DictTensor)},
         "restarts": [handle.restarts for handle in handles],
         "dropped_steps": [handle.dropped_steps for handle in handles],
+        "versions": versions,
     }
 
 

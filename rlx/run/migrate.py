@@ -82,8 +82,9 @@ def bring_up_to_date(
 def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], schema: int) -> None:
     """Change a checkpoint's state, in place, to what this rlx would have written.
 
-    Up to schema 3 the standard deviations of `ActorCritic` lay beside its head, and workers did not note what their
-    environments had paid, nor seeds apart. What a row is made of was kept as sums then, and at first in schema 4.
+    Early ones of schema 4 kept what a row is made of as sums, and did not count the versions of weights. Up to schema 3
+    the standard deviations of `ActorCritic` lay beside its head, and workers did not note what their environments had
+    paid, nor seeds apart.
 
     Args:
         state: of the checkpoint.
@@ -95,6 +96,10 @@ def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], sch
     if "sums" in averages:
         sums = cast("dict[str, float]", averages.pop("sums"))
         averages["means"] = {key: total / averages["counts"].get(key, 1) for key, total in sums.items()}
+    ranks = cast("dict[str, dict[str, Any]]", state.get("ranks") or {})
+    for holder in (state, *ranks.values()):
+        if isinstance(holder.get("batcher"), dict):
+            holder["batcher"].setdefault("versions", 0)
     if schema > 3:
         return
     for worker in _workers_in([state.get("batcher"), state.get("ranks")]):

@@ -54,6 +54,28 @@ def test_a_batcher_goes_on_where_another_one_was(name: str, pieces: int) -> None
         assert second.episodes == episodes
 
 
+def test_the_numbers_of_weights_go_on_where_workers_run_ahead() -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 5, "seed": 3, "workers": "local"}
+
+    def numbers(batcher: Batcher, pieces: int) -> list[int]:
+        found: list[int] = []
+        for _ in range(pieces):
+            batcher.publish(agent)
+            found.append(int(batcher.collect().steps["agent/policy_version"][0, 0]))
+        return found
+
+    state: dict | None = None
+    for expected in ([0, 0, 1, 2], [4, 4, 5, 6], [8, 8, 9, 10]):  # weights 3 played a piece that went with the stop
+        with Batcher(make_agent, ENVIRONMENTS["again"], **settings, asynchronous=True) as batcher:
+            agent = make_agent(batcher.specs)
+            batcher.publish(agent)
+            if state is not None:
+                batcher.load_state_dict(state)
+            assert numbers(batcher, 4) == expected
+            batcher.publish(agent)
+            state = there_and_back(batcher.state_dict())
+
+
 def test_a_row_gets_a_new_seed_with_the_first_episode_a_thousand_steps_after_its_last() -> None:
     with Batcher(
         Parity, partial(make, ID), num_workers=1, envs_per_worker=3, num_steps=70, seed=3, workers="local"
