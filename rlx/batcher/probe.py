@@ -39,7 +39,11 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
         if agent.history_length:
             state = agent.recall(_no_steps(size, agent.history_length), state, agent_info)
             _check(f"{name}.recall()", state, size)
-        outputs, new_state = agent.forward(DictTensor({key: seen[key] for key in keys}, size), state, agent_info)
+        returned = agent.forward(DictTensor({key: seen[key] for key in keys}, size), state, agent_info)
+        if not isinstance(returned, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+            got = type(returned).__name__  # a DictTensor alone would come apart into its keys
+            raise AgentError(f"{name}.forward() must return two things, the outputs and the new state, got one {got}")
+        outputs, new_state = returned
         _check(f"{name}.forward(): the outputs", outputs, size)
         _check(f"{name}.forward(): the new state", new_state, size)
         taken = agent.act(outputs, agent_info, torch.Generator().manual_seed(0))

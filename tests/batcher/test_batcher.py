@@ -291,6 +291,7 @@ def test_makers_that_cannot_travel_are_refused_with_the_way_out() -> None:
         ("wrong dtype", "float32"),
         ("wrong rows", "rows"),
         ("unknown input", "prev_reward"),
+        ("no state", r"Broken.forward\(\) must return two things, the outputs and the new state, got one DictTensor"),
     ],
 )
 def test_an_agent_that_breaks_the_contract_is_refused_before_anything_is_stepped(change: str, message: str) -> None:
@@ -304,6 +305,10 @@ class Broken(Parity):
         self.change = change
         if change == "unknown input":
             self.inputs = ("obs", "prev_rewards")
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, state = super().forward(observation, state, agent_info, taken)
+        return outputs if self.change == "no state" else (outputs, state)
 
     def act(self, outputs, agent_info, generator):
         taken = super().act(outputs, agent_info, generator)
