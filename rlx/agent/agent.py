@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rlx.agent.normalizer import ReturnNormalizer
-from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
+from rlx.data import DictTensor, EnvSpecs, MissingFieldError, Spec, TemporalDictTensor
+from rlx.errors import AgentError
 
 
 class Agent(nn.Module):
@@ -221,6 +222,22 @@ class ActorCriticAgent(Agent):
     def entropy(self, outputs: DictTensor | TemporalDictTensor) -> Tensor:
         """Return the policy's entropy in nats, `[...]`."""
         raise NotImplementedError(f"{type(self).__name__} has no entropy()")
+
+
+def log_prob_then(agent: ActorCriticAgent, taken: DictTensor | TemporalDictTensor) -> Tensor:
+    """Return the log-probability of what was `taken` with the weights that acted, `[...]`; no network is run.
+
+    Raises:
+        AgentError: `act` did not keep what `log_prob` reads of the outputs.
+    """
+    try:
+        return agent.log_prob(taken, taken)
+    except MissingFieldError as error:
+        name = type(agent).__name__
+        raise AgentError(
+            f"{name}.log_prob() of what was stored while acting: {error} {name}.act() has to return, beside the "
+            "action, all that log_prob() reads of the outputs"
+        ) from error
 
 
 def at_start(agent_info: DictTensor | TemporalDictTensor) -> DictTensor:

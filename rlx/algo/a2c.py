@@ -16,6 +16,7 @@ from typing import Annotated
 from torch import Tensor
 
 from rlx.agent import ActorCriticAgent, AgentMaker, replay_with_values, update_normalizers
+from rlx.agent.agent import log_prob_then
 from rlx.algo.means import mean_or_zero
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
@@ -73,7 +74,7 @@ def loss(
     outputs, value, next_value = replay_with_values(agent, trajectories)
     taken = steps.group("agent")
     log_prob = agent.log_prob(outputs, taken)
-    ratio = (log_prob.detach() - agent.log_prob(taken, taken)).exp() if vtrace else None
+    ratio = (log_prob.detach() - log_prob_then(agent, taken)).exp() if vtrace else None
     ends = (steps["next/terminated"], steps["next/truncated"])
     advantage = gae(
         steps["next/reward"], value, next_value, *ends, gamma=gamma, gae_lambda=gae_lambda, mask=mask, ratio=ratio

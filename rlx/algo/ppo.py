@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_inputs, update_normalizers, values
+from rlx.agent.agent import log_prob_then
 from rlx.algo.means import mean_or_zero, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
@@ -227,6 +228,6 @@ def with_advantages(
         mask=None if trajectories.is_full() else steps.mask(),
     )
     taken = steps.group("agent")
-    added = {"advantage": advantage, "value": value, "log_prob": agent.log_prob(taken, taken)}
+    added = {"advantage": advantage, "value": value, "log_prob": log_prob_then(agent, taken)}
     chosen = trajectories.select(*replay_inputs(agent), "agent")
     return chosen.with_steps(**added, **{"return": advantage + value})

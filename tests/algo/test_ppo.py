@@ -8,6 +8,7 @@ import torch
 from rlx.agent import ActorCriticAgent, values
 from rlx.algo.ppo import loss, with_advantages
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.errors import AgentError
 from tests.agent.agents import Recurrent, actor_critic, steps_of
 
 NUMBERS = {"clip_coef": 0.2, "clip_vf": False, "ent_coef": 0.01, "vf_coef": 0.5, "normalize_advantage": False}
@@ -176,6 +177,13 @@ def test_old_log_probs_are_those_of_acting_not_of_the_weights_that_learn() -> No
     expected = logits.log_softmax(-1).gather(-1, trajectories.steps["agent/action"].unsqueeze(-1)).squeeze(-1)
     batch = with_advantages(agent, trajectories, gamma=0.9, gae_lambda=0.8)
     torch.testing.assert_close(batch.steps["log_prob"], expected)
+
+
+def test_an_agent_that_kept_too_little_for_old_log_probs_is_told_what_act_has_to_return() -> None:
+    agent, trajectories, _ = prepared([5, 5, 5])
+    bare = trajectories.select("env", "next", "agent/action")
+    with pytest.raises(AgentError, match=r"no field 'logits'.*ActorCritic.act\(\) has to return"):
+        with_advantages(agent, bare, gamma=0.9, gae_lambda=0.8)
 
 
 def test_recurrent_values_carry_state() -> None:
