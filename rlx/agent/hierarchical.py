@@ -160,4 +160,5 @@ class OptionWorker(QAgent):
 
 def _of_option(values: Tensor, option: Tensor) -> Tensor:
     """Return `values[n, option[n]]`, `[N, A]` of `[N, M, A]`."""
-    return values[torch.arange(len(option), device=option.device), option]
+    # Gathered: an index over all rows would have their number in an exported file for good.
+    return values.gather(1, option.view(-1, 1, 1).expand(-1, 1, values.shape[-1])).squeeze(1)

@@ -52,7 +52,7 @@ def largest_difference(run: Run, policy: Policy, make_agent: AgentMaker, module:
         module: what the file was made from.
 
     Raises:
-        AgentError: an action differs by more than rounding does.
+        AgentError: an action differs by more than rounding does, or the file does not run.
         EnvironmentFault: the environment raised.
     """
     rows = _num_rows(policy)
@@ -77,7 +77,16 @@ def largest_difference(run: Run, policy: Policy, make_agent: AgentMaker, module:
         seen = _shown(steps, module)
         worst = 0.0
         for columns in (slice(None), slice(0, 1)):
-            for key, found in _played(run, seen, module, columns, list(expected)).items():
+            try:
+                played = _played(run, seen, module, columns, list(expected))
+            except Exception as error:  # of the engine that runs it
+                reason = str(error).strip().splitlines()[-1:]
+                raise AgentError(
+                    f"'{policy.path}' cannot be exported: the file fails on {len(range(rows)[columns])} rows at once: "
+                    f"{reason[0] if reason else type(error).__name__}. What {policy.agent_target} computes depends on "
+                    "how many there were as it was written"
+                ) from error
+            for key, found in played.items():
                 worst = max(worst, _difference(key, found, expected[key][columns], policy))
     return rows * length, worst
 

@@ -41,6 +41,7 @@ KINDS = {
     "native": ["env=CartPoleVec"],
     "population": ["env=CartPole", "agent=population"],
     "skills": ["env=Pendulum", "algo=diayn", "env.max_episode_steps=40", "total_steps=300"],
+    "hdqn": ["env=Errand", "algo=hdqn", "total_steps=300"],
 }
 
 
@@ -103,7 +104,7 @@ def played(written: Exported, env: gymnasium.Env[Any, Any], episodes: int) -> li
 
 
 CASES = [
-    *[("onnx", kind) for kind in KINDS if kind not in ("native", "population", "skills")],
+    *[("onnx", kind) for kind in KINDS if kind not in ("native", "population", "skills", "hdqn")],
     *[("torchscript", kind) for kind in ("ppo_normalized", "transformer", "odd")],
 ]
 
@@ -171,6 +172,15 @@ def test_native_vector_environment_shows_what_its_file_takes(trained: Trained, t
     assert opened(written.path)({"obs": np.zeros((5, 4), np.float32)})["action"].shape == (5,)
 
 
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_policy_of_two_levels_is_a_file_for_any_number_of_rows(format: Any, trained: Trained, tmp_path: Path) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    written = export_policy(trained("hdqn"), tmp_path / "policy", format=format)
+    assert written.num_checked >= 1000
+    assert written.metadata["inputs"]["state/option"] == "int64 [B]"
+
+
 def test_state_begins_anew_with_each_episode(trained: Trained, tmp_path: Path) -> None:
     written = export_policy(trained("gru"), tmp_path / "policy.pt", format="torchscript")
     policy = opened(written.path)
@@ -229,7 +239,13 @@ def test_what_is_drawn_for_each_episode_has_to_be_settled(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 @pytest.mark.parametrize(
-    ("agent", "reason"), [("Checked", None), ("Fickle", "differs from rlx's on"), ("Moody", "cannot be exported")]
+    ("agent", "reason"),
+    [
+        ("Checked", None),
+        ("Fickle", "differs from rlx's on"),
+        ("Moody", "cannot be exported"),
+        ("Counted", "cannot be exported"),
+    ],
 )
 def test_agent_that_a_file_cannot_hold_is_refused_by_name(
     agent: str, reason: str | None, format: Any, tmp_path: Path
