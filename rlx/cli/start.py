@@ -74,30 +74,42 @@ def _workers(arguments: Sequence[str]) -> Generator[None]:
 class _Stopped(KeyboardInterrupt):
     """A signal came before there was a run."""
 
-    exit_status = 143
-
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"stopped by {number.name}")
         self.signal = number
+        self.exit_status = 130 if number == signal.SIGINT else 143
 
 
 @contextmanager
 def _stoppable() -> Generator[None]:
-    """Let SIGTERM and its like end the command from its first line on; a run, once there, obeys in its own way."""
+    """Let SIGTERM and its like end the command from its first line on; a run, once there, obeys in its own way.
+
+    What a signal's handler raises may be lost: torch, where it calls Python, takes any error for one of its own, and a
+    checkpoint that was being read would seem damaged. So an error that follows a signal is the signal's.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _stop) for number in _STOPPING}
+    came: list[_Stopped] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        came.append(_Stopped(signal.Signals(number)))
+        raise came[-1]
+
+    here = [*_STOPPING]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is somebody's own, or ignored
+        here.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in here}
     try:
         yield
+    except Exception as error:
+        if not came:
+            raise
+        raise came[0] from error
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is _stop:  # else the run has seen to its own end
+            if signal.getsignal(number) is stop:  # else the run has seen to its own end
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise _Stopped(signal.Signals(number))
 
 
 def is_resume(arguments: Sequence[str]) -> bool:

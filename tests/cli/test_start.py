@@ -1,9 +1,14 @@
-"""The server that workers are forked from: `rlx train` ends the one it started, and no other."""
+"""The start of `rlx train`: it ends the server that it started and no other, and a signal ends it, whatever comes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from rlx.cli.start import run_train
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -64,3 +69,32 @@ def test_server_of_the_calling_program_stays(tmp_path: Path) -> None:
 
 def test_server_that_training_started_ends_with_it(tmp_path: Path) -> None:
     train_in_process(tmp_path, "none")
+
+
+SIGNALLED = """
+import os, signal, torch
+
+class Sequence:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, place):
+        os.kill(os.getpid(), signal.{name})
+        return 0
+
+torch.tensor(Sequence())  # torch asks for an item, and makes an error of its own of whatever that raises
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+def test_error_that_torch_makes_of_a_signal_is_still_the_signal(
+    name: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"signalled_by_{name}.py").write_text(SIGNALLED.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SystemExit) as end:
+        run_train(["batcher=local", f"agent._target_=signalled_by_{name}.Agent", f"run_dir={tmp_path / 'run'}"])
+    assert (end.value.code, capsys.readouterr().err) == (status, f"Interrupted: stopped by {name}.\n")
+    assert signal.getsignal(getattr(signal, name)) is before
+    assert not (tmp_path / "run").exists()
