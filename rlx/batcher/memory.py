@@ -1,5 +1,6 @@
 """Memory that the learner and its workers see at once, and the named blocks laid out in it."""
 
+import math
 import mmap
 import os
 import sys
@@ -15,6 +16,8 @@ from torch import Tensor
 from rlx.errors import RlxError
 
 ALIGNMENT = 64  # a cache line: workers never write to the same one
+ADVICE = "lower algo.num_steps, batcher.num_workers or batcher.envs_per_worker"
+"""What to do where there is no room."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Block:
     @property
     def num_bytes(self) -> int:
         """Return the bytes it takes, without alignment."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def lay_out(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], start: int = 0) -> tuple[dict[str, Block], int]:
@@ -89,8 +92,7 @@ class Memory:
             os.posix_fallocate(self.descriptor, start, end - start)
         except OSError as error:
             raise RlxError(
-                f"no room for {(end - start) / 2**20:.0f} MiB of shared memory ({error.strerror}): "
-                "lower algo.num_steps, batcher.num_workers or batcher.envs_per_worker"
+                f"no room for {(end - start) / 2**20:.0f} MiB of shared memory ({error.strerror}): {ADVICE}"
             ) from error
 
     def tensor(self, block: Block) -> Tensor:

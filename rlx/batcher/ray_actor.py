@@ -127,8 +127,7 @@ class RayWorker:
         assert worker is not None, "specs come first"
         if name == "attach":
             layout: Layout = arguments[0]
-            self._memory = Memory(layout.num_bytes)
-            self._memory.reserve(0, layout.finals_start)
+            self._memory = layout.allocate(torch.device("cpu"))
             self._layout = layout
             columns = worker.options.columns
             self._slots = [Slot(layout, self._memory, index, columns) for index in range(NUM_SLOTS)]

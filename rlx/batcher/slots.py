@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlx.batcher.memory import Block, DeviceMemory, Memory, lay_out
+from rlx.batcher.memory import ADVICE, Block, DeviceMemory, Memory, lay_out
 from rlx.data import EnvSpecs, Spec
+from rlx.data.storage import check_room
 from rlx.errors import RlxError
 
 NUM_SLOTS = 2
@@ -145,6 +146,11 @@ class Layout:
         """
         if device.type != "cpu":
             return DeviceMemory(self.num_bytes, device)
+        check_room(  # before any of it is taken: the kernel may give more than there is, and end somebody for it
+            self.finals_start,
+            f"experience of {self.num_steps:,} steps of {self.num_envs:,} environments",
+            advice=ADVICE,
+        )
         memory = Memory(self.num_bytes)
         try:
             memory.reserve(0, self.finals_start)

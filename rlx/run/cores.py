@@ -80,11 +80,13 @@ def fitted(config: Mapping[str, Any], cores: Cores) -> Mapping[str, Any]:
     Raises:
         ConfigError: one is another word.
     """
-    batcher = cast("Mapping[str, Any]", config["batcher"])
+    if "batcher" not in config:
+        return config  # it was taken away, which whoever reads it says
+    batcher, asked = cast("Mapping[str, Any]", config["batcher"]), config.get("num_threads")
     workers = _number_for("batcher.num_workers", batcher.get("num_workers"), cores.count)
     ahead = batcher.get("workers") == "process" and batcher.get("asynchronous") and isinstance(workers, int)
-    threads = _number_for("num_threads", config["num_threads"], max(1, cores.count - (workers if ahead else 0)))
-    if workers == batcher.get("num_workers") and threads == config["num_threads"]:
+    threads = _number_for("num_threads", asked, max(1, cores.count - (workers if ahead else 0)))
+    if workers == batcher.get("num_workers") and threads == asked:
         return config
     return {**config, "num_threads": threads, "batcher": {**batcher, "num_workers": workers}}
 

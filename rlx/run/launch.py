@@ -39,6 +39,8 @@ from rlx.seeding import derive
 from rlx.validate import Range, validate
 
 _log = logging.getLogger(__name__)
+MOST_THREADS = 4096
+"""Of the learner, at most: where the system gives OpenMP fewer than it asks for, it ends the process then and there."""
 PLAIN_LOGGER_KEYS = ("console", "every")
 GROUPS = ("algo", "env", "agent", "batcher", "logger", "checkpoint", "evaluation", "learner")
 
@@ -52,7 +54,7 @@ def top_level(
     run_dir: str | None,
     compile: bool,
     precision: Precision,
-    num_threads: Annotated[int, Range(1)],
+    num_threads: Annotated[int, Range(1, MOST_THREADS)],
     stop_at_return: float | None,
 ) -> dict[str, Any]:
     """Return the keys of conf/config.yaml that belong to no group; the signature is their schema.
@@ -118,17 +120,19 @@ def read_config(config: Mapping[str, Any]) -> Parts:
     Raises:
         ConfigError: a wrong key, type, range or target; names it.
     """
-    samplers = read_samplers(config["batcher"])
+    part = dict.fromkeys(GROUPS) | dict(config)  # a group may have been taken away: ~env
+    samplers = read_samplers(part["batcher"])
+    loggers = cast("Mapping[str, Any]", part["logger"] or {})
     return Parts(
         top=validate(top_level, {key: value for key, value in config.items() if key not in GROUPS}),
-        loggers=read_loggers(config["logger"], PLAIN_LOGGER_KEYS),
-        writes=validate(logger, {key: config["logger"][key] for key in PLAIN_LOGGER_KEYS}, "logger"),
-        saves=validate(checkpoint, config["checkpoint"], "checkpoint"),
-        evaluates=validate(evaluation, config["evaluation"], "evaluation"),
-        train=maker("algo", config["algo"]),
-        make_env=maker("env", config["env"]),
-        make_agent=maker("agent", config["agent"]),
-        make_batcher=maker("batcher", _with(config["batcher"], samplers)),
+        loggers=read_loggers(loggers, PLAIN_LOGGER_KEYS),
+        writes=validate(logger, {key: loggers[key] for key in PLAIN_LOGGER_KEYS if key in loggers}, "logger"),
+        saves=validate(checkpoint, part["checkpoint"], "checkpoint"),
+        evaluates=validate(evaluation, part["evaluation"], "evaluation"),
+        train=maker("algo", part["algo"]),
+        make_env=maker("env", part["env"]),
+        make_agent=maker("agent", part["agent"]),
+        make_batcher=maker("batcher", _with(part["batcher"], samplers)),
         samplers=samplers,
     )
 

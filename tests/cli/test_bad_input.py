@@ -141,6 +141,20 @@ def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, caps
         ("compile=true algo=diayn env=Pendulum", "compile: rlx.algo.diayn cannot be compiled", "compile=false"),
         ("compile=true agent=gru", "compile: GRUActorCritic has a memory", "compile=false"),
         ("agent=conv", "obs torch.float32 [4]", "agent=actor_critic"),
+        ("~checkpoint", "checkpoint: expected a mapping of names to values", "got null"),
+        ("~evaluation", "evaluation: expected a mapping of names to values", "got null"),
+        ("~env", "env: got None, expected a member of conf/env", "env=NAME"),
+        ("~agent", "agent: got None, expected a member of conf/agent", "agent=NAME"),
+        ("~batcher", "batcher: got None, expected a member of conf/batcher", "batcher=NAME"),
+        ("~logger.every", "logger.every: no value given", "an integer >= 0"),
+        ("~num_threads", "num_threads: no value given", "an integer in [1, 4096]"),
+        ("num_threads=1e5", "num_threads: expected an integer in [1, 4096]", "got 100000"),
+        (
+            "batcher=local algo.num_steps=1e12",
+            "1,000,000,000,000 steps of 16 environments takes",
+            "lower algo.num_steps",
+        ),
+        ("batcher=local algo.num_steps=1e30", "steps of 16 environments takes", "lower algo.num_steps"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_would(
