@@ -208,6 +208,8 @@ def _is_within(value: Any, limits: Range) -> bool:
 
 
 def _convert_scalar(annotation: type, value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return _NO_MATCH  # whatever is compared with it
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):

@@ -23,6 +23,7 @@ def function(
     kwargs: dict[str, float] | None = None,
     mode: Literal["native", "per_instance"] = "native",
     flag: bool = False,
+    stop_at: float | None = None,
     path: Path | None = None,
     anything: Any = None,
 ) -> None: ...
@@ -58,6 +59,7 @@ def value(**values: Any) -> Any:
         ({"pair": [1]}, "algo.pair: expected a list of 2: an integer, text, got [1]."),
         ({"names": [1]}, "algo.names: expected a list, each text or null, got [1]."),
         ({"kwargs": [1]}, "algo.kwargs: expected a mapping of names, each to a number or null, got [1]."),
+        ({"stop_at": float("nan")}, "algo.stop_at: expected a number or null, got nan."),
         ({"flag": 1}, "algo.flag: expected true or false, got 1."),
         ({"mode": "natve"}, "algo.mode: expected one of 'native', 'per_instance', got 'natve'. Did you mean 'native'?"),
     ],

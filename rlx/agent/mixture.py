@@ -220,7 +220,10 @@ def member_maker(name: str, member: AgentMaker | Mapping[str, Any]) -> AgentMake
         ConfigError: a keyword is wrong.
     """
     if not isinstance(member, Mapping):
-        return member
+        if callable(member):
+            return member
+        got, without = f"agent.members.{name}: got {member!r}", f"~agent.members.{name}"
+        raise AgentError(f"{got}, expected an agent's keys and its _target_; to do without: {without}")
     import rlx.agent
 
     target = str(member.get("_target_"))

@@ -207,6 +207,8 @@ def test_what_cannot_be_a_member_is_refused_by_name() -> None:
         MixtureAgent(SPECS, members={"second": {"_target_": "os.system", "command": "true"}})
     with pytest.raises(ConfigError, match=r"Did you mean 'agent\.members\.one\.hidden_sizes'"):
         MixtureAgent(SPECS, members={"one": target | MLP | {"hiden_sizes": [8]}})
+    with pytest.raises(AgentError, match=r"agent\.members\.one: got None, .*; to do without: ~agent\.members\.one"):
+        MixtureAgent(SPECS, members={"one": None})
     with pytest.raises(AgentError, match="'keys' can be no member's name"):
         MixtureAgent(SPECS, members={"keys": make_mlp})
     agent = MixtureAgent(SPECS, members={"one": make_mlp, "two": NoLogProb})
