@@ -35,6 +35,8 @@ def find(env_id: str) -> EnvSpec:
         EnvironmentFault: the module raised while it was imported.
     """
     module, colon, name = env_id.rpartition(":")
+    if colon and not all(module.split(".")):  # nothing before the colon, or a dot at an end
+        raise ConfigError(f"env.id: got {env_id!r}, expected Name-v0 or package.module:Name-v0")
     if colon:
         _import(module, env_id)
     entry = gymnasium.registry.get(name)
@@ -83,8 +85,8 @@ def _import(module: str, env_id: str) -> None:
 def _hint(name: str, module: str) -> str:
     """Return what may have been meant: the newest version of a bare name, or the id most like it."""
     if module:
-        package = module.split(".")[0]
-        known = [known for known, entry in gymnasium.registry.items() if _package(entry) == package]
+        name, package = f"{module}:{name}", module.split(".")[0]
+        known = [f"{module}:{own}" for own, entry in gymnasium.registry.items() if _package(entry) == package]
         none = " The module was imported, and registers no such id with gymnasium.register."
     else:
         known = list(gymnasium.registry)
