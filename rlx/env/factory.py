@@ -129,6 +129,9 @@ def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str, *, action_m
     for name, wrap in wraps:
         try:
             env = wrap(env)
+        except RlxError:  # of rlx's own wrappers, which name the key
+            env.close()
+            raise
         except Exception as error:
             env.close()
             raise environment_fault(env_id, raised(f"the wrapper '{name}'", error)) from error

@@ -22,13 +22,13 @@ def find_wrappers(wrappers: Sequence[str | Mapping[str, Any]] | None) -> list[tu
             dots is imported.
 
     Raises:
-        ConfigError: an item is neither, a name does not exist, or a keyword argument is unknown.
+        ConfigError: an item is neither, a name does not exist, or a keyword argument is unknown or missing.
     """
     found: list[tuple[str, Wrap]] = []
     for place, (name, keywords) in enumerate(_items(wrappers)):
         key = f"env.wrappers[{place}]"
         wrapper = _find(name, key)
-        check_keywords(wrapper, keywords, f"{key}.{name}", given=1)
+        check_keywords(wrapper, keywords, f"{key}.{name}", given=1, whole=True)
         found.append((name, _applied(wrapper, keywords)))
     return found
 

@@ -190,6 +190,11 @@ def test_an_environment_of_ones_own_by_module_and_id(module: str) -> None:
             {"wrappers": ["ClipRewards"]},
             "env.wrappers[0]: 'gymnasium.wrappers' has no wrapper 'ClipRewards'. Did you m",
         ),
+        ({"wrappers": ["TimeLimit"]}, "env.wrappers[0].TimeLimit.max_episode_steps: no value given; it takes max_e"),
+        (
+            {"wrappers": [{"rlx.env.SelectObservation": {"keep": [9]}}]},
+            "SelectObservation.keep: got [9], expected places from 0 to 3",
+        ),
         ({"wrappers": ["FrameStack"]}, "'gymnasium.wrappers' has no wrapper 'FrameStack'. Did you mean 'FrameStackObs"),
         ({"wrappers": ["no_such.Wrapper"]}, "env.wrappers[0]: 'no_such.Wrapper': No module named 'no_such'"),
         ({"wrappers": ["ClipReward", 3]}, "env.wrappers[1]: got 3; expected a name, or {name: {keyword: value, ...}}"),
