@@ -25,7 +25,7 @@ from rlx.algo.optimizer import FlatAdam
 from rlx.algo.schedules import Scheduled, at
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, Hindsight, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
-from rlx.errors import AgentError
+from rlx.errors import AgentError, ConfigError
 from rlx.run import Run
 from rlx.seeding import derive
 from rlx.validate import Range
@@ -132,6 +132,13 @@ def train(
         agent = make_agent(batcher.specs).to(run.device)
         if not isinstance(agent, HierarchicalQNetwork):
             raise AgentError(f"algo=hdqn needs agent=hierarchical_q_network, got {type(agent).__name__}")
+        least = batcher.num_envs * (agent.option_steps + num_steps + 1)
+        if buffer_size < least:
+            raise ConfigError(
+                f"algo.buffer_size: got {buffer_size}, expected {least} or more: of each of {batcher.num_envs} "
+                f"environments the steps of an option (agent.option_steps={agent.option_steps}), the first of which is "
+                f"the manager's choice, and those of a piece (algo.num_steps={num_steps}), which replace others"
+            )
         target = deepcopy(agent)
         optimizer = FlatAdam(agent, eps=adam_eps)
         target_parameters = flatten_parameters(target).detach()

@@ -9,7 +9,7 @@ import torch
 from rlx.agent import HierarchicalQNetwork
 from rlx.algo.hdqn import achieves, loss
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor, Trajectories
-from rlx.errors import AgentError
+from rlx.errors import AgentError, ConfigError
 from tests.agent.agents import SPECS as PLAIN
 from tests.learning.test_ppo import trained
 
@@ -98,3 +98,12 @@ def test_other_agents_and_environments_without_discrete_goals_are_refused(tmp_pa
     with pytest.raises(AgentError, match="algo=hdqn needs agent=hierarchical_q_network, got QNetwork"):
         trained(tmp_path / "run", "algo=hdqn", "env=Errand", "agent=q_network", "batcher=local")
     assert not (tmp_path / "run").exists()
+
+
+def test_buffer_that_may_hold_no_choice_of_the_manager_is_refused_at_the_start(tmp_path: Path) -> None:
+    least = 2 * (40 + 3 + 1)
+    words = ["algo=hdqn", "env=Errand", "batcher=local", "batcher.envs_per_worker=2", "agent.option_steps=40"]
+    words += ["algo.num_steps=3", "algo.learning_starts=1", "algo.num_updates=1", "total_steps=600"]
+    with pytest.raises(ConfigError, match=rf"algo.buffer_size: got {least - 1}, expected {least} or more"):
+        trained(tmp_path / "few", *words, f"algo.buffer_size={least - 1}")
+    trained(tmp_path / "enough", *words, f"algo.buffer_size={least}")
