@@ -290,7 +290,7 @@ def resume_run(
             for group in ("algo", "agent", "batcher"):
                 check_trust(found.path, config["env"], config[group], config_dir, also=also)
         check_belongs(found, written)
-        validate(top_level, {key: value for key, value in config.items() if key not in GROUPS})
+        read_config(fitted(config, find_cores()))  # what is refused is refused before anything is told
         if not even_if_done:
             check_left(found)
         for key, (old, new) in found.changes.items():

@@ -8,6 +8,7 @@ import yaml
 
 from rlx.errors import ConfigError
 from rlx.run.cores import Cores, cgroup_quota, describe_use, find_cores, fitted
+from rlx.run.launch import resume_run
 from tests.run.jobs import SMALL, train
 
 
@@ -115,6 +116,12 @@ def test_auto_gives_the_learner_the_cores_that_workers_do_not_use_meanwhile(
 
 def test_run_keeps_the_number_of_threads(tmp_path: Path) -> None:
     run = train(tmp_path / "run", *SMALL, "num_threads=auto", "total_steps=128")
+    assert yaml.safe_load((run / "config.yaml").read_text())["num_threads"] == find_cores().count
+
+
+def test_resumed_run_takes_as_many_threads_as_cores_where_it_is_told_so(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", *SMALL, "batcher=local", "total_steps=128")
+    resume_run(run, {"total_steps": 256, "num_threads": "auto"}, tell=lambda _: None)
     assert yaml.safe_load((run / "config.yaml").read_text())["num_threads"] == find_cores().count
 
 

@@ -18,6 +18,7 @@ from rlx.batcher import Batcher
 from rlx.env import make
 from rlx.errors import CheckpointError, ConfigError, RlxError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from rlx.run.launch import resume_run
 from rlx.run.metrics import read_metrics
 from rlx.run.migrate import KEY, SCHEMA
 from tests.run.jobs import train
@@ -143,13 +144,17 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(ended: Path, s
         ({"total_step": 900}, r"total_step: it is no key.*Did you mean 'total_steps'\?"),
         ({"total_steps": 320}, "has done 320 steps, and total_steps is 320; give total_steps=MORE"),
         ({"total_steps": "many"}, "total_steps: "),
+        ({"total_steps": 900, "checkpoint.keep_last": 0}, "checkpoint.keep_last: expected an integer >= 1, got 0"),
+        ({"total_steps": 900, "evaluation.episodes": 0}, "evaluation.episodes: expected an integer >= 1, got 0"),
     ],
     ids=str,
 )
 def test_keys_that_may_not_change_are_refused(stopped: Path, changes: dict[str, Any], message: str) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in stopped.rglob("*.*"))
+    said: list[str] = []
     with pytest.raises(ConfigError, match=message):
-        resume(stopped, **changes)
+        resume_run(stopped, changes, "test", tell=said.append, trust=True)
+    assert said == []  # nor that it goes on
     assert sorted((path, path.stat().st_mtime_ns) for path in stopped.rglob("*.*")) == before
 
 
