@@ -120,7 +120,7 @@ def read_config(config: Mapping[str, Any]) -> Parts:
     Raises:
         ConfigError: a wrong key, type, range or target; names it.
     """
-    part = dict.fromkeys(GROUPS) | dict(config)  # a group may have been taken away: ~env
+    part: dict[str, Any] = {**dict.fromkeys(GROUPS), **config}  # a group may have been taken away: ~env
     samplers = read_samplers(part["batcher"])
     loggers = cast("Mapping[str, Any]", part["logger"] or {})
     return Parts(
