@@ -57,7 +57,8 @@ def _normal(values: Tensor, row: int, generator: torch.Generator) -> Tensor:
 
 def _integer(values: Tensor, row: int, generator: torch.Generator) -> Tensor:
     low, high = values.unbind(0)
-    drawn = low + (torch.rand(low.shape, generator=generator, dtype=torch.float64) * (high - low + 1)).long()
+    count = high.double() - low.double() + 1  # as an integer it may be one too many for int64
+    drawn = low + (torch.rand(low.shape, generator=generator, dtype=torch.float64) * count).long()
     return drawn.clamp(max=high)
 
 
@@ -98,6 +99,8 @@ def _read(key: str, form: Any) -> tuple[str, Tensor]:
         raise ConfigError(f"{where}: got {values!r}, expected {expected}: two numbers, or two lists of as many")
     if kind == "integer" and numbers.dtype.is_floating_point:
         raise ConfigError(f"{where}: got {values!r}, expected integers")
+    if kind == "integer" and bool((numbers[1].double() - numbers[0].double() > 2.0**63).any()):
+        raise ConfigError(f"{where}: got {values!r}, expected no more than 2^63 of them")
     first, second = numbers
     if bool((second < (0 if kind == "normal" else first)).any()):
         raise ConfigError(f"{where}: got {values!r}, expected {'std >= 0' if kind == 'normal' else 'low <= high'}")

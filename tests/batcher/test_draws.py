@@ -42,6 +42,9 @@ def test_integers_include_both_ends_and_come_equally_often() -> None:
     assert values.tolist() == [-1, 0, 1, 2]
     assert (counts - MANY / 4).abs().max() < 5 * (MANY / 4) ** 0.5
     assert (drawn({"integer": [7, 7]}, count=5) == 7).all()
+    seeds = drawn({"integer": [0, 2**63 - 1]})
+    assert seeds.min() >= 0
+    assert len(seeds.unique()) == len(seeds)
 
 
 def test_choices_come_equally_often_and_are_dealt_by_row() -> None:
@@ -71,6 +74,7 @@ def test_a_value_is_what_every_episode_gets(form: object, dtype: torch.dtype) ->
         ({"uniform": 3}, r"got 3, expected \[low, high\]"),
         ({"normal": [0, -1]}, r"expected std >= 0"),
         ({"integer": [0, 1.5]}, r"expected integers"),
+        ({"integer": [-(2**63), 2**63 - 1]}, r"expected no more than 2\^63 of them"),
         ({"integer": [False, True]}, r"two numbers"),
         ({"choice": []}, r"got \[\], expected \[a, b, \.\.\.\]"),
         ({"choice": ["a"]}, r"got \['a'\], expected \[a, b, \.\.\.\]"),
