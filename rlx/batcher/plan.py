@@ -32,7 +32,7 @@ def plan_memory(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        agent = make_agent(specs)
+        agent = make_agent(specs).eval()  # as it acts
     actor = agent.actor()
     sampled, rows = draw_once(given, num_envs, travels=travels)
     outputs, state = probe_agent(actor, specs, rows["agent_info"].to("cpu"))

@@ -86,7 +86,7 @@ class Worker:
         slots = [Slot(layout, memory, index, options.columns) for index in range(NUM_SLOTS)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(options.seed, "agent"))
-            agent = options.make_agent(self.env.specs).to(memory.device)
+            agent = options.make_agent(self.env.specs).to(memory.device).eval()  # no dropout, no batch's statistics
         weights = WeightsLayout.of(agent)
         self._weights = [weights.tensors(memory.tensor(block)) for block in layout.weights]
         self._entries = weights.entries(agent)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from rlx.agent import ActorCritic, GRUActorCritic, values
 from rlx.batcher import Batcher, EpisodeBatcher
@@ -20,6 +21,7 @@ from rlx.batcher.on_device import DeviceRollout
 from rlx.data import DictTensor
 from rlx.env import Autoreset, GymVecEnv, TorchCartPole, VecEnv, make
 from rlx.errors import EnvironmentFault, RlxError, SpecError, UserError
+from tests.batcher.ledger import ID, Parity
 
 from ..program import ENVIRONMENT
 
@@ -359,3 +361,30 @@ def test_a_message_names_the_seed_of_environments_that_began_apart() -> None:
         assert first != second
         with pytest.raises(EnvironmentFault, match=rf"environment 0 \(reset seed {second}, episode 1, step 0\)"):
             batcher.collect()
+
+
+class Dropping(Parity):
+    """Has layers that do something else while they learn: they drop, and count on a batch's own statistics."""
+
+    def __init__(self, specs) -> None:
+        super().__init__(specs)
+        self.layers = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout(0.5))
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, state = super().forward(observation, state, agent_info, taken)
+        scaled = self.layers(torch.ones(observation.batch_size, 1)).squeeze(-1)
+        return outputs | DictTensor({"scaled": scaled}), state
+
+    def act(self, outputs, agent_info, generator):
+        return super().act(outputs, agent_info, generator) | DictTensor({"scaled": outputs["scaled"]})
+
+
+def test_an_agent_acts_in_evaluation_mode_and_leaves_torchs_own_generator_alone() -> None:
+    with Batcher(Dropping, partial(make, ID), **SMALL | {"envs_per_worker": 1}) as batcher:
+        agent = Dropping(batcher.specs)
+        batcher.publish(agent)
+        before = torch.get_rng_state()
+        piece = batcher.collect()
+        assert torch.equal(torch.get_rng_state(), before)
+        wanted = agent.eval().layers(torch.ones(1, 1)).item()
+        assert piece.steps["agent/scaled"].unique().tolist() == [pytest.approx(wanted)]
