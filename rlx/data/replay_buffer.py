@@ -117,14 +117,20 @@ class ReplayBuffer:
 
     # -- what comes in
 
-    def add(self, trajectories: Trajectories) -> None:
+    def add(self, trajectories: Trajectories) -> Tensor:
         """Add a batcher's piece; the oldest steps make room. Every piece in turn: an episode goes on in the next one.
 
         Args:
             trajectories: `[B, T]`; rows may be of different lengths. They are copied to the host, wherever they lie.
+                Where `env/is_first` is true an episode begins, whether or not the one before has ended.
+
+        Returns:
+            Slots `[N]` of the new steps, in the order of `trajectories.steps.flatten()`: for `update_priorities`, where
+            steps shall begin with priorities of their own.
 
         Raises:
-            SpecError: a piece does not fit into the whole buffer, or is of another number of environments.
+            SpecError: a piece does not fit into the whole buffer, is of another number of environments, or a field of
+                it has another shape or kind of number than the buffer keeps.
         """
         trajectories = trajectories.to("cpu")
         if self._hindsight is not None and not self.num_added and self._hindsight.goal.startswith("env/"):
@@ -133,16 +139,18 @@ class ReplayBuffer:
         self._decisions.clear()
         self.num_added += len(written.slots)
         self._count = None
+        slots = torch.from_numpy(written.slots)
         if self._tree is None or not len(written.rows):
-            return
+            return slots
         priority = 1.0 if self._alpha is None else self._max_priority**self._alpha
         self._tree.set(torch.from_numpy(written.cleared), 0.0)
         if not self._states.num_pieces:
-            self._tree.set(torch.from_numpy(written.slots), priority)
-            return
+            self._tree.set(slots, priority)
+            return slots
         stale = self._states.keep(trajectories, written, self._rings.fields["env/is_first"])
         self._tree.set(torch.from_numpy(np.concatenate([written.slots, stale])), 0.0)
         self._tree.set(torch.from_numpy(np.concatenate([written.begins, written.first])), priority)
+        return slots
 
     # -- what goes out
 
@@ -309,11 +317,14 @@ class ReplayBuffer:
             errors: `[N]`, temporal-difference errors, of either sign.
 
         Raises:
-            UserError: the buffer was made without `alpha`.
+            UserError: the buffer was made without `alpha`, or an error is not finite.
         """
         if self._alpha is None or self._tree is None:
             raise UserError("update_priorities() of a buffer without priorities: give it an alpha")
         priority = errors.detach().to("cpu", torch.float64).abs() + _PRIORITY_OFFSET
+        if not bool(priority.isfinite().all()):
+            wrong = errors.detach().cpu()[~priority.isfinite()][0]
+            raise UserError(f"update_priorities(): got an error of {float(wrong)}, expected finite ones")
         still = self._tree[slots] > 0  # others have been overwritten since
         slots, priority = slots[still], priority[still]
         if not len(slots):

@@ -101,6 +101,8 @@ class Rings:
         self.specs |= {"env/is_first": _FLAG}
         self.specs |= {f"agent/{key}": spec for key, spec in specs.action.items()}
         self.specs |= {"next/reward": _NUMBER, "next/terminated": _FLAG, "next/truncated": _FLAG} | self._extra
+        whole = {f"{group}/{key}": spec for key, spec in specs.observation.items() for group in ("env", "next")}
+        self._given = self.specs | whole  # what a piece has, all frames of a stack included
         self.num_bytes = self.num_slots * (1 + sum(spec.num_bytes for spec in self.specs.values()))
         self.num_bytes += 16 * self.num_slots * track_episodes
         self.fields: dict[str, Array] = {}
@@ -138,7 +140,8 @@ class Rings:
             trajectories: `[B, T]`, on the CPU.
 
         Raises:
-            SpecError: it does not fit into the rings, or is of another number of environments.
+            SpecError: it does not fit into the rings, is of another number of environments, or a field of it is not
+                what is kept; names the field, and both.
         """
         steps = trajectories.steps
         size, length = steps.leading_shape
@@ -147,6 +150,7 @@ class Rings:
         if not length:
             nothing = np.zeros(0, np.int64)
             return Written(nothing, nothing, nothing, nothing, nothing)
+        self._check_fields(trajectories)
         lengths = steps.lengths.numpy()
         valid = np.arange(length) < lengths[:, None]
         ended = (steps["next/terminated"].numpy() | steps["next/truncated"].numpy()) & valid
@@ -154,9 +158,11 @@ class Rings:
         begins = is_first & valid
         begins[:, 0] |= ~self._is_open & valid[:, 0]
         # An episode that was cut off (by a reset) keeps the slot behind its last step, too.
-        cut = self._is_open & begins[:, 0]
-        before = ended.cumsum(1) - ended + begins.cumsum(1) * (self._depth - 1)
-        place = (self._head + cut)[:, None] + np.arange(length) + before
+        cut = begins.copy()
+        cut[:, 0] &= self._is_open
+        cut[:, 1:] &= ~ended[:, :-1]
+        before = ended.cumsum(1) - ended + cut.cumsum(1) + begins.cumsum(1) * (self._depth - 1)
+        place = self._head[:, None] + np.arange(length) + before
         last, has_any = np.maximum(lengths - 1, 0), lengths > 0
         is_over = ended[self._row, last]
         head = np.where(has_any, place[self._row, last] + 1 + is_over, self._head)
@@ -169,6 +175,7 @@ class Rings:
         at = valid.nonzero()
         slots = self._slot(place[at], at[0])
         following = ended.copy()
+        following[:, :-1] |= cut[:, 1:]
         following[self._row, last] |= has_any
         next_at = following.nonzero()
         next_slots = self._slot(place[next_at] + 1, next_at[0])
@@ -188,6 +195,19 @@ class Rings:
         self._head, self._is_open = head, np.where(has_any, ~is_over, self._is_open)
         begun, rows = begins.nonzero(), has_any.nonzero()[0]
         return Written(slots, cleared, self._slot(place[begun], begun[0]), rows, self._slot(place[rows, 0], rows))
+
+    def _check_fields(self, trajectories: Trajectories) -> None:
+        """Refuse a piece, which may be made by hand, whose numbers would be cast or stretched in silence."""
+        steps, info = trajectories.steps, trajectories.info
+        for name, spec in self._given.items():
+            of_row = name in self._extra and name not in steps
+            value = info[name] if of_row else steps[name]
+            leading = steps.leading_shape[:1] if of_row else steps.leading_shape
+            if value.shape != (*leading, *spec.shape) or not torch.can_cast(value.dtype, spec.dtype):
+                raise SpecError(
+                    f"replay: '{name}' is {value.dtype} of shape {list(value.shape)}; expected {spec.dtype} of shape "
+                    f"{[*leading, *spec.shape]}"
+                )
 
     def _slot(self, place: Index, row: Index) -> Index:
         """Return the slots of places that count from an environment's first step on."""
@@ -212,10 +232,10 @@ class Rings:
         for name, memory in self.fields.items():
             key = name.removeprefix("env/")
             if name in self._extra and name not in steps:
-                memory[slots] = info[name].numpy()[at[0]]
+                memory[slots] = info[name].detach().numpy()[at[0]]
             elif key in self._observation:
                 memory[slots] = self._newest_frame(key, of_steps(steps[name]))
-                memory[next_slots] = self._newest_frame(key, steps[f"next/{key}"].numpy()[next_at])
+                memory[next_slots] = self._newest_frame(key, steps[f"next/{key}"].detach().numpy()[next_at])
             else:
                 memory[slots] = of_steps(steps[name])
 

@@ -1,7 +1,7 @@
 """What a batcher hands back: sequences of steps, what each began with, and the observations at their ends."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -102,6 +102,28 @@ class Trajectories:
         row = place[first[source] + behind]
         bootstrap = self.bootstrap[source].exclude("row") | DictTensor({"row": row}, len(row))
         return Trajectories(self.info[index], self.steps[index], bootstrap, self.context[index])
+
+    @classmethod
+    def cat(cls, parts: Sequence["Trajectories"]) -> "Trajectories":
+        """Return the sequences of all parts, one part after the other; shorter ones are padded with zeros.
+
+        Args:
+            parts: one at least, with the same fields; `select` those that all have.
+
+        Raises:
+            SpecError: no part, or fields, shapes or devices differ.
+        """
+        steps = TemporalDictTensor.cat([part.steps for part in parts])
+        info = DictTensor.cat([part.info for part in parts])
+        context = TemporalDictTensor.cat([part.context for part in parts])
+        ends: list[DictTensor] = []
+        before = 0
+        for part in parts:
+            if part.bootstrap.batch_size:
+                row = DictTensor({"row": part.bootstrap["row"] + before})
+                ends.append(part.bootstrap.exclude("row") | row)
+            before += part.batch_size
+        return cls(info, steps, DictTensor.cat(ends) if ends else DictTensor.empty(0), context)
 
     def split_steps(self) -> "Trajectories":
         """Return every valid step as a sequence of its own, `[N, 1]`: for agents without state, in any order.

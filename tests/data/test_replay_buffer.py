@@ -39,6 +39,7 @@ class Stream:
     num_envs: int
     seed: int
     end: float = 0.15
+    cuts: float = 0.0  # how often an episode is cut off inside a piece
     rows: list[list[Step]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,6 +86,8 @@ class Stream:
                 self.now[row], self.is_first[row] = self.first(), True
             taken = []
             for t in range(length):
+                if t and self.cuts and self.chance(self.cuts):
+                    self.now[row], self.is_first[row] = self.first(), True
                 before = None if self.is_first[row] else self.rows[row][-1]
                 following = self.following(self.now[row])
                 step = Step(
@@ -218,6 +221,25 @@ def test_n_step_transitions_sum_to_the_end_of_the_episode_and_never_beyond(n_ste
             assert torch.equal(batch.steps["next/obs"][i, 0], run[-1].next_obs["obs"])
             assert batch.steps["next/terminated"][i, 0] == run[-1].terminated
             assert batch.steps["next/truncated"][i, 0] == run[-1].truncated
+
+
+@pytest.mark.parametrize("specs", [PLAIN, STACKED], ids=["plain", "stacked"])
+@pytest.mark.parametrize("cuts", [0.3, 1.0])
+def test_an_episode_that_is_cut_off_inside_a_piece_keeps_what_followed_its_last_step(
+    specs: EnvSpecs, cuts: float
+) -> None:
+    stream = Stream(specs, 3, 0, end=0.1, cuts=cuts)
+    buffer = ReplayBuffer(specs, capacity=300, num_envs=3)
+    for _ in range(5):
+        stream.feed(buffer, 6)
+        places, steps = stream.by_reward(), drawn(buffer).steps
+        for i, reward in enumerate(steps["next/reward"][:, 0].tolist()):
+            row, t = places[reward]
+            assert torch.equal(steps["env/obs"][i, 0], stream.rows[row][t].obs["obs"])
+            assert torch.equal(steps["next/obs"][i, 0], stream.rows[row][t].next_obs["obs"])
+        sequences = buffer.sample_sequences(64, torch.Generator().manual_seed(0), num_steps=4).steps
+        for i, reward in enumerate(sequences["next/reward"][:, 0].tolist()):
+            assert sequences.lengths[i] == len(stream.run(*places[reward])[:4])
 
 
 @pytest.mark.parametrize("specs", [PLAIN, STACKED], ids=["plain", "stacked"])
@@ -385,6 +407,59 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match=r"file/in' cannot hold .* KiB: Not a directory"):
         ReplayBuffer(PLAIN, capacity=1000, num_envs=2, directory=tmp_path / "file" / "in")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "agent/action",
+            torch.full((2, 1), 0.7),
+            r"'agent/action' is torch.float32 of shape \[2, 1\]; expected torch.int64",
+        ),
+        ("agent/action", torch.zeros(2, 1, 4, dtype=torch.int64), r"of shape \[2, 1, 4\]; .* of shape \[2, 1\]"),
+        ("next/obs", torch.zeros(2, 1, 3), r"'next/obs' .* \[2, 1, 3\]; expected torch.float32 of shape \[2, 1, 2\]"),
+        ("next/terminated", torch.zeros(2, 1), "'next/terminated' is torch.float32 .* expected torch.bool"),
+        (
+            "agent_info/skill",
+            torch.zeros(2),
+            r"'agent_info/skill' is torch.float32 of shape \[2\]; expected torch.int64",
+        ),
+    ],
+)
+def test_a_piece_made_by_hand_is_refused_where_its_numbers_would_be_cast_or_stretched(
+    field: str, value: torch.Tensor, message: str
+) -> None:
+    buffer = ReplayBuffer(PLAIN, capacity=16, num_envs=2, extra={"agent_info/skill": Spec((), torch.int64)})
+    piece = Stream(PLAIN, 2, 0).piece([1, 1])
+    info, steps = piece.info, piece.steps
+    if field in info:
+        info = info.exclude(field) | DictTensor({field: value})
+    else:
+        steps = steps.exclude(field) | TemporalDictTensor({field: value}, [1, 1])
+    with pytest.raises(SpecError, match=message):
+        buffer.add(Trajectories(info, steps, piece.bootstrap))
+    assert len(buffer) == 0
+
+
+def test_steps_may_begin_with_priorities_of_their_own() -> None:
+    stream = Stream(PLAIN, 2, 0)
+    buffer = ReplayBuffer(PLAIN, capacity=100, num_envs=2, alpha=1.0)
+    for _ in range(3):
+        piece = stream.piece([4, 2])
+        slots = buffer.add(piece)
+        buffer.update_priorities(slots, piece.steps.flatten()["next/reward"] % 2)  # of odd numbers 1, of others 0
+    assert set((drawn(buffer).steps["next/reward"] % 2).flatten().tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_priority_that_is_not_finite_is_refused_and_changes_nothing(wrong: float) -> None:
+    stream = Stream(PLAIN, 2, 0)
+    buffer = ReplayBuffer(PLAIN, capacity=100, num_envs=2, alpha=1.0)
+    slots = buffer.add(stream.piece([4, 4]))
+    with pytest.raises(UserError, match=f"an error of {wrong}, expected finite"):
+        buffer.update_priorities(slots[:2], torch.tensor([1.0, wrong]))
+    assert len(drawn(buffer).info["slot"].unique()) == 8
 
 
 def test_a_buffer_that_joins_in_the_middle_of_an_episode_has_the_frames_before() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
-from rlx.errors import DataRevokedError
+from rlx.errors import DataRevokedError, SpecError
 
 
 def made(lengths: list[int], max_length: int) -> Trajectories:
@@ -34,6 +34,25 @@ def test_rows_bring_their_info_and_their_bootstrap_renumbered() -> None:
     found = zip(chosen.bootstrap["row"].tolist(), chosen.bootstrap["obs"].tolist(), strict=True)
     assert sorted(found) == [(0, 2000.0), (1, 0.0)]
     assert made([3, 0], 3).rows(slice(1, 2)).bootstrap.batch_size == 0
+
+
+def test_parts_that_are_put_together_keep_what_belongs_to_their_rows() -> None:
+    first, second = made([3, 0, 2], 3), made([0, 4], 4)
+    both = Trajectories.cat([first, second.rows(slice(0, 0)), second])
+    assert both.steps.leading_shape == (5, 4)
+    assert both.steps.lengths.tolist() == [3, 0, 2, 0, 4]
+    assert both.info["agent_info/kind"].tolist() == [0, 1, 2, 0, 1]
+    assert both.num_steps == 9
+    assert both.context.leading_shape == (5, 0)
+    ends = zip(*(both.bootstrap[key].tolist() for key in ("row", "time", "obs")), strict=True)
+    assert list(ends) == [(0, 2, 0.0), (2, 1, 2000.0), (4, 3, 1000.0)]
+    again = both.rows(torch.tensor([3, 4]))
+    assert torch.equal(again.steps["env/obs"], second.steps["env/obs"])
+    assert again.bootstrap["obs"].tolist() == second.bootstrap["obs"].tolist()
+    with pytest.raises(SpecError, match="env/obs"):
+        Trajectories.cat([first, second.select("next")])
+    with pytest.raises(SpecError):
+        Trajectories.cat([])
 
 
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 2], [0, 0]])
