@@ -9,6 +9,7 @@ from rlx.agent.hierarchical import HierarchicalQNetwork
 from rlx.agent.masking import ActionMasking, apply_mask, draw_allowed
 from rlx.agent.memory import MemoryAgent
 from rlx.agent.mixture import MixtureAgent
+from rlx.agent.networks import Encoder
 from rlx.agent.normalizer import Normalizer, ObservationNormalizer, ReturnNormalizer, update_normalizers
 from rlx.agent.options import OptionActorCritic
 from rlx.agent.q_network import QAgent, QHead, QNetwork
@@ -36,6 +37,7 @@ __all__ = [
     "ConvActorCritic",
     "ConvQNetwork",
     "Critics",
+    "Encoder",
     "GRUActorCritic",
     "HierarchicalQNetwork",
     "LSTMActorCritic",
