@@ -41,14 +41,16 @@ class Clock:
         self._last += seconds
 
     def iteration(self, batcher: Batcher, env_steps: int) -> dict[str, Value]:
-        """End an iteration of so many steps, and return its speeds, and the machine's figures where they are due."""
+        """End an iteration of so many steps, and return its speeds, and the machine's figures where they are due.
+
+        Where nothing was collected (offline learning), there is no speed of collecting.
+        """
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)
-        collect = max(batcher.collect_seconds - self._collected, 1e-9)
+        collect = batcher.collect_seconds - self._collected
         self._last, self._collected = now, batcher.collect_seconds
-        return {
-            "speed/steps_per_second": env_steps / seconds,
-            "speed/collect_steps_per_second": env_steps / collect,
-            "speed/learn_steps_per_second": env_steps / max(seconds - collect, 1e-9),
-            **self._system.take(),
-        }
+        speeds: dict[str, Value] = {"speed/steps_per_second": env_steps / seconds}
+        if collect > 0:
+            speeds["speed/collect_steps_per_second"] = env_steps / collect
+        speeds["speed/learn_steps_per_second"] = env_steps / max(seconds - collect, 1e-9)
+        return {**speeds, **self._system.take()}

@@ -220,7 +220,8 @@ def take_up(
     load = dict(tracked)
     for name, value in tracked.items():
         if isinstance(value, ReplayBuffer) and name not in state and not found.buffer_was_saved:
-            problems.append(f"the replay {name} was not saved (checkpoint.buffer=false), and fills again first")
+            which = "the replay buffer" if name == "buffer" else f"the replay buffer {name!r}"
+            problems.append(f"{which} was not saved (checkpoint.buffer=false), and fills again first")
             del load[name]
         else:
             check_fits(name, value, state.get(name))
