@@ -201,12 +201,12 @@ class Rings:
         steps, info = trajectories.steps, trajectories.info
         for name, spec in self._given.items():
             of_row = name in self._extra and name not in steps
-            value = info[name] if of_row else steps[name]
-            leading = steps.leading_shape[:1] if of_row else steps.leading_shape
-            if value.shape != (*leading, *spec.shape) or not torch.can_cast(value.dtype, spec.dtype):
+            value, leading = (info[name], 1) if of_row else (steps[name], 2)
+            fits = value.dtype == spec.dtype or torch.can_cast(value.dtype, spec.dtype)
+            if not fits or value.shape[leading:] != spec.shape:
                 raise SpecError(
                     f"replay: '{name}' is {value.dtype} of shape {list(value.shape)}; expected {spec.dtype} of shape "
-                    f"{[*leading, *spec.shape]}"
+                    f"{[*steps.leading_shape[:leading], *spec.shape]}"
                 )
 
     def _slot(self, place: Index, row: Index) -> Index:
