@@ -67,12 +67,13 @@ class ReplayBuffer:
 
         Raises:
             SpecError: it would not fit; says how much it takes and how much there is.
-            UserError: both `state` and `hindsight` are given.
+            UserError: both `state` and `hindsight` are given, or a count is below 1.
         """
         if state and hindsight is not None:
             raise UserError(
                 "algo.hindsight: only single transitions get other goals; a recurrent agent needs sequences"
             )
+        _check_counts("ReplayBuffer", capacity=capacity, num_envs=num_envs)
         self.num_envs = num_envs
         self._hindsight = hindsight
         self._rings = rings = Rings(
@@ -225,8 +226,9 @@ class ReplayBuffer:
             `agent_info/` and `env_info/`.
 
         Raises:
-            UserError: there is nothing to draw yet.
+            UserError: there is nothing to draw yet, or a count is below 1.
         """
+        _check_counts("sample", batch_size=batch_size, n_step=n_step)
         slots, weight = self._draw(batch_size, generator, beta, decision)
         own = self._rings.fields
         fields = {name: column(own[name].take(slots, 0)) for name in self._kept_names}
@@ -284,6 +286,7 @@ class ReplayBuffer:
         """
         if self._hindsight is not None:
             raise UserError("sample_sequences() of a buffer with hindsight: only sample() gives other goals")
+        _check_counts("sample_sequences", batch_size=batch_size, num_steps=num_steps)
         slots, weight = self._draw(batch_size, generator, beta)
         path = (slots[:, None] + self.num_envs * np.arange(num_steps)) % self.num_slots
         lengths = torch.from_numpy(self._rings.is_step[path].cumprod(1).sum(1))
@@ -402,6 +405,12 @@ class ReplayBuffer:
 
     def __repr__(self) -> str:
         return f"ReplayBuffer({len(self):,} of {self.num_slots:,} steps, {show_bytes(self.num_bytes)})"
+
+
+def _check_counts(call: str, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{call}({name}=...): got {count}, expected 1 or more")
 
 
 def _zeroed(values: Tensor, where: Tensor) -> Tensor:

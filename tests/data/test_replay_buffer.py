@@ -442,6 +442,20 @@ def test_a_piece_made_by_hand_is_refused_where_its_numbers_would_be_cast_or_stre
     assert len(buffer) == 0
 
 
+def test_counts_below_one_are_refused_by_name() -> None:
+    buffer, draws = ReplayBuffer(PLAIN, capacity=40, num_envs=2), torch.Generator()
+    buffer.add(Stream(PLAIN, 2, 0).piece([3, 3]))
+    with pytest.raises(UserError, match=r"sample\(n_step=...\): got 0, expected 1 or more"):
+        buffer.sample(4, draws, n_step=0)
+    with pytest.raises(UserError, match=r"sample\(batch_size=...\): got 0"):
+        buffer.sample(0, draws)
+    with pytest.raises(UserError, match=r"sample_sequences\(num_steps=...\): got 0"):
+        buffer.sample_sequences(4, draws, num_steps=0)
+    for counts in ({"capacity": 0, "num_envs": 2}, {"capacity": 10, "num_envs": 0}):
+        with pytest.raises(UserError, match="got 0"):
+            ReplayBuffer(PLAIN, **counts)
+
+
 def test_steps_may_begin_with_priorities_of_their_own() -> None:
     stream = Stream(PLAIN, 2, 0)
     buffer = ReplayBuffer(PLAIN, capacity=100, num_envs=2, alpha=1.0)
