@@ -12,6 +12,7 @@ from rlx.data.dict_tensor import DictTensor
 from rlx.data.drawn import column, drawn, split
 from rlx.data.hindsight import Hindsight
 from rlx.data.lazy import Lazy
+from rlx.data.priorities import Priorities
 from rlx.data.rings import Index, Rings
 from rlx.data.spec import EnvSpecs, Spec
 from rlx.data.storage import check_room, show_bytes
@@ -21,7 +22,7 @@ from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
 from rlx.errors import UserError
 
-_PRIORITY_OFFSET = 1e-6  # no step is ever out of reach (Schaul et al. 2016, section 3.3)
+_ALIKE = {"priorities": None, "max_priority": 1.0}  # what a checkpoint says of a buffer without priorities
 _AT_ONCE = 2**22  # bytes that `batches` draws together: what stays in a processor's cache
 
 
@@ -83,7 +84,6 @@ class ReplayBuffer:
         self.num_added = 0
         self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
         self._bytes_drawn = 64 + 2 * sum(spec.num_bytes for spec in specs.observation.values())  # about, of a step
-        self._alpha = alpha
         prioritised = alpha is not None or state is not None
         self._states = StoredStates(state or {}, num_slots=self.num_slots, num_envs=num_envs, num_steps=state_every)
         self.num_bytes = rings.num_bytes + self._states.num_bytes
@@ -98,8 +98,8 @@ class ReplayBuffer:
         )
         rings.allocate(place)
         self._states.allocate()
-        self._tree = SumTree(self.num_slots) if prioritised else None
-        self._max_priority = 1.0
+        self._priorities = Priorities(self.num_slots, alpha) if prioritised else None
+        self._moves = alpha is not None  # whether updates change priorities
         self._count: int | None = 0
         self._decisions: dict[str, Index] = {}
         # Which fields go where, found out once: a draw is a matter of calls.
@@ -112,8 +112,8 @@ class ReplayBuffer:
     def __len__(self) -> int:
         """Return how many steps may be drawn (with `state`: begin a sequence)."""
         if self._count is None:
-            allowed = self._rings.is_step if self._tree is None else self._tree.weights.numpy() > 0
-            self._count = int(np.count_nonzero(allowed))
+            steps = self._rings.is_step
+            self._count = int(np.count_nonzero(steps)) if self._priorities is None else len(self._priorities)
         return self._count
 
     # -- what comes in
@@ -140,18 +140,13 @@ class ReplayBuffer:
         self._decisions.clear()
         self.num_added += len(written.slots)
         self._count = None
-        slots = torch.from_numpy(written.slots)
-        if self._tree is None or not len(written.rows):
-            return slots
-        priority = 1.0 if self._alpha is None else self._max_priority**self._alpha
-        self._tree.set(torch.from_numpy(written.cleared), 0.0)
-        if not self._states.num_pieces:
-            self._tree.set(slots, priority)
-            return slots
-        stale = self._states.keep(trajectories, written, self._rings.fields["env/is_first"])
-        self._tree.set(torch.from_numpy(np.concatenate([written.slots, stale])), 0.0)
-        self._tree.set(torch.from_numpy(np.concatenate([written.begins, written.first])), priority)
-        return slots
+        if self._priorities is not None and len(written.rows):
+            new, gone = written.slots, written.cleared
+            if self._states.num_pieces:
+                stale = self._states.keep(trajectories, written, self._rings.fields["env/is_first"])
+                new, gone = np.concatenate([written.begins, written.first]), np.concatenate([gone, new, stale])
+            self._priorities.begin(new, gone)
+        return torch.from_numpy(written.slots)
 
     # -- what goes out
 
@@ -185,7 +180,7 @@ class ReplayBuffer:
             device: where the batches go.
         """
         length = 1 if num_steps is None else num_steps
-        at_once = 1 if self._alpha is not None else max(1, _AT_ONCE // (batch_size * length * self._bytes_drawn))
+        at_once = 1 if self._moves else max(1, _AT_ONCE // (batch_size * length * self._bytes_drawn))
         for left in range(number, 0, -at_once):
             size = batch_size * min(left, at_once)
             if num_steps is None:
@@ -322,18 +317,9 @@ class ReplayBuffer:
         Raises:
             UserError: the buffer was made without `alpha`, or an error is not finite.
         """
-        if self._alpha is None or self._tree is None:
+        if self._priorities is None or not self._moves:
             raise UserError("update_priorities() of a buffer without priorities: give it an alpha")
-        priority = errors.detach().to("cpu", torch.float64).abs() + _PRIORITY_OFFSET
-        if not bool(priority.isfinite().all()):
-            wrong = errors.detach().cpu()[~priority.isfinite()][0]
-            raise UserError(f"update_priorities(): got an error of {float(wrong)}, expected finite ones")
-        still = self._tree[slots] > 0  # others have been overwritten since
-        slots, priority = slots[still], priority[still]
-        if not len(slots):
-            return
-        self._max_priority = max(self._max_priority, float(priority.max()))
-        self._tree.set(slots, priority**self._alpha)
+        self._priorities.update(slots, errors)
 
     def _draw(
         self, batch_size: int, generator: torch.Generator, beta: float, decision: str | None = None
@@ -344,13 +330,8 @@ class ReplayBuffer:
         if decision is not None:
             among = self._deciding(decision)
             return among[torch.randint(len(among), (batch_size,), generator=generator).numpy()], None
-        if self._tree is not None:
-            places = self._tree.draw(batch_size, generator)
-            if self._alpha is None:
-                return places.numpy(), None
-            probability = self._tree[places]
-            weight = (probability / probability.min()) ** -beta  # the batch's greatest is 1 (section 3.4)
-            return places.numpy(), weight.float()
+        if self._priorities is not None:
+            return self._priorities.draw(batch_size, generator, beta)
         slots = torch.randint(self._rings.used, (batch_size,), generator=generator).numpy()
         while True:
             is_step = self._rings.is_step.take(slots)
@@ -383,8 +364,7 @@ class ReplayBuffer:
         return {
             "rings": self._rings.state_dict(),
             **self._states.state_dict(),
-            "priorities": self._tree.weights if self._tree is not None else None,
-            "max_priority": self._max_priority,
+            **(_ALIKE if self._priorities is None else self._priorities.state_dict()),
             "num_added": self.num_added,
         }
 
@@ -396,9 +376,8 @@ class ReplayBuffer:
         """
         self._rings.load_state_dict(state["rings"])
         self._states.load_state_dict(state)
-        if self._tree is not None:
-            self._tree.set(torch.arange(self.num_slots), state["priorities"])
-        self._max_priority = state["max_priority"]
+        if self._priorities is not None:
+            self._priorities.load_state_dict(state)
         self.num_added = state["num_added"]
         self._count = None
         self._decisions.clear()
