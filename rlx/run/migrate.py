@@ -17,7 +17,7 @@ from rlx import __version__
 from rlx.errors import RunDirectoryError, UserError
 from rlx.run.directory import CONFIG
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of what this rlx writes, configurations and checkpoints; it reads every version up to it."""
 
 KEY = "schema"
@@ -82,8 +82,8 @@ def bring_up_to_date(
 def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], schema: int) -> None:
     """Change a checkpoint's state, in place, to what this rlx would have written.
 
-    Early ones of schema 4 kept what a row is made of as sums, and did not count the versions of weights. Up to schema 3
-    the standard deviations of `ActorCritic` lay beside its head, and workers did not note what their environments had
+    Up to schema 4 what a row is made of was kept as sums, and versions of weights were not counted. Up to schema 3 the
+    standard deviations of `ActorCritic` lay beside its head, and workers did not note what their environments had
     paid, nor seeds apart.
 
     Args:
@@ -91,6 +91,8 @@ def bring_state_up_to_date(state: dict[str, Any], config: Mapping[str, Any], sch
         config: its configuration.
         schema: the version that it was written in.
     """
+    if schema > 4:
+        return
     run = cast("dict[str, Any]", state.get("run") or {})
     averages = cast("dict[str, Any]", (run.get("counters") or {}).get("averages") or {})
     if "sums" in averages:
@@ -252,7 +254,7 @@ def _from_3(config: _Config) -> list[str]:
     return _add(algo, "algo", {"buffer_directory": None} if kept else {})
 
 
-_STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1, 2: _from_2, 3: _from_3}
+_STEPS: dict[int, Callable[[_Config], list[str]]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: lambda _: []}
 """For each older schema, what brings a configuration, in place, to the next one; returns what it changed."""
 
 

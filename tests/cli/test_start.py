@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,8 @@ class Sequence:
         return 1
 
     def __getitem__(self, place):
+        if place:
+            raise IndexError(place)
         os.kill(os.getpid(), signal.{name})
         return 0
 
@@ -88,10 +91,17 @@ torch.tensor(Sequence())  # torch asks for an item, and makes an error of its ow
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
 def test_error_that_torch_makes_of_a_signal_is_still_the_signal(
-    name: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     (tmp_path / f"signalled_by_{name}.py").write_text(SIGNALLED.format(name=name))
     monkeypatch.syspath_prepend(tmp_path)
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, given))
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(SystemExit) as end:
         run_train(["batcher=local", f"agent._target_=signalled_by_{name}.Agent", f"run_dir={tmp_path / 'run'}"])

@@ -13,8 +13,9 @@ import yaml
 
 from rlx.errors import CheckpointError, ConfigError, RunDirectoryError
 from rlx.run.checkpoint import load_checkpoint
-from rlx.run.directory import CONFIG
+from rlx.run.directory import CONFIG, METRICS
 from rlx.run.launch import read_config
+from rlx.run.metrics import read_metrics
 from rlx.run.migrate import KEY, SCHEMA, bring_up_to_date, read_stored, told_together
 from rlx.run.policy import load_policy
 from tests.run.jobs import SMALL, train
@@ -106,6 +107,17 @@ def test_the_standard_deviations_of_schema_3_are_found_where_agents_have_them_to
     found = load_checkpoint(run / "checkpoints/step-000000160").state["agent"]
     for name, weight in written.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_row_under_way_in_schema_4_is_the_one_that_it_would_have_become(tmp_path: Path) -> None:
+    # PPO on CartPole with one row for 160 steps, written at 80 of them by rlx 0.1.0, schema 4.
+    run = shutil.copytree(FIXTURES / "schema_4", tmp_path / "run")
+    (written,) = read_metrics(run / METRICS)
+    resume(run)
+    (found,) = read_metrics(run / METRICS)
+    assert found["env_steps"] == written["env_steps"] == 160
+    for name in ("loss/total", "loss/value", "loss/entropy", "learning_rate", "explained_variance", "ppo/num_epochs"):
+        assert found[name] == pytest.approx(written[name], rel=1e-4), name
 
 
 def test_a_newer_configuration_is_refused(tmp_path: Path) -> None:
