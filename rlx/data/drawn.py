@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
-from rlx.data.interop import Array
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
 
@@ -20,11 +19,6 @@ def drawn(info: DictTensor, steps: TemporalDictTensor, num_steps: int | None = N
         num_steps: the sum of the lengths, where it is known.
     """
     return Trajectories(info, steps, lambda: _bootstrap(steps), num_steps=num_steps)
-
-
-def column(values: Array) -> Tensor:
-    """Return values `[N, ...]` as those of one step, `[N, 1, ...]`."""
-    return torch.from_numpy(values[:, None])
 
 
 def split(trajectories: Trajectories, batch_size: int) -> Iterator[Trajectories]:

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
-from rlx.data.drawn import column, drawn, split
+from rlx.data.drawn import drawn, split
 from rlx.data.hindsight import Hindsight
-from rlx.data.lazy import Lazy
 from rlx.data.priorities import Priorities
+from rlx.data.reader import Reader
 from rlx.data.rings import Index, Rings
 from rlx.data.spec import EnvSpecs, Spec
 from rlx.data.storage import check_room, show_bytes
 from rlx.data.stored_states import StoredStates
 from rlx.data.sum_tree import SumTree
-from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
 from rlx.errors import UserError
 
@@ -82,8 +81,7 @@ class ReplayBuffer:
         )
         self.num_slots = rings.num_slots
         self.num_added = 0
-        self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
-        self._bytes_drawn = 64 + 2 * sum(spec.num_bytes for spec in specs.observation.values())  # about, of a step
+        self._reader = Reader(rings, specs, hindsight)
         prioritised = alpha is not None or state is not None
         self._states = StoredStates(state or {}, num_slots=self.num_slots, num_envs=num_envs, num_steps=state_every)
         self.num_bytes = rings.num_bytes + self._states.num_bytes
@@ -102,12 +100,6 @@ class ReplayBuffer:
         self._moves = alpha is not None  # whether updates change priorities
         self._count: int | None = 0
         self._decisions: dict[str, Index] = {}
-        # Which fields go where, found out once: a draw is a matter of calls.
-        self._info_names = tuple(name for name in rings.specs if name.startswith(("agent_info/", "env_info/")))
-        observed = {f"env/{key}" for key in self._observation}
-        self._step_names = tuple(name for name in rings.specs if name not in observed and name not in self._info_names)
-        own = ("env/is_first", "next/reward", "next/terminated", "next/truncated")
-        self._kept_names = tuple(name for name in self._step_names if name not in own)
 
     def __len__(self) -> int:
         """Return how many steps may be drawn (with `state`: begin a sequence)."""
@@ -163,10 +155,10 @@ class ReplayBuffer:
         decision: str | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[Trajectories]:
-        """Yield `number` batches for as many updates, drawn as `sample` and `sample_sequences` do.
+        """Yield the batches of so many updates: those that `sample` or `sample_sequences` would return, to the bit.
 
-        Small ones are drawn, and moved to the device, many at once: by itself each costs as much as a small network's
-        pass. With priorities, which updates change, it is one at a time. Nothing may be added meanwhile.
+        Small ones are read, and moved to the device, many at once: by itself each costs as much as a small network's
+        pass. With priorities, which updates change, or hindsight it is one at a time. Nothing may be added meanwhile.
 
         Args:
             number: updates.
@@ -180,14 +172,14 @@ class ReplayBuffer:
             device: where the batches go.
         """
         length = 1 if num_steps is None else num_steps
-        at_once = 1 if self._moves else max(1, _AT_ONCE // (batch_size * length * self._bytes_drawn))
+        _check_counts("batches", batch_size=batch_size, num_steps=length, n_step=n_step)
+        alone = self._moves or self._hindsight is not None  # which draws goals in between
+        at_once = 1 if alone else max(1, _AT_ONCE // (batch_size * length * self._reader.bytes_of_step))
         for left in range(number, 0, -at_once):
-            size = batch_size * min(left, at_once)
-            if num_steps is None:
-                some = self.sample(size, generator, n_step=n_step, gamma=gamma, beta=beta, decision=decision)
-            else:
-                some = self.sample_sequences(size, generator, num_steps=num_steps, gamma=gamma, beta=beta)
-            yield from split(some.to(device), batch_size) if size > batch_size else (some.to(device),)
+            draws = [self._draw(batch_size, generator, beta, decision) for _ in range(min(left, at_once))]
+            slots, weight = np.concatenate([slots for slots, _ in draws]), draws[0][1]
+            some = self._read(slots, weight, num_steps, gamma, n_step, decision, generator).to(device)
+            yield from split(some, batch_size) if len(draws) > 1 else (some,)
 
     def sample(
         self,
@@ -225,41 +217,7 @@ class ReplayBuffer:
         """
         _check_counts("sample", batch_size=batch_size, n_step=n_step)
         slots, weight = self._draw(batch_size, generator, beta, decision)
-        own = self._rings.fields
-        fields = {name: column(own[name].take(slots, 0)) for name in self._kept_names}
-        hindsight = self._hindsight if decision is None else None
-        goal = None
-        if n_step == 1 and hindsight is None:
-            ends = slots
-            fields["next/reward"] = column(own["next/reward"].take(slots))
-            fields["next/discount"] = torch.full((batch_size, 1), gamma)
-            fields["next/terminated"] = column(own["next/terminated"].take(ends))
-        else:
-            path = (slots[:, None] + self.num_envs * np.arange(n_step)) % self.num_slots
-            alive = self._rings.is_step.take(path)
-            reward, terminated = own["next/reward"].take(path), own["next/terminated"].take(path)
-            if decision is not None:
-                alive[:, 1:] &= ~own[decision].take(path[:, 1:])
-            if hindsight is not None:
-                goal = hindsight.relabel(self._rings, path, reward, terminated, generator)
-                alive[:, 1:] &= ~terminated[:, :-1]
-            alive = alive.cumprod(1)
-            row, last = np.arange(batch_size), alive.sum(1) - 1
-            alive = alive.astype(np.float32)
-            discount = np.power(gamma, np.arange(n_step + 1), dtype=np.float32)
-            ends = path[row, last]
-            fields["next/reward"] = column((reward * (alive * discount[:-1])).sum(1))
-            fields["next/discount"] = column(discount[last + 1])
-            fields["next/terminated"] = column(terminated[row, last])
-        fields["next/truncated"] = column(own["next/truncated"].take(ends))
-        following = (ends + self.num_envs) % self.num_slots
-        for key in self._observation:
-            fields[f"env/{key}"] = column(self._rings.look(key, slots))
-            fields[f"next/{key}"] = column(self._rings.look(key, following))
-        if hindsight is not None and goal is not None:
-            fields |= {name: goal.unsqueeze(1) for name in {hindsight.goal, hindsight.goal.replace("env/", "next/")}}
-        steps = TemporalDictTensor.trusted(fields, torch.from_numpy(np.ones(batch_size, np.int64)), 1)
-        return drawn(self._info(slots, weight), steps, num_steps=batch_size)
+        return self._read(slots, weight, None, gamma, n_step, decision, generator)
 
     def sample_sequences(
         self, batch_size: int, generator: torch.Generator, *, num_steps: int, gamma: float = 1.0, beta: float = 0.0
@@ -279,33 +237,9 @@ class ReplayBuffer:
         Raises:
             UserError: there is nothing to draw yet, or transitions shall get other goals, which sequences cannot.
         """
-        if self._hindsight is not None:
-            raise UserError("sample_sequences() of a buffer with hindsight: only sample() gives other goals")
         _check_counts("sample_sequences", batch_size=batch_size, num_steps=num_steps)
         slots, weight = self._draw(batch_size, generator, beta)
-        path = (slots[:, None] + self.num_envs * np.arange(num_steps)) % self.num_slots
-        lengths = torch.from_numpy(self._rings.is_step[path].cumprod(1).sum(1))
-
-        def take(name: str, at: Index) -> Tensor:
-            return torch.from_numpy(self._rings.fields[name].take(at, 0))
-
-        def look(key: str, at: Index) -> Tensor:
-            seen = self._rings.look(key, at.reshape(-1))
-            return torch.from_numpy(seen.reshape(batch_size, num_steps, *seen.shape[1:]))
-
-        fields: dict[str, Tensor | Lazy] = {name: take(name, path) for name in self._step_names}
-        fields["next/discount"] = torch.full((batch_size, num_steps), gamma)
-        is_first = take("env/is_first", path)
-        # What is lazy reads the buffer: it is to be asked for before the next add().
-        before, after = (path - self.num_envs) % self.num_slots, (path + self.num_envs) % self.num_slots
-        for key in self._observation:
-            fields[f"env/{key}"] = look(key, path)
-            fields[f"next/{key}"] = Lazy(lambda key=key: look(key, after))
-        for key in self._actions:
-            fields[f"env/prev_{key}"] = Lazy(lambda key=key: _zeroed(take(f"agent/{key}", before), is_first))
-        fields["env/prev_reward"] = Lazy(lambda: _zeroed(take("next/reward", before), is_first))
-        steps = TemporalDictTensor.trusted(fields, lengths, num_steps)
-        return drawn(self._info(slots, weight), steps)
+        return self._read(slots, weight, num_steps, gamma)
 
     def update_priorities(self, slots: Tensor, errors: Tensor) -> None:
         """Set the priorities of what was drawn: |error|, to the power of alpha when drawing.
@@ -320,6 +254,24 @@ class ReplayBuffer:
         if self._priorities is None or not self._moves:
             raise UserError("update_priorities() of a buffer without priorities: give it an alpha")
         self._priorities.update(slots, errors)
+
+    def _read(
+        self,
+        slots: Index,
+        weight: Tensor | None,
+        num_steps: int | None,
+        gamma: float,
+        n_step: int = 1,
+        decision: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Trajectories:
+        """Return the transitions at `slots`, or the sequences of `num_steps` that begin there."""
+        if num_steps is None:
+            steps = self._reader.transitions(slots, n_step=n_step, gamma=gamma, decision=decision, generator=generator)
+            return drawn(self._info(slots, weight), steps, num_steps=len(slots))
+        if self._hindsight is not None:
+            raise UserError("sequences of a replay buffer with hindsight: only single transitions get other goals")
+        return drawn(self._info(slots, weight), self._reader.sequences(slots, num_steps=num_steps, gamma=gamma))
 
     def _draw(
         self, batch_size: int, generator: torch.Generator, beta: float, decision: str | None = None
@@ -353,7 +305,7 @@ class ReplayBuffer:
         count = len(slots)
         fields = {"slot": torch.from_numpy(slots)}
         fields["weight"] = torch.from_numpy(np.ones(count, np.float32)) if weight is None else weight
-        for name in self._info_names:
+        for name in self._reader.info_names:
             fields[name] = torch.from_numpy(self._rings.fields[name].take(slots, 0))
         return DictTensor.trusted(fields | self._states.of(slots), count)
 
@@ -390,8 +342,3 @@ def _check_counts(call: str, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{call}({name}=...): got {count}, expected 1 or more")
-
-
-def _zeroed(values: Tensor, where: Tensor) -> Tensor:
-    values[where] = 0
-    return values

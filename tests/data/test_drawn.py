@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from rlx.data import EnvSpecs, ReplayBuffer, Spec, Trajectories
+from rlx.errors import UserError
+from tests.data.test_hindsight import buffer_of, walk
 from tests.data.test_replay_buffer import PLAIN, STACKED, Stream
 
 
@@ -17,42 +19,46 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-def assert_parts(batches: list[Trajectories], whole: Trajectories) -> None:
-    """Check that the batches hold the rows of the whole, in its order, and nothing else."""
-    row = 0
-    for batch in batches:
-        rows = slice(row, row + batch.batch_size)
-        assert list(batch.steps) == list(whole.steps)
-        for key in whole.steps:
-            assert torch.equal(batch.steps[key], whole.steps[key][rows]), key
-        assert list(batch.info) == list(whole.info)
-        for key in whole.info:
-            assert torch.equal(batch.info[key], whole.info[key][rows]), key
-        assert torch.equal(batch.steps.lengths, whole.steps.lengths[rows])
-        assert batch.num_steps == int(batch.steps.lengths.sum())
-        own = whole.rows(rows).bootstrap
-        for key in own:
-            assert torch.equal(batch.bootstrap[key], own[key]), key
-        row += batch.batch_size
-    assert row == whole.batch_size
+def assert_same(found: Trajectories, expected: Trajectories) -> None:
+    for one, other in (
+        (found.steps, expected.steps),
+        (found.info, expected.info),
+        (found.bootstrap, expected.bootstrap),
+    ):
+        assert list(one) == list(other)
+        for key in other:
+            assert torch.equal(one[key], other[key]), key
+    assert torch.equal(found.steps.lengths, expected.steps.lengths)
+    assert found.num_steps == expected.num_steps
 
 
 @pytest.mark.parametrize("specs", [PLAIN, STACKED], ids=["plain", "stacked"])
-@pytest.mark.parametrize("n_step", [1, 3])
-def test_batches_are_one_draw_in_parts(specs: EnvSpecs, n_step: int) -> None:
-    buffer = filled(specs)
-    batches = list(buffer.batches(5, 16, generator(), n_step=n_step, gamma=0.9))
-    assert [batch.batch_size for batch in batches] == [16] * 5
-    assert_parts(batches, buffer.sample(80, generator(), n_step=n_step, gamma=0.9))
+@pytest.mark.parametrize("options", [{}, {"n_step": 3}], ids=["one_step", "three_steps"])
+@pytest.mark.parametrize("alpha", [None, 0.6], ids=["even", "priorities"])
+def test_batches_are_those_that_sample_returns_one_by_one(specs: EnvSpecs, options: dict, alpha: float | None) -> None:
+    buffer, one_by_one = filled(specs, alpha=alpha), generator()
+    batches = list(buffer.batches(5, 16, generator(), gamma=0.9, beta=0.5, **options))
+    assert len(batches) == 5
+    for batch in batches:
+        assert_same(batch, buffer.sample(16, one_by_one, gamma=0.9, beta=0.5, **options))
 
 
-def test_batches_of_sequences_are_one_draw_in_parts_with_their_states() -> None:
-    buffer = filled(state={"hidden": Spec((), torch.float32)}, state_every=5)
+def test_batches_of_sequences_are_those_that_sample_sequences_returns_with_their_states() -> None:
+    buffer, one_by_one = filled(state={"hidden": Spec((), torch.float32)}, state_every=5), generator()
     batches = list(buffer.batches(4, 8, generator(), num_steps=6, gamma=0.9))
-    whole = buffer.sample_sequences(32, generator(), num_steps=6, gamma=0.9)
-    assert "agent_state/hidden" in whole.info
-    assert not whole.is_full()
-    assert_parts(batches, whole)
+    assert len(batches) == 4
+    assert "agent_state/hidden" in batches[0].info
+    assert not batches[0].is_full()
+    for batch in batches:
+        assert_same(batch, buffer.sample_sequences(8, one_by_one, num_steps=6, gamma=0.9))
+
+
+def test_batches_with_other_goals_are_those_that_sample_returns() -> None:
+    buffer, one_by_one = buffer_of(walk([0, 1, 2, 3], 9, "truncated"), walk([4, 5, 6], 6, "")), generator()
+    for batch in buffer.batches(4, 8, generator(), n_step=2, gamma=0.9):
+        assert_same(batch, buffer.sample(8, one_by_one, n_step=2, gamma=0.9))
+    with pytest.raises(UserError, match="only single transitions get other goals"):
+        next(buffer.batches(1, 8, generator(), num_steps=4))
 
 
 def test_with_priorities_each_batch_sees_those_that_the_one_before_left() -> None:
@@ -77,13 +83,13 @@ def test_what_is_drawn_together_is_bounded_by_what_a_step_takes(monkeypatch) -> 
     buffer = ReplayBuffer(large, capacity=60, num_envs=3)
     Stream(large, 3, 0).feed(buffer, 2)
     sizes: list[int] = []
-    sample = buffer.sample
+    transitions = buffer._reader.transitions
 
-    def watched(batch_size: int, *arguments, **options) -> Trajectories:
-        sizes.append(batch_size)
-        return sample(batch_size, *arguments, **options)
+    def watched(slots, **options):
+        sizes.append(len(slots))
+        return transitions(slots, **options)
 
-    monkeypatch.setattr(buffer, "sample", watched)
+    monkeypatch.setattr(buffer._reader, "transitions", watched)
     batches = list(buffer.batches(7, 16, generator()))
     assert [batch.batch_size for batch in batches] == [16] * 7
     assert sum(sizes) == 7 * 16

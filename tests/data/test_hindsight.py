@@ -249,7 +249,7 @@ def test_recurrent_agents_are_refused() -> None:
     state = {"hidden": Spec((), torch.float32)}
     with pytest.raises(UserError, match="recurrent"):
         ReplayBuffer(SPECS, capacity=100, num_envs=1, state=state, hindsight=Hindsight(0.8, reached))
-    with pytest.raises(UserError, match="only sample"):
+    with pytest.raises(UserError, match="only single transitions"):
         buffer_of(walk([0, 1], 2, "truncated")).sample_sequences(2, torch.Generator(), num_steps=2)
 
 
