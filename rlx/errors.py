@@ -137,3 +137,11 @@ def message_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(its message cannot be printed)"
+
+
+def first_cause(error: BaseException) -> str:
+    """Return what went wrong at first, of all that was raised on its account, as one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

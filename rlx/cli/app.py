@@ -15,7 +15,7 @@ import typer
 import rlx
 from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout, reported_errors
-from rlx.cli.results import results
+from rlx.cli.results import AgentInfo, results
 from rlx.cli.start import run_train
 from rlx.cli.submit import cluster
 from rlx.cli.tune import tuning
@@ -103,6 +103,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Where the environments' and the agent's seeds grow from.")] = 0,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions; else the best one.")] = False,
+    agent_info: AgentInfo = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import the code that the checkpoint names, whatever it is.")
     ] = False,
@@ -126,10 +127,10 @@ def evaluate(
             from rlx.cli.members import see_own_code
 
             see_own_code()
-        from rlx.tools.evaluate import evaluate_paths
+        from rlx.tools.evaluate import evaluate_paths, members_of
 
         options: dict[str, Any] = {"stochastic": stochastic, "trust": trust, "config_dir": config_dir}
-        options["max_episode_steps"] = max_episode_steps
+        options |= {"agent_info": agent_info or [], "max_episode_steps": max_episode_steps}
         found = evaluate_paths(
             paths,
             all_checkpoints=all_checkpoints,
@@ -156,6 +157,8 @@ def evaluate(
                 f"  mean within {low:.2f} to {high:.2f} (95 % bootstrap), median {values['median']:.2f}, "
                 f"interquartile mean {values['iqm']:.2f}"
             )
+            for policy, played, mean in members_of(values):
+                emit(f"  policy {policy} of {len(values['members'])}: return {mean:.2f} over {played} episodes")
             for file in values.get("videos", ()):
                 emit(file)
 

@@ -16,6 +16,11 @@ from rlx.cli.report import only_json_on_stdout, reported_errors
 
 results = typer.Typer(rich_markup_mode=None)
 
+AgentInfo = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE, which policy it is where the agent is several: skill=3 (repeatable)."),
+]
+
 
 class Kind(StrEnum):
     """What `rlx plot` can draw."""
@@ -174,10 +179,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file.  [default: policy.onnx or policy.pt]")
     ] = None,
-    agent_info: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=VALUE, which policy it is where the agent is several: skill=3 (repeatable)."),
-    ] = None,
+    agent_info: AgentInfo = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import the code that the checkpoint names, whatever it is.")
     ] = False,

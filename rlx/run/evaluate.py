@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from rlx.agent import MixtureAgent
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.crew import WorkerKind
@@ -18,7 +19,8 @@ from rlx.batcher.episodes import check_end
 from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker
-from rlx.data import DictTensor, EnvSpecs
+from rlx.data import DictTensor, EnvSpecs, Trajectories
+from rlx.run.agent_info import settled, with_fields
 from rlx.run.policy import load_policy
 
 MOST_ENVS = 128
@@ -38,6 +40,8 @@ class EvaluationResult:
         env_steps: environment steps that the weights were trained for; None where that is not known.
         seed: where the environments' seeds grew from.
         deterministic: whether the policy's mode was taken instead of a draw.
+        policies: of a population, which member played each episode, as `agent_info["policy"]` counts them; else None.
+        members: its members' names; None where the agent is one policy.
     """
 
     returns: list[float]
@@ -45,6 +49,8 @@ class EvaluationResult:
     env_steps: int | None
     seed: int
     deterministic: bool
+    policies: list[int] | None = None
+    members: list[str] | None = None
 
     @property
     def mean(self) -> float:
@@ -67,6 +73,8 @@ class EvaluationResult:
             "env_steps": self.env_steps,
             "seed": self.seed,
             "deterministic": self.deterministic,
+            "policies": self.policies,
+            "members": self.members,
         }
 
 
@@ -122,7 +130,9 @@ class Evaluator:
         self._address = address
         self._batcher: Batcher | None = None
         self._learner: Batcher | None = None
-        self._found: list[tuple[float, int]] | None = None  # return and length of the episodes played; None: idle
+        self._members: list[str] | None = None  # of a population
+        self._policies: list[int] = []  # of this round's episodes, by row; empty where the agent is one policy
+        self._found: list[tuple[float, int, int]] | None = None  # return, length, policy of each episode; None: idle
         self._round_steps = 0  # of each environment, since the round of episodes began
         self._steps = 0  # of all of them, since the evaluation began; counted for a report only
         self._result: EvaluationResult | None = None
@@ -143,12 +153,13 @@ class Evaluator:
                 num_bytes = sum(spec.zeros(1).nbytes for spec in specs.observation.values())
                 steps = max(steps, min(most, _PIECE_BYTES // max(1, num_bytes * each * self._num_workers)))
             size, (agent_info, env_info) = each * self._num_workers, self._samplers
-            mode = DictTensor({"deterministic": torch.full((size,), self._deterministic)}, size)
+            mode = {"deterministic": torch.tensor(self._deterministic)}
+            rows = DictTensor({key: value.expand(size) for key, value in mode.items()}, size)
             self._batcher = Batcher(
                 *self._makers,
                 num_workers=self._num_workers,
                 envs_per_worker=each,
-                agent_info=mode if agent_info is None else partial(_in_mode, agent_info, self._deterministic),
+                agent_info=rows if agent_info is None else partial(with_fields, agent_info, mode),
                 env_info=env_info,
                 num_steps=steps,
                 seed=self._seed,
@@ -215,6 +226,7 @@ class Evaluator:
     def _begin(self, agent: nn.Module, batcher: Batcher) -> None:
         assert self._found is None, "an evaluation is under way"
         self._found, self._round_steps, self._steps = [], 0, 0
+        self._members = list(agent.members) if isinstance(agent, MixtureAgent) else None
         batcher.call(Worker.seed_again)  # every evaluation plays the same seeds, whatever was played before
         batcher.reset(wait=False)  # each environment begins an episode with the next piece
         batcher.publish(agent)
@@ -228,13 +240,16 @@ class Evaluator:
             piece = batcher.get(blocking)
             if piece is None:
                 return None
+            if self._members is not None and not self._round_steps:
+                self._policies = first_policies(piece[0])
             self._round_steps += batcher.num_steps
             if self._report is not None:
                 self._steps += piece[0].num_steps
                 self._report(min(len(found) + len(batcher.episodes), self._episodes), self._steps)
             if not piece[1]:  # the round is over
                 self._round_steps = 0
-                found.extend((episode[1], episode[2]) for episode in sorted(batcher.episodes))
+                ended, of = sorted(batcher.episodes), self._policies
+                found.extend((value, length, of[row] if of else 0) for row, value, length in ended)
                 batcher.episodes.clear()
                 if len(found) >= self._episodes:
                     break
@@ -243,8 +258,9 @@ class Evaluator:
                 check_end(piece[1], self._round_steps)
             batcher.execute()
         self._found = None
-        returns, lengths = zip(*found[: self._episodes], strict=True)
-        return EvaluationResult(list(returns), list(lengths), None, self._seed, self._deterministic)
+        returns, lengths, policies = map(list, zip(*found[: self._episodes], strict=True))
+        result = EvaluationResult(returns, lengths, None, self._seed, self._deterministic)
+        return result if self._members is None else replace(result, policies=policies, members=self._members)
 
     def _cpu_seconds(self) -> tuple[float, float]:
         """Return the CPU time of the evaluation's steps, and that of learner and workers together."""
@@ -270,9 +286,9 @@ def kinds_of(env: Mapping[str, Any]) -> int:
     return len(env["members"]) if env.get("_target_") == "rlx.env.make_mixed" else 1
 
 
-def _in_mode(sampler: Sampler, deterministic: bool, row: int, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
-    """Return what a sampler draws of `agent_info`, and whether the policy's mode is taken."""
-    return {**sampler(row, generator), "deterministic": torch.tensor(deterministic)}
+def first_policies(piece: Trajectories) -> list[int]:
+    """Return which member of a population each row's episode belongs to, of the piece in which the episodes begin."""
+    return [int(number) for number in piece.steps["agent/policy"][:, 0]]
 
 
 def evaluate_path(
@@ -281,6 +297,7 @@ def evaluate_path(
     episodes: int = 100,
     seed: int = 0,
     stochastic: bool = False,
+    agent_info: Sequence[str] = (),
     trust: bool = False,
     config_dir: Path | str | None = None,
     num_workers: int = 2,
@@ -294,6 +311,8 @@ def evaluate_path(
         episodes: how many, exactly.
         seed: where seeds grow from.
         stochastic: draw actions instead of taking the policy's mode.
+        agent_info: `KEY=VALUE`: which policy plays, where the agent is several; without, the members of a population
+            are dealt to the environments in turn.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
         num_workers: worker processes.
@@ -302,10 +321,11 @@ def evaluate_path(
 
     Raises:
         CheckpointError: it is missing, damaged, or does not fit the environment; or it names code that is not trusted.
-        ConfigError: the environment takes no `max_episode_steps`.
+        ConfigError: the environment takes no `max_episode_steps`, or `agent_info` is wrong.
         EnvironmentFault: the environment raised, or an episode does not end.
     """
     policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
+    policy = settled(policy, agent_info, deterministic=not stochastic)
     options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | policy.samplers
     options |= {"kinds": kinds_of(policy.env), "report": report}
     with Evaluator(policy.make_agent, policy.make_env, num_workers=num_workers, **options) as evaluator:

@@ -17,7 +17,7 @@ from rlx.run.files import check_output, writing_output
 from rlx.tools.statistics import bootstrap_interval, summarize
 
 COLUMNS = ("path", "env_steps", "episode", "return", "length", "seed", "deterministic")
-"""Of the CSV file: one row an episode."""
+"""Of the CSV file: one row an episode; and `policy` behind them where a population is among the agents."""
 
 _LEVEL = 0.95
 _DRAWS = 2000
@@ -40,8 +40,8 @@ def evaluate_paths(
         video: a file or folder to record the episodes of one policy in; see `rlx.tools.watch`.
         human: show the episodes of one policy in a window.
         csv_path: a file to write, one row an episode (see `COLUMNS`).
-        options: of `rlx.run.evaluate.evaluate_path`: `episodes`, `seed`, `stochastic`, `trust`, `config_dir`,
-            `max_episode_steps`.
+        options: of `rlx.run.evaluate.evaluate_path`: `episodes`, `seed`, `stochastic`, `agent_info`, `trust`,
+            `config_dir`, `max_episode_steps`.
 
     Returns:
         For each policy what `EvaluationResult.to_dict` tells, its `path`, and `median`, `iqm` (interquartile mean) and
@@ -49,6 +49,7 @@ def evaluate_paths(
 
     Raises:
         CheckpointError: a checkpoint is missing or cannot be played.
+        ConfigError: `agent_info` or `max_episode_steps` is wrong for one of them.
         EnvironmentFault: an environment raised, or an episode does not end.
         UserError: the CSV file is nowhere where a file can be written.
         RlxError: it could not be written; what was there before still is.
@@ -70,12 +71,29 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the CSV file's text: one row an episode."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    mixed = any(one.get("policies") for one in found)
+    table.writerow((*COLUMNS, "policy") if mixed else COLUMNS)
     for one in found:
+        policies = one.get("policies") or [None] * len(one["returns"])
         for number, (value, length) in enumerate(zip(one["returns"], one["lengths"], strict=True)):
             same = one["seed"], one["deterministic"]
-            table.writerow((one["path"], one["env_steps"], number, value, length, *same))
+            of = (policies[number],) if mixed else ()
+            table.writerow((one["path"], one["env_steps"], number, value, length, *same, *of))
     return text.getvalue()
+
+
+def members_of(values: Mapping[str, Any]) -> list[tuple[str, int, float]]:
+    """Return for each member of a population that played its number and name, its episodes, and their mean return.
+
+    Args:
+        values: of one agent, as `evaluate_paths` returns it; of a single policy there is nothing to return.
+    """
+    found = list[tuple[str, int, float]]()
+    for number, name in enumerate(values.get("members") or ()):
+        own = [value for value, of in zip(values["returns"], values["policies"], strict=True) if of == number]
+        if own:
+            found.append((f"{number} ({name})", len(own), sum(own) / len(own)))
+    return found
 
 
 def _played(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`rlx export`: the acting policy of a run or checkpoint as a file that runs without rlx, checked against it first."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from rlx import __version__
 from rlx.agent import MixtureAgent
 from rlx.agent.agent import Agent, AgentMaker
 from rlx.data import EnvSpecs
-from rlx.errors import AgentError, ConfigError, RlxError, did_you_mean
+from rlx.errors import AgentError, ConfigError, RlxError, first_cause
+from rlx.run.agent_info import check_asked, chosen_member, read_agent_info
 from rlx.run.files import check_output, json_ready, writing_output
 from rlx.run.policy import Policy, load_policy
 from rlx.tools.export_check import largest_difference, spaces_of
@@ -72,7 +72,7 @@ def export_policy(
     output = check_output(Path(output), "--output")
     need(format)
     policy = load_policy(path, trust=trust, config_dir=config_dir)
-    given = _read_info(agent_info)
+    given = read_agent_info(agent_info)
     info = dict(given)
     agent, make_agent = _one_policy(policy, info)
     reward_scale, clip_reward = _reward_of(policy, agent)
@@ -86,13 +86,13 @@ def export_policy(
             clip_reward=clip_reward,
         )
         metadata = _metadata(policy, given, module)
-        _check_asked(info, module.asked)
+        check_asked(info, module.asked)
         content = to_bytes(format, module, metadata)
     except RlxError:
         raise
     except Exception as error:
         what = f"'{policy.path}': {policy.agent_target} cannot be exported to {format}"
-        raise AgentError(f"{what}: {_first_cause(error)}") from error
+        raise AgentError(f"{what}: {first_cause(error)}") from error
     num_checked, difference = largest_difference(opened(format, content), policy, make_agent, module)
     with writing_output(output) as file:
         file.write(content)
@@ -120,24 +120,6 @@ def _described(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} [{', '.join(['B', *map(str, value.shape[1:])])}]"
 
 
-def _read_info(given: Sequence[str]) -> dict[str, Tensor]:
-    """Return `agent_info` as it is typed, without the batch dimension.
-
-    Raises:
-        ConfigError: something is no `KEY=VALUE` with a number, true, false, or a list of these.
-    """
-    found: dict[str, Tensor] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        try:
-            if not key or not equals:
-                raise ValueError
-            found[key] = torch.tensor(json.loads(value))
-        except (ValueError, TypeError, RuntimeError):
-            raise ConfigError(f"--agent-info: got {text!r}, expected KEY=VALUE, such as skill=3") from None
-    return found
-
-
 def _one_policy(policy: Policy, info: dict[str, Tensor]) -> tuple[Agent, AgentMaker]:
     """Return the agent that the file is to be, and what makes such agents; of a mixture that is one member.
 
@@ -146,13 +128,8 @@ def _one_policy(policy: Policy, info: dict[str, Tensor]) -> tuple[Agent, AgentMa
     """
     agent = policy.agent
     if isinstance(agent, MixtureAgent):
-        names = list(agent.members)
-        chosen = info.pop("policy", None)
-        if chosen is None or chosen.dim() or int(chosen) not in range(len(names)):
-            got = "no value given" if chosen is None else f"got {chosen.tolist()}"
-            numbers = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-            raise ConfigError(f"--agent-info policy: {got}, expected which of its members the file is: {numbers}")
-        name = names[int(chosen)]
+        name = cast("str", chosen_member(agent, info, needed=True))
+        info.pop("policy")
 
         def make_member(specs: EnvSpecs) -> Agent:
             return cast("Agent", cast("MixtureAgent", policy.make_agent(specs)).members[name])
@@ -169,19 +146,6 @@ def _one_policy(policy: Policy, info: dict[str, Tensor]) -> tuple[Agent, AgentMa
     return agent, policy.make_agent
 
 
-def _check_asked(info: Mapping[str, Tensor], asked: set[str]) -> None:
-    """Refuse an `agent_info` that the agent does not look at.
-
-    Raises:
-        ConfigError: there is one; says what it looks at.
-    """
-    for key in info:
-        if key not in asked:
-            known = sorted(asked - {"deterministic"})
-            looks = f"it looks at {', '.join(known)}" if known else "it looks at none"
-            raise ConfigError(f"--agent-info: the agent does not look at '{key}'; {looks}.{did_you_mean(key, known)}")
-
-
 def _reward_of(policy: Policy, agent: Agent) -> tuple[float, bool]:
     """Return what rewards are multiplied with before an agent sees them, and whether they are clipped before that.
 
@@ -195,11 +159,3 @@ def _reward_of(policy: Policy, agent: Agent) -> tuple[float, bool]:
             f"'{policy.path}' cannot be exported: its agent sees rewards, and the environments' reward_scale differ"
         )
     return next(iter(found))
-
-
-def _first_cause(error: BaseException) -> str:
-    """Return what went wrong at first, of all that was raised on its account, as one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

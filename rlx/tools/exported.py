@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from rlx.agent.agent import Agent
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.env.spaces import Leaf, leaves
+from rlx.run.agent_info import Asked
 
 STATE, NEW_STATE = "state/", "new_state/"
 
@@ -124,9 +125,7 @@ class ExportedPolicy(nn.Module):
 
     def _info_of(self, size: int) -> DictTensor:
         fields = {key: value.expand(size, *value.shape) for key, value in self.agent_info.items()}
-        info = _Asked.trusted({**fields, "deterministic": torch.ones(size, dtype=torch.bool)}, size)
-        info.asked = self.asked
-        return info
+        return Asked.noting({**fields, "deterministic": torch.ones(size, dtype=torch.bool)}, size, self.asked)
 
     def _stored(self, key: str, value: Tensor) -> Tensor:
         """Return what rlx stores of a part of the observation: what `ObservationWriter` makes of it."""
@@ -142,23 +141,6 @@ class ExportedPolicy(nn.Module):
         if key in self._bounds:
             return _common(value).clamp(*self._bounds[key]).to(value.dtype)
         return (value + self._starts[key]).to(value.dtype) if key in self._starts else value
-
-
-class _Asked(DictTensor):
-    """An `agent_info` that notes which fields it is asked for."""
-
-    __slots__ = ("asked",)
-
-    asked: set[str]
-
-    def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
-        return super().__contains__(key)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            self.asked.add(key)
-        return super().__getitem__(key)
 
 
 class _NoDraws(TorchFunctionMode):

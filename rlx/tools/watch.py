@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from gymnasium.error import DependencyNotInstalled
 from torch import Tensor
 
+from rlx.agent import MixtureAgent
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.sampler import first_draw
 from rlx.data import DictTensor
 from rlx.env.vec_env import StepBuffer, VecEnv
 from rlx.errors import ConfigError, EnvironmentFault, UserError
+from rlx.run.agent_info import settled
 from rlx.run.build import maker
-from rlx.run.evaluate import EvaluationResult
+from rlx.run.evaluate import EvaluationResult, first_policies
 from rlx.run.files import check_output, expanded, reason_of
 from rlx.run.policy import Policy, load_policy
 from rlx.seeding import derive, env_seed
@@ -47,6 +49,7 @@ def watch(
     episodes: int = 1,
     seed: int = 0,
     stochastic: bool = False,
+    agent_info: Sequence[str] = (),
     trust: bool = False,
     config_dir: Path | str | None = None,
     max_episode_steps: int | None = None,
@@ -61,13 +64,14 @@ def watch(
         episodes: how many.
         seed: where seeds grow from.
         stochastic: draw actions instead of taking the policy's mode.
+        agent_info: as for `rlx.run.evaluate.evaluate_path`.
         trust: import whatever code the checkpoint names.
         config_dir: a user's configuration directory, whose names are trusted.
         max_episode_steps: steps after which an episode ends; None for what the policy was trained with.
 
     Raises:
         CheckpointError: it is missing, damaged, does not fit the environment, or names code that is not trusted.
-        ConfigError: the environment takes no `max_episode_steps`.
+        ConfigError: the environment takes no `max_episode_steps`, or `agent_info` is wrong.
         MissingPackageError: what writes videos is not installed.
         UserError: the environment cannot draw, there is no screen for a window, or the file cannot be written.
         EnvironmentFault: the environment raised.
@@ -78,7 +82,9 @@ def watch(
         libraries()  # before anything is made in vain
     place = None if video is None else _Place(Path(video), episodes)
     policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
-    returns, lengths, files = list[float](), list[int](), list[Path]()
+    policy = settled(policy, agent_info, deterministic=not stochastic)
+    members = list(policy.agent.members) if isinstance(policy.agent, MixtureAgent) else None
+    returns, lengths, policies, files = list[float](), list[int](), list[int](), list[Path]()
     for row in range(episodes):
         number = env_seed(seed, row, evaluation=True)
         with ExitStack() as stack:
@@ -94,12 +100,14 @@ def watch(
 
             mode: RenderMode = "human" if place is None else "rgb_array"
             stack.enter_context(drawing_without_screen())
-            value, length = _play(policy, mode, row, number, seed, stochastic, show)
+            value, length, member = _play(policy, mode, row, number, seed, stochastic, show)
             returns.append(value)
             lengths.append(length)
+            policies += member
             if place is not None and film is not None:
                 files.append(film.finish(place.of(number, value)))
-    return Seen(EvaluationResult(returns, lengths, policy.env_steps, seed, not stochastic), files)
+    result = EvaluationResult(returns, lengths, policy.env_steps, seed, not stochastic)
+    return Seen(result if members is None else replace(result, policies=policies, members=members), files)
 
 
 Show = Callable[[VecEnv, StepBuffer, float, int], None]
@@ -107,8 +115,8 @@ Show = Callable[[VecEnv, StepBuffer, float, int], None]
 
 def _play(
     policy: Policy, mode: RenderMode, row: int, number: int, seed: int, stochastic: bool, show: Show
-) -> tuple[float, int]:
-    """Play one episode in an environment of its own, and return its return and length."""
+) -> tuple[float, int, list[int]]:
+    """Play one episode in an environment of its own; return its return, length and, of a population, whose it is."""
     info = DictTensor({"deterministic": torch.tensor([not stochastic])})
     given = {
         kind: first_draw(kind, sampler, row, derive(seed, "evaluation")) for kind, sampler in policy.samplers.items()
@@ -137,11 +145,14 @@ def _play(
         ) as batcher:
             policy.check_specs(batcher.specs)
             batcher.publish(policy.agent)
-            running = 1
+            running, member = 1, list[int]()
             while running:
                 batcher.execute()
                 piece = batcher.get()
-                running = 0 if piece is None else piece[1]
+                assert piece is not None
+                trajectories, running = piece
+                if isinstance(policy.agent, MixtureAgent) and not member:
+                    member = first_policies(trajectories)
             ((_, value, length),) = batcher.episodes
     except EnvironmentFault as fault:
         if isinstance(fault.__cause__, DependencyNotInstalled):
@@ -150,7 +161,7 @@ def _play(
         if told is fault:
             raise
         raise told from None
-    return value, length
+    return value, length, member
 
 
 class _Watched(VecEnv):

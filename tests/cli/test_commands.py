@@ -74,6 +74,7 @@ def test_json_alone_stands_on_standard_output(asked: dict[str, Any], capfd: pyte
         "stochastic": True,
         "trust": False,
         "config_dir": None,
+        "agent_info": [],
         "max_episode_steps": 30,
     }
 

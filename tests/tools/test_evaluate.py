@@ -1,14 +1,33 @@
 """Evaluation of runs from outside, with real checkpoints."""
 
+import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlx.errors import CheckpointError
-from rlx.tools.evaluate import evaluate_paths
+from rlx.run.agent_info import settled
+from rlx.run.policy import load_policy
+from rlx.tools.evaluate import evaluate_paths, members_of
 
+from ..cli.test_commands import call
 from ..program import rlx_train
 from .made_runs import make_run
+from .trained import Trained, trained_once
+
+KINDS = {
+    "population": ["env=CartPole", "agent=population", "batcher=local"],
+    "drawn": ["env=CartPole", "agent=population", "batcher=local", "+batcher.agent_info.policy={choice: [0, 1]}"],
+    "skills": ["env=Pendulum", "algo=diayn", "batcher=local", "env.max_episode_steps=40", "total_steps=300"],
+    "dqn": ["env=CartPole", "algo=dqn", "batcher=local", "total_steps=300"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Return a short run of a kind, trained when it is first asked for."""
+    return trained_once(KINDS, tmp_path_factory)
 
 
 def test_all_checkpoints_of_a_run_make_a_curve_over_the_same_episodes(tmp_path: Path) -> None:
@@ -29,3 +48,69 @@ def test_all_checkpoints_of_a_run_make_a_curve_over_the_same_episodes(tmp_path: 
 def test_run_without_checkpoints_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="run' has no checkpoint"):
         evaluate_paths([make_run(tmp_path / "run")], all_checkpoints=True)
+
+
+def test_a_population_says_which_policy_played_each_episode(trained: Trained, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    mix, other = evaluate_paths([trained("population"), trained("skills")], episodes=5, csv_path=table)
+    assert (mix["members"], mix["policies"]) == (["first", "second"], [0, 1, 0, 1, 0])
+    assert (other["members"], other["policies"]) == (None, None)
+    (alone,) = evaluate_paths([trained("population")], episodes=5, agent_info=["policy=1"])
+    assert alone["policies"] == [1] * 5
+    assert alone["returns"][1::2] == mix["returns"][1::2]  # the same policy in the same environments
+    assert members_of(alone) == [("1 (second)", 5, alone["mean"])]
+    assert members_of(mix)[0] == ("0 (first)", 3, sum(mix["returns"][::2]) / 3)
+    assert members_of(other) == []
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["policy"] for row in rows] == ["0", "1", "0", "1", "0", *[""] * 5]
+    (third,) = evaluate_paths([trained("skills")], episodes=5, agent_info=["skill=3"])
+    assert third["returns"] != other["returns"]
+
+
+def test_what_is_typed_takes_the_place_of_what_the_run_draws(trained: Trained) -> None:
+    (drawn,) = evaluate_paths([trained("drawn")], episodes=12)
+    assert set(drawn["policies"]) == {0, 1}
+    policy = settled(load_policy(trained("drawn")), ["policy=1"], deterministic=True)
+    assert [int(policy.samplers["agent_info"](row, torch.Generator())["policy"]) for row in range(4)] == [1] * 4
+
+
+def test_exploration_is_chosen_by_name_where_actions_are_drawn(trained: Trained) -> None:
+    policy = settled(load_policy(trained("dqn")), ["epsilon=0.05"], deterministic=False)
+    assert policy.samplers["agent_info"](0, torch.Generator()) == {"epsilon": torch.tensor(0.05)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "message"),
+    [
+        ("population", "policy=2", "--agent-info policy: got 2, expected which of its members it is: 0 (first), 1 (se"),
+        ("population", "policy=0.5", "--agent-info policy: got 0.5, expected which of its members it is: 0 (first)"),
+        ("population", "polcy=1", "--agent-info: the agent does not look at 'polcy'; it looks at policy. Did you mean"),
+        ("population", "policy", "--agent-info: got 'policy', expected KEY=VALUE, such as skill=3"),
+        ("population", "deterministic=false", "--agent-info deterministic: the policy's mode is taken anyway, but for"),
+        ("skills", "skill=99", "--agent-info: the agent cannot act with skill=99: RuntimeError: Class values must be"),
+        ("skills", "skill=[1, 2]", "--agent-info: the agent cannot act with skill=[1, 2]: RuntimeError: "),
+        ("dqn", "policy=1", "--agent-info: the agent does not look at 'policy'; it looks at epsilon."),
+    ],
+)
+def test_a_wrong_agent_info_is_one_line_and_status_2(
+    kind: str, told: str, message: str, trained: Trained, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained(kind))
+    capfd.readouterr()
+    assert call("eval", run, "--episodes", "2", "--agent-info", told) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.startswith(f"Error: {message}"), err.count("\n")) == ("", True, 1), err
+
+
+def test_the_command_tells_of_each_member_also_where_each_worker_has_one_environment(
+    trained: Trained, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained("population"))
+    capfd.readouterr()
+    assert call("eval", run, "--episodes", "2") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.partition(": return")[0] for line in lines[2:]] == [
+        "  policy 0 (first) of 2",
+        "  policy 1 (second) of 2",
+    ]
+    assert all(line.endswith("over 1 episodes") for line in lines[2:])

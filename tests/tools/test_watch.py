@@ -28,6 +28,7 @@ KINDS = {
     "cartpole": ["env=CartPole", "env.max_episode_steps=30"],
     "native": ["env=CartPoleVec", "env.max_episode_steps=30"],
     "torch": ["env=CartPoleTorch"],
+    "population": ["env=CartPole", "agent=population", "env.max_episode_steps=30"],
     "drawing": [*DRAWING, "env.reward_scale=0.5", "+batcher.env_info.goal={uniform: [0, 9]}"],
     "blind": ["env=gym", "env.id=tests.tools.drawing:Blind-v0"],
     **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size", "GL")},
@@ -91,6 +92,16 @@ def test_what_is_drawn_for_an_episode_is_drawn_as_in_an_evaluation(trained: Trai
     seen = watch(trained("drawing"), video=tmp_path, episodes=3, seed=SEED, trust=True)
     assert seen.result.returns == pytest.approx(evaluated(trained("drawing"), 3))
     assert len(set(seen.result.returns)) == 3
+
+
+def test_each_member_of_a_population_is_seen_in_its_turn_as_in_an_evaluation(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    found = evaluate_path(trained("population"), episodes=3, seed=SEED)
+    assert watch(trained("population"), video=tmp_path, episodes=3, seed=SEED).result == found
+    assert found.policies == [0, 1, 0]
+    second = watch(trained("population"), video=tmp_path, episodes=2, seed=SEED, agent_info=["policy=1"]).result
+    assert second.policies == [1, 1]
+    assert second.returns[1] == found.returns[1]
 
 
 def test_small_pictures_of_odd_sizes_are_enlarged_and_padded(trained: Trained, tmp_path: Path) -> None:
