@@ -20,16 +20,19 @@ def gae(
     gae_lambda: float,
     mask: Tensor | None = None,
     ratio: Tensor | None = None,
+    rho_max: float = 1.0,
+    c_max: float = 1.0,
 ) -> Tensor:
     """Return generalised advantage estimates (Schulman et al. 2016, "High-dimensional continuous control", eq. 16).
 
         delta_t = r_t + gamma * V(s'_t) - V(s_t)
-        A_t = rho_t * (delta_t + gamma * lambda * A_{t+1}), the last term dropped where an episode or the sequence ends
+        A_t = rho_t * delta_t + gamma * lambda * c_t * A_{t+1}, the last term dropped where an episode or sequence ends
 
-    V(s'_t) is `next_values`: 0 after a termination, the final observation's value at a truncation. rho_t is 1, or with
-    `ratio` min(1, ratio_t). That is V-trace (Espeholt et al. 2018, IMPALA, eq. 1 and remark 2, both thresholds 1): its
-    v_t is A_t + V(s_t), and A_t what its policy gradient is weighted by (with lambda = 1; otherwise rho_t * lambda of
-    what comes later counts, as in the other estimates).
+    V(s'_t) is `next_values`: 0 after a termination, the final observation's value at a truncation. rho_t and c_t are 1,
+    or with `ratio` min(rho_max, ratio_t) and min(c_max, ratio_t). That is V-trace (Espeholt et al. 2018, IMPALA, eq. 1
+    and remark 2): its v_t is A_t + V(s_t). Where both thresholds are the same, A_t is also what its policy gradient is
+    weighted by (with lambda = 1; otherwise lambda of what comes later counts, as in the other estimates); where they
+    differ, that is rho_t * (r_t + gamma * v_{t+1} - V(s_t)).
 
     Args:
         rewards: `[B, T]`.
@@ -41,6 +44,9 @@ def gae(
         gae_lambda: lambda, usually 0.8 to 1; 1 gives returns minus values, 0 the one-step error.
         mask: `[B, T]` bool, valid steps; None for all. Padding comes out as 0.
         ratio: `[B, T]`, pi(a_t | s_t) over the probability that the action was drawn with; None for 1.
+        rho_max: the greatest rho_t, of use with `ratio` only, usually 1: which policy's value is estimated, that of pi
+            where it is infinite.
+        c_max: the greatest c_t, likewise, at most `rho_max`: how far what comes later reaches back; less varies less.
 
     Returns:
         Advantages `[B, T]`; with `values` added, the lambda-returns.
@@ -48,8 +54,8 @@ def gae(
     delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
     decay = torch.full_like(delta, gamma * gae_lambda).masked_fill_(terminated | truncated, 0.0)
     if ratio is not None:
-        rho = ratio.clamp(max=1.0) if mask is None else ratio.clamp(max=1.0).masked_fill(~mask, 0.0)
-        delta, decay = rho * delta, rho * decay
+        ratio = ratio if mask is None else ratio.masked_fill(~mask, 0.0)
+        delta, decay = ratio.clamp(max=rho_max) * delta, ratio.clamp(max=c_max) * decay
     if mask is not None:
         delta = delta.masked_fill(~mask, 0.0)  # padding lies behind the steps: what it hands back to them is 0
     # Time first in memory, and one buffer written from the end: T calls on rows that lie together.

@@ -8,19 +8,22 @@ from hypothesis import strategies as st
 from rlx.algo.returns import explained_variance, gae, n_step_returns, normalize
 
 
-def slow_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda, lengths, ratio=None):
+def slow_gae(
+    rewards, values, next_values, terminated, truncated, gamma, gae_lambda, lengths, ratio=None, rho_max=1.0, c_max=1.0
+):
     """Return the sum of discounted errors for each step, by its definition; with ratios by V-trace's (eq. 1)."""
     advantages = torch.zeros_like(rewards)
     for b, length in enumerate(lengths):
         for t in range(length):
             weight = 1.0
             for k in range(t, length):
-                rho = 1.0 if ratio is None else min(1.0, float(ratio[b, k]))
+                rho = 1.0 if ratio is None else min(rho_max, float(ratio[b, k]))
+                trace = 1.0 if ratio is None else min(c_max, float(ratio[b, k]))
                 after = 0.0 if terminated[b, k] else float(next_values[b, k])
                 advantages[b, t] += weight * rho * (rewards[b, k] + gamma * after - values[b, k])
                 if terminated[b, k] or truncated[b, k]:
                     break
-                weight *= gamma * gae_lambda * rho  # c_k = lambda * min(1, ratio_k)
+                weight *= gamma * gae_lambda * trace  # c_k = lambda * min(c_max, ratio_k)
     return advantages
 
 
@@ -44,6 +47,21 @@ def test_vtrace_of_a_case_worked_by_hand() -> None:
     truncated, terminated = torch.tensor([[False, True, False]]), torch.zeros(1, 3, dtype=torch.bool)
     found = gae(rewards, values, next_values, terminated, truncated, gamma=0.5, gae_lambda=0.5, ratio=ratio)
     torch.testing.assert_close(found, torch.tensor([[0.5 * (0.5 + 0.25 * 3.0), 3.0, 0.8 * 5.0]]))
+
+
+def test_vtrace_of_two_thresholds_worked_by_hand() -> None:
+    # Errors 1, 2 and 4, gamma and lambda 1. Ratios 2, 4 and .5: rho (at most 3) 2, 3, .5; c (at most 1.5) 1.5, 1.5, .5.
+    rewards, ratio, zero = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[2.0, 4.0, 0.5]]), torch.zeros(1, 3)
+    given, never = (rewards, zero, zero), zero.bool()
+    found = gae(*given, never, never, gamma=1.0, gae_lambda=1.0, ratio=ratio, rho_max=3.0, c_max=1.5)
+    last = 0.5 * 4
+    middle = 3 * 2 + 1.5 * last
+    assert found.tolist() == [[2 * 1 + 1.5 * middle, middle, last]]
+    # No c: rho-weighted errors of one step. No bound: plain importance sampling, products of ratios.
+    found = gae(*given, never, never, gamma=1.0, gae_lambda=1.0, ratio=ratio, rho_max=3.0, c_max=0.0)
+    assert found.tolist() == [[2.0, 6.0, 2.0]]
+    found = gae(*given, never, never, gamma=1.0, gae_lambda=1.0, ratio=ratio, rho_max=torch.inf, c_max=torch.inf)
+    assert found.tolist() == [[2 * (1 + 4 * (2 + 0.5 * 4)), 4 * (2 + 0.5 * 4), 2.0]]
 
 
 def test_vtrace_of_the_policy_that_acted_is_gae_and_its_gradient_weight_is_the_papers() -> None:
@@ -80,8 +98,9 @@ def test_gae_and_vtrace_equal_their_definitions(vtrace: bool, data: st.DataObjec
     if ratio is not None:
         ratio[~mask] = torch.nan  # padding has no policy
     given = rewards, values, after, terminated, truncated
-    found = gae(*given, gamma=gamma, gae_lambda=gae_lambda, mask=mask, ratio=ratio)
-    expected = slow_gae(*given, gamma, gae_lambda, lengths, ratio)
+    bounds = data.draw(st.sampled_from([(1.0, 1.0), (2.0, 1.0), (1.5, 0.5), (torch.inf, 2.5)]))
+    found = gae(*given, gamma=gamma, gae_lambda=gae_lambda, mask=mask, ratio=ratio, rho_max=bounds[0], c_max=bounds[1])
+    expected = slow_gae(*given, gamma, gae_lambda, lengths, ratio, *bounds)
     torch.testing.assert_close(found, expected)
 
 
