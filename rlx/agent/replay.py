@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -114,19 +115,31 @@ def replay_inputs(agent: Agent) -> tuple[str, ...]:
     return (*(f"env/{name}" for name in (*agent.inputs, *(["is_first"] if stateful else []))), "agent_info")
 
 
-def replay_with_values(agent: Agent, trajectories: Trajectories) -> tuple[TemporalDictTensor, Tensor, Tensor]:
+@overload
+def replay_with_values(
+    agent: Agent, trajectories: Trajectories, *, output: str = "value"
+) -> tuple[TemporalDictTensor, Tensor, Tensor]: ...
+@overload
+def replay_with_values(
+    agent: Agent, trajectories: Trajectories, *, output: Sequence[str]
+) -> tuple[TemporalDictTensor, TemporalDictTensor, TemporalDictTensor]: ...
+def replay_with_values(
+    agent: Agent, trajectories: Trajectories, *, output: str | Sequence[str] = "value"
+) -> tuple[TemporalDictTensor, Tensor | TemporalDictTensor, Tensor | TemporalDictTensor]:
     """Return what `replay` and `values` do, each observation seen once; the values without gradients.
 
     Args:
-        agent: one whose outputs have `value` `[B]`.
+        agent: one whose outputs have `output`, `[B]` each.
         trajectories: as a batcher returns them.
+        output: see `values`.
     """
+    names = (output,) if isinstance(output, str) else tuple(output)
     steps, bootstrap = trajectories.steps, trajectories.bootstrap
     row, time = bootstrap["row"], bootstrap["time"]
     info = trajectories.info.group("agent_info")
     if is_stateful(agent, info if trajectories.batch_size else None):
         outputs, place, behind = _with_bootstrap(agent, trajectories)
-        after = full_precision(outputs["value"][row, behind])
+        after = {name: full_precision(outputs[name][row, behind]) for name in names}
         rows = torch.arange(trajectories.batch_size, device=place.device).unsqueeze(1)
         outputs = _in_time(outputs, lambda value: value[rows, place], steps)
     else:
@@ -139,16 +152,31 @@ def replay_with_values(agent: Agent, trajectories: Trajectories) -> tuple[Tempor
         taken = DictTensor.trusted({key: field[row, time] for key, field in steps.group("agent").items()}, len(row))
         seen = bootstrap.exclude("row", "time")
         with torch.no_grad():
-            after = full_precision(agent.forward(seen, DictTensor.empty(len(row)), info, taken)[0]["value"])
-    value = outputs["value"].detach()
-    following = torch.zeros_like(value)
-    following[:, :-1] = value[:, 1:]
-    following[row, time] = after.detach()
-    return outputs, value, following.masked_fill_(steps["next/terminated"], 0.0)
+            behind_them, _ = agent.forward(seen, DictTensor.empty(len(row)), info, taken)
+            after = {name: full_precision(behind_them[name]) for name in names}
+    now = {name: outputs[name].detach() for name in names}
+    then: dict[str, Tensor] = {}
+    for name, value in now.items():
+        following = torch.zeros_like(value)
+        following[:, :-1] = value[:, 1:]
+        following[row, time] = after[name].detach()
+        then[name] = following.masked_fill_(steps["next/terminated"], 0.0)
+    if isinstance(output, str):
+        return outputs, now[output], then[output]
+    lengths, length = steps.lengths, steps.max_length
+    return outputs, TemporalDictTensor.trusted(now, lengths, length), TemporalDictTensor.trusted(then, lengths, length)
 
 
+@overload
+def values(agent: Agent, trajectories: Trajectories, *, output: str = "value") -> tuple[Tensor, Tensor]: ...
+@overload
+def values(
+    agent: Agent, trajectories: Trajectories, *, output: Sequence[str]
+) -> tuple[TemporalDictTensor, TemporalDictTensor]: ...
 @torch.no_grad()
-def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+def values(
+    agent: Agent, trajectories: Trajectories, *, output: str | Sequence[str] = "value"
+) -> tuple[Tensor, Tensor] | tuple[TemporalDictTensor, TemporalDictTensor]:
     """Return the value of every step's observation and of the observation that followed it, `[B, T]` float32 each.
 
     The second is that of the true next observation: the final one where the episode was truncated, the next piece's
@@ -156,10 +184,15 @@ def values(agent: Agent, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
     Those that are no step's own have no stored `agent/` group: as `taken` they get that of the step before them.
 
     Args:
-        agent: one whose outputs have `value` `[B]`.
+        agent: one whose outputs have `output`, `[B]` each.
         trajectories: as a batcher returns them.
+        output: the name of the value; or those of several, which then come by name in two TemporalDictTensors `[B, T]`,
+            out of the same one pass.
+
+    Raises:
+        MissingFieldError: the agent does not put it out.
     """
-    return replay_with_values(agent, trajectories)[1:]
+    return replay_with_values(agent, trajectories, output=output)[1:]
 
 
 def replay_next(agent: Agent, trajectories: Trajectories) -> TemporalDictTensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlx.agent import Agent, GRUActorCritic, TransformerActorCritic, reset_state
-from rlx.agent.replay import replay, replay_next, values
+from rlx.agent.replay import replay, replay_next, replay_with_values, values
 from rlx.batcher import Batcher
 from rlx.data import DictTensor, Trajectories
 from rlx.env import make
@@ -211,3 +211,47 @@ def test_what_a_sampler_drew_is_replayed_at_once_unless_forward_alone_is_overrid
             assert kind.forwards == 0  # no single steps
         skills = piece.steps["agent_info/skill"]
         assert (skills[:, 1:] != skills[:, :-1]).any()
+
+
+class Counted(Agent):
+    """Another agent, with a second value beside its own, that counts the observations it has seen."""
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        self.agent, self.inputs, self.seen = agent, agent.inputs, 0
+        self.initial_state, self.act = agent.initial_state, agent.act
+
+    def forward(self, observation, state, agent_info, taken=None):
+        self.seen += observation.batch_size
+        outputs, state = self.agent.forward(observation, state, agent_info, taken)
+        return outputs | DictTensor({"intrinsic": outputs["logits"].sum(-1)}), state
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["stateless", "recurrent"])
+def test_several_values_come_out_of_the_same_pass_each_as_alone(recurrent: bool) -> None:
+    torch.manual_seed(0)
+    trajectories = steps_of([6, 4, 1], 6)
+    agent = Counted(Recurrent(SPECS) if recurrent else actor_critic())
+    if recurrent:
+        trajectories.info = DictTensor({"agent_state/hidden": torch.randn(3, 6)})
+    value, following = values(agent, trajectories)
+    once, agent.seen = agent.seen, 0
+    outputs, now, then = replay_with_values(agent, trajectories, output=["value", "intrinsic"])
+    assert agent.seen == once
+    assert torch.equal(now["value"], value)
+    assert torch.equal(then["value"], following)
+    assert torch.equal(now["intrinsic"], outputs["intrinsic"])
+    assert torch.equal(now.lengths, trajectories.steps.lengths)
+    for name, found in zip(("now", "then"), values(agent, trajectories, output="intrinsic"), strict=True):
+        assert torch.equal(found, {"now": now, "then": then}[name]["intrinsic"])
+    with torch.no_grad():
+        expected = replay_next(agent, trajectories)["intrinsic"].masked_fill(trajectories.steps["next/terminated"], 0.0)
+    mask = trajectories.steps.mask()
+    torch.testing.assert_close(then["intrinsic"][mask], expected[mask])
+    assert outputs["intrinsic"].requires_grad
+    assert not then["intrinsic"].requires_grad
+
+
+def test_a_value_that_the_agent_does_not_put_out_is_named() -> None:
+    with pytest.raises(KeyError, match="intrnsic"):
+        values(Counted(actor_critic()), steps_of([2], 2), output=["value", "intrnsic"])
