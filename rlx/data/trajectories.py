@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from rlx.data.cuts import Cuts
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
+from rlx.errors import SpecError
 
 
 class Trajectories:
@@ -143,6 +145,36 @@ class Trajectories:
             info = info | flat.select(*drawn)
         steps = TemporalDictTensor.trusted(fields, lengths, 1)
         return Trajectories(info, steps, DictTensor.empty(0), num_steps=count)
+
+    def split_sequences(self, num_steps: int, states: TemporalDictTensor | None = None) -> "Trajectories":
+        """Return the sequences cut into shorter ones, one after the other, the last of each having what is left.
+
+        One without steps leaves none. Waits for the device.
+
+        A part that ends inside an episode bootstraps from the observation that follows it, and its context goes back
+        over the cut. Replayed from the states of acting time it gives the outputs of the whole, with gradients that end
+        at the cuts: truncated backpropagation through time.
+
+        Args:
+            num_steps: steps of each part, usually 8 to 64.
+            states: `[B, T]`, the state with which each step began, under the names that `info` has in `agent_state/`:
+                the agent has to keep it as an output. None for an agent without a state.
+
+        Raises:
+            SpecError: `num_steps` is below 1, or a state is not told.
+        """
+        if num_steps < 1:
+            raise SpecError(f"split_sequences: got {num_steps} steps, expected 1 or more")
+        if num_steps >= self.steps.max_length:
+            return self
+        cuts = Cuts(self.steps, num_steps)
+        return Trajectories(
+            cuts.info(self.info, states),
+            self.steps.episodes(cuts.ends),
+            lambda: cuts.bootstrap(self.bootstrap),
+            cuts.context(self.context),
+            self._num_steps,
+        )
 
     def num_minibatches(self, batch_size: int) -> int:
         """Return how many `minibatches` of `batch_size` steps there are."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Asked(DictTensor):
         if isinstance(key, str):
             self.asked.add(key)
             return super().__getitem__(key)
-        rows: DictTensor = DictTensor.trusted(self._fields, self.batch_size).__getitem__(key)
+        rows = cast("DictTensor", super().__getitem__(key))
         return Asked.noting(rows.to_dict(), rows.batch_size, self.asked)
 
 

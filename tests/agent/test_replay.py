@@ -213,6 +213,57 @@ def test_what_a_sampler_drew_is_replayed_at_once_unless_forward_alone_is_overrid
         assert (skills[:, 1:] != skills[:, :-1]).any()
 
 
+class Keeping:
+    """Before an agent's class: it keeps the state with which each step begins as an output."""
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, after = super().forward(observation, state, agent_info, taken)
+        return outputs | state.select(*self.initial_state(agent_info, 1)).add_prefix("state"), after
+
+    def act(self, outputs, agent_info, generator):
+        return super().act(outputs, agent_info, generator) | outputs.group("state").add_prefix("state")
+
+    def actor(self):
+        return self
+
+
+class KeepingRecurrent(Keeping, Recurrent):
+    pass
+
+
+class KeepingTransformer(Keeping, TransformerActorCritic):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "history"])
+def test_sequences_cut_in_time_are_replayed_as_the_whole(kind: str) -> None:
+    options = {"num_layers": 2, "num_heads": 2, "model_size": 8, "feedforward_size": 8, "window": 3}
+    options |= {"activation": "tanh", "critic_hidden_sizes": [8], "log_std_init": 0.0}
+    options |= {"prev_action": True, "prev_reward": True}
+    make_agent = KeepingRecurrent if kind == "recurrent" else partial(KeepingTransformer, **options)
+    with Batcher(
+        make_agent, partial(make, ID), num_workers=1, envs_per_worker=4, num_steps=11, seed=0, workers="local"
+    ) as batcher:
+        torch.manual_seed(1)
+        agent = make_agent(batcher.specs)
+        batcher.publish(agent)
+        batcher.collect()
+        whole = batcher.collect()
+        parts = whole.split_sequences(4, whole.steps.group("agent/state"))
+        assert parts.steps.lengths.tolist() == [4, 4, 3] * 4
+
+        def joined(value: torch.Tensor) -> torch.Tensor:
+            return value.view(4, 12, *value.shape[2:])[:, :11]
+
+        found, expected = replay(agent, parts), replay(agent, whole)
+        torch.testing.assert_close(joined(found["logits"]), expected["logits"], rtol=1e-5, atol=1e-5)
+        for part, one in zip(values(agent, parts), values(agent, whole), strict=True):
+            torch.testing.assert_close(joined(part), one, rtol=1e-5, atol=1e-5)
+        after, one = replay_next(agent, parts)["value"], replay_next(agent, whole)["value"]
+        goes_on = ~whole.steps["next/terminated"]
+        torch.testing.assert_close(joined(after)[goes_on], one[goes_on], rtol=1e-5, atol=1e-5)
+
+
 class Counted(Agent):
     """Another agent, with a second value beside its own, that counts the observations it has seen."""
 

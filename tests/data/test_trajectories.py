@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from rlx.errors import DataRevokedError, SpecError
@@ -153,3 +155,96 @@ def test_revoked_trajectories_refuse_and_clones_stay() -> None:
         with pytest.raises(DataRevokedError, match="gone"):
             read()
     assert kept.steps["env/obs"].tolist() == [[0.0, 1.0]]
+
+
+def drawn(data: st.DataObject, size: int, max_length: int, history: int) -> Trajectories:
+    """Return sequences with ends of both kinds, a context and a bootstrap; each number stands in one place only."""
+    lengths = data.draw(st.lists(st.integers(0, max_length), min_size=size, max_size=size))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+    terminated, truncated = torch.rand(2, size, max_length, generator=generator) < 0.2
+    truncated &= ~terminated
+    begun = torch.rand(size, 1, generator=generator) < 0.5
+    is_first = torch.cat([begun, (terminated | truncated)[:, :-1]], dim=1)
+    obs = 1000.0 * torch.arange(size).unsqueeze(1) + torch.arange(max_length)
+    fields = {"env/obs": obs, "env/is_first": is_first, "agent/state/h": -obs, "next/terminated": terminated}
+    steps = TemporalDictTensor(fields | {"next/truncated": truncated}, lengths)
+    last = torch.arange(max_length) == (steps.lengths - 1).unsqueeze(1)
+    row, time = ((truncated | last) & ~terminated & steps.mask()).nonzero(as_tuple=True)
+    after = {"row": row, "time": time, "obs": obs[row, time] + 0.5, "is_first": torch.zeros(len(row), dtype=torch.bool)}
+    counts = torch.randint(0, history + 1, (size,), generator=generator).masked_fill(begun.squeeze(1), 0)
+    context = TemporalDictTensor(
+        {"env/obs": -1000.0 * (torch.arange(size).unsqueeze(1) + 1) - torch.arange(history)}, counts
+    )
+    info = DictTensor({"agent_info/kind": torch.arange(size), "agent_state/h": torch.arange(size) + 0.25}, size)
+    return Trajectories(info, steps, DictTensor(after, len(row)), context if history else None)
+
+
+def slow_parts(whole: Trajectories, num_steps: int, history: int) -> list[dict[str, object]]:
+    """Return each part in plain Python: what it begins with and comes after, its steps, and what follows which."""
+    parts: list[dict[str, object]] = []
+    steps = whole.steps
+    after = {
+        (row, time): obs
+        for row, time, obs in zip(*(whole.bootstrap[key].tolist() for key in ("row", "time", "obs")), strict=True)
+    }
+    for row, length in enumerate(steps.lengths.tolist()):
+        before = whole.context["env/obs"][row, : whole.context.lengths[row]].tolist() if history else []
+        for t in range(length):
+            if steps["env/is_first"][row, t]:
+                before = []
+            if t % num_steps == 0:
+                state = row + 0.25 if t == 0 else steps["agent/state/h"][row, t].item()
+                context = before[len(before) - min(history, len(before)) :]
+                parts.append({"kind": row, "state": state, "context": context, "obs": [], "after": {}})
+            part, obs = parts[-1], steps["env/obs"][row, t].item()
+            part["obs"].append(obs)
+            before = [*before, obs]
+            over = steps["next/terminated"][row, t] or steps["next/truncated"][row, t]
+            if (row, t) in after:
+                part["after"][t % num_steps] = after[row, t]
+            elif (t + 1) % num_steps == 0 and not over:
+                part["after"][t % num_steps] = steps["env/obs"][row, t + 1].item()
+    return parts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_sequences_cut_in_time_bring_states_bootstrap_and_context(data: st.DataObject) -> None:
+    size, max_length, history = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9)), data.draw(st.integers(0, 4))
+    num_steps = data.draw(st.integers(1, max_length + 1))
+    whole = drawn(data, size, max_length, history)
+    expected = slow_parts(whole, num_steps, history)
+    found = whole.split_sequences(num_steps, whole.steps.group("agent/state"))
+    if num_steps >= max_length:
+        assert found is whole
+        return
+    assert found.batch_size == len(expected)
+    assert found.num_steps == whole.num_steps
+    assert found.steps.max_length <= num_steps
+    after: list[dict[int, float]] = [{} for _ in expected]
+    places = list(zip(*(found.bootstrap[key].tolist() for key in ("row", "time", "obs", "is_first")), strict=True))
+    assert places == sorted(places)
+    for row, time, obs, is_first in places:
+        after[row][time] = obs
+        assert not is_first
+    for number, part in enumerate(expected):
+        assert found.info["agent_info/kind"][number] == part["kind"]
+        assert found.info["agent_state/h"][number].item() == part["state"]
+        assert found.steps["env/obs"][number, : found.steps.lengths[number]].tolist() == part["obs"]
+        assert after[number] == part["after"]
+        count = int(found.context.lengths[number])
+        assert (found.context["env/obs"][number, :count].tolist() if count else []) == part["context"]
+
+
+def test_what_is_cut_in_time_needs_the_states_and_may_lack_the_bootstrap() -> None:
+    trajectories = made([3, 2], 3)
+    with pytest.raises(SpecError, match="got none, expected states with h; an agent can keep them as an output"):
+        trajectories.split_sequences(2)
+    with pytest.raises(SpecError, match="got 0 steps, expected 1 or more"):
+        trajectories.split_sequences(0)
+    (batch,) = trajectories.minibatches(100, torch.Generator(), number=1)
+    batch = Trajectories(batch.info, batch.steps, DictTensor.empty(0))
+    cut = batch.split_sequences(2, TemporalDictTensor({"h": batch.steps["env/obs"]}, batch.steps.lengths))
+    assert cut.steps.lengths.tolist() == [2, 1, 2]
+    assert cut.info["agent_state/h"].tolist() == [0.5, 2.0, 1.5]
+    assert cut.bootstrap.batch_size == 0
