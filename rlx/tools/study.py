@@ -25,6 +25,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import IntegrityError  # Optuna's own dependency
 
 from rlx.errors import ConfigError, RunDirectoryError
 from rlx.run.build import maker
@@ -38,6 +39,8 @@ JOURNAL = "journal.log"
 PROCESSES = ".processes"
 PROCESS, REASON, RETRY_OF = "process", "reason", "retry_of"
 """What is noted of a trial: which process runs it, why it failed, which interrupted one it repeats."""
+_TRIES = 20
+"""To make a dozen tables beside others; each one that another makes first costs one, at most."""
 
 
 @dataclass(frozen=True)
@@ -337,17 +340,33 @@ def _storage(directory: Path, plan: Plan) -> Generator[BaseStorage]:
         _mend(path)
         yield JournalStorage(JournalFileBackend(str(path)))
         return
-    waiting = {"connect_args": {"timeout": 60}} if plan.storage.startswith("sqlite") else {}
-    try:
-        database = RDBStorage(plan.storage, engine_kwargs=waiting)
-    except Exception as error:  # of whatever stands behind the URL
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"--storage: '{plan.storage}' cannot be opened: {reason}") from error
+    database = _connect(plan.storage)
     try:
         yield database
     finally:
         database.remove_session()
         database.engine.dispose()
+
+
+def _connect(url: str) -> RDBStorage:
+    """Connect to a database, and make Optuna's tables where there are none.
+
+    Optuna looks which are missing, then makes them: of processes that begin in the same moment, one makes what another
+    one is about to, which then has to look again.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    tries = _TRIES
+    while True:
+        tries -= 1
+        try:
+            return RDBStorage(url, engine_kwargs=waiting)
+        except Exception as error:  # of whatever stands behind the URL
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if not tries or not (isinstance(error, IntegrityError) or "already exists" in reason):
+                raise ConfigError(f"--storage: '{url}' cannot be opened: {reason}") from error
 
 
 def _mend(path: Path) -> None:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -113,6 +115,18 @@ def test_database_keeps_a_study(tmp_path: Path) -> None:
     (tmp_path / "studies.db").unlink()
     with pytest.raises(RunDirectoryError, match="not in its storage any more"), open_study(tmp_path / "study", plan()):
         pass
+
+
+def test_studies_that_begin_in_the_same_moment_share_a_new_database(tmp_path: Path) -> None:
+    together = Barrier(4)
+
+    def begin(name: str) -> int:
+        together.wait(60)
+        with open_study(tmp_path / name, plan(storage=f"sqlite:///{tmp_path / 'studies.db'}")) as study:
+            return len(study.trials())
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(begin, "abcd")) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
