@@ -44,8 +44,9 @@ class Iteration:
 def agree(ranks: Ranks, own: Iteration) -> Iteration:
     """Return the iteration of all ranks together; the same on each.
 
-    Steps and whole numbers among the terms are added up. Other terms are means, weighed by each rank's samples, or by
-    its steps where there was no update, over what is not NaN. Episodes come in the order of the ranks.
+    Steps and whole numbers among the terms are added up. Other terms are means, weighed by each rank's samples, by its
+    steps where there was no update, or evenly where there were none; over what is not NaN. Episodes come in the order
+    of the ranks.
 
     Raises:
         RankError: the ranks do not report the same terms: they have gone different ways.
@@ -59,7 +60,8 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
     if (header[:, 6] != names).any():
         raise RankError(f"the ranks went different ways: rank {ranks.rank} reports {', '.join(own.terms) or 'nothing'}")
     env_steps, samples, late, restarts, dropped_steps = (int(value) for value in header[:, :5].sum(0))
-    weights = cast("list[float]", header[:, 1 if samples else 0].tolist())
+    weighed = header[:, 1] if samples else header[:, 0] if env_steps else torch.ones(ranks.size)
+    weights = cast("list[float]", weighed.tolist())
     numbers = [int(number) for number in header[:, 5]]
     values = torch.zeros(ranks.size, len(own.terms), dtype=torch.float64)
     values[ranks.rank] = torch.tensor([float(value) for value in own.terms.values()], dtype=torch.float64)
@@ -98,7 +100,7 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Return the weighted mean of what is not NaN: of equal numbers that number, to the bit."""
     known = [pair for pair in zip(values, weights, strict=True) if pair[1] and not math.isnan(pair[0])]
     if not known:
-        return math.nan if any(weights) else 0.0
+        return math.nan
     if len({value for value, _ in known}) == 1:
         return known[0][0]
     return sum(value * weight for value, weight in known) / sum(weight for _, weight in known)

@@ -105,6 +105,7 @@ def test_an_iteration_is_the_sum_of_the_ranks(found: list[dict[str, Any]]) -> No
     assert alike(found, "agreed") == [terms, 10, episodes, True, True]
     assert alike(found, "agreed counts") == [4, 2, 4]
     assert alike(found, "by steps") == [{"x": 3.0}, None, False]
+    assert alike(found, "evenly") == {"x": 1.5}
     assert alike(found, "stop") is True
 
 

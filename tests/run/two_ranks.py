@@ -101,6 +101,7 @@ def report(ranks: Ranks) -> dict[str, Any]:
     found["agreed counts"] = [told.samples, told.restarts, told.dropped_steps]
     told = agree(ranks, Iteration({"x": float("nan") if rank else 3.0}, (4, 0)[rank], 0, [], None, False, 0, 0))
     found["by steps"] = [told.terms, told.stop, told.late]
+    found["evenly"] = agree(ranks, Iteration({"x": 1.0 + rank}, 0, 0, [], None, False, 0, 0)).terms  # all resets
     found["stop"] = agree_on_stop(ranks, signal.SIGINT if rank == 0 else None) == signal.SIGINT
     try:
         agree(ranks, Iteration({"this": 1.0} if rank else {"that": 1.0}, 1, 1, [], None, False, 0, 0))
