@@ -139,6 +139,10 @@ def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> str:
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
 _NO_MATCH = object()
+MOST_INT = 2**63 - 1
+"""The greatest integer that a tensor holds."""
+MOST_FLOAT = (2 - 2**-23) * 2.0**127
+"""The greatest finite number of float32, which tensors compute with."""
 
 
 def _join(prefix: str, key: str) -> str:
@@ -163,7 +167,7 @@ def _check(annotation: Any, value: Any, key: str) -> Any:
         raise ConfigError(f"{key}: {error}") from None
     if converted is not _NO_MATCH:
         return converted
-    hint = did_you_mean(value, _choices(annotation)) if isinstance(value, str) else ""
+    hint = did_you_mean(value, _choices(annotation)) if isinstance(value, str) else _too_great(annotation, value)
     raise ConfigError(f"{key}: expected {_describe(annotation)}, got {_show(value)}.{hint}")
 
 
@@ -210,14 +214,33 @@ def _is_within(value: Any, limits: Range) -> bool:
 def _convert_scalar(annotation: type, value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         return _NO_MATCH  # whatever is compared with it
+    if isinstance(value, (int, float)) and not _is_held(annotation, value):
+        return _NO_MATCH
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if annotation is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        return Path(value) if str(value) else _NO_MATCH  # an empty text would be the working directory
     matches = isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
     return value if matches else _NO_MATCH
+
+
+def _is_held(annotation: type, value: float) -> bool:
+    """Return whether a tensor holds such a number."""
+    most = MOST_INT if annotation is int else MOST_FLOAT
+    return abs(value) <= most or value in (math.inf, -math.inf)
+
+
+def _too_great(annotation: Any, value: Any) -> str:
+    """Return what ends a message about numbers that would do if a tensor held them; nothing where there are none."""
+    arguments = typing.get_args(annotation)
+    if any(isinstance(extra, Range) and not _is_within(value, extra) for extra in arguments):
+        return ""
+    items = cast("list[Any] | tuple[Any, ...]", value) if isinstance(value, (list, tuple)) else (value,)
+    if all(item != item or _is_held(int, item) for item in items if isinstance(item, (int, float))):  # nan is no number
+        return ""
+    return f" Integers are at most 2^63 - 1, other numbers {MOST_FLOAT:.1e} (float32's greatest)."
 
 
 def _convert_sequence(container: Any, arguments: tuple[Any, ...], value: Any) -> Any:

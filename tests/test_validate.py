@@ -9,6 +9,8 @@ from rlx.validate import Range, validate
 if TYPE_CHECKING:
     from nowhere import Absent
 
+GREATEST = " Integers are at most 2^63 - 1, other numbers 3.4e+38 (float32's greatest)."
+
 
 def function(
     run: object,
@@ -60,6 +62,15 @@ def value(**values: Any) -> Any:
         ({"names": [1]}, "algo.names: expected a list, each text or null, got [1]."),
         ({"kwargs": [1]}, "algo.kwargs: expected a mapping of names, each to a number or null, got [1]."),
         ({"stop_at": float("nan")}, "algo.stop_at: expected a number or null, got nan."),
+        ({"num_steps": 1e30}, f"algo.num_steps: expected an integer >= 1, got 1e+30.{GREATEST}"),
+        (
+            {"hidden_sizes": [64, 2**63]},
+            f"algo.hidden_sizes: expected a list, each an integer, got [64, {2**63}].{GREATEST}",
+        ),
+        ({"stop_at": 1e300}, f"algo.stop_at: expected a number or null, got 1e+300.{GREATEST}"),
+        ({"learning_rate": 10**400}, f"algo.learning_rate: expected a number > 0, got 1{'0' * 116}....{GREATEST}"),
+        ({"gamma": 1e300}, "algo.gamma: expected a number in [0, 1], got 1e+300."),
+        ({"path": ""}, "algo.path: expected a path or null, got ''."),
         ({"flag": 1}, "algo.flag: expected true or false, got 1."),
         ({"mode": "natve"}, "algo.mode: expected one of 'native', 'per_instance', got 'natve'. Did you mean 'native'?"),
     ],
@@ -110,6 +121,8 @@ def test_underscored_keys_are_passed_over() -> None:
         ({"target_kl": None}, None),
         ({"target_kl": 0}, 0.0),
         ({"path": "a/b"}, Path("a/b")),
+        ({"num_steps": 2.0**62}, 2**62),
+        ({"stop_at": float("inf")}, float("inf")),
         ({"anything": [object]}, [object]),
     ],
 )

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -115,7 +116,7 @@ def train(
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
     buffer_size: Annotated[int, Range(1)],
-    buffer_directory: str | None,
+    buffer_directory: Path | None,
     learning_starts: Annotated[int, Range(1)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],

@@ -13,6 +13,7 @@ and Singh 1999, eq. 6). The worker's transitions get, in part, options that were
 """
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -92,7 +93,7 @@ def train(
     num_updates: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)],
     buffer_size: Annotated[int, Range(1)],
-    buffer_directory: str | None,
+    buffer_directory: Path | None,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],

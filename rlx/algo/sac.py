@@ -9,6 +9,7 @@
 """
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -111,7 +112,7 @@ def train(
     sequence_length: Annotated[int, Range(1)] | None,
     burn_in_steps: Annotated[int, Range(0)] | None,
     buffer_size: Annotated[int, Range(1)],
-    buffer_directory: str | None,
+    buffer_directory: Path | None,
     learning_starts: Annotated[int, Range(0)],
     learning_rate: Annotated[Scheduled, Range(0, 1, low_open=True)],
     adam_eps: Annotated[float, Range(0, 1, low_open=True)],

@@ -29,7 +29,7 @@ from itertools import pairwise
 from typing import Any, Self, cast
 
 from rlx.errors import ConfigError, did_you_mean
-from rlx.validate import Parsed
+from rlx.validate import MOST_FLOAT, Parsed
 
 _FORMS = {
     "constant": "[constant, VALUE]",
@@ -137,9 +137,9 @@ def _piecewise(places: tuple[float, ...], values: tuple[float, ...], x: float) -
 
 
 def _numbers(lists: Any) -> tuple[float, ...]:
-    """Return the numbers of lists that hold one finite number each; others are left out."""
-    ones = [one[0] for one in lists if len(one) == 1]
-    return tuple(float(n) for n in ones if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n))
+    """Return the numbers of lists that hold one finite number of float32 each; others are left out."""
+    ones = [one[0] for one in lists if len(one) == 1 and isinstance(one[0], (int, float))]
+    return tuple(float(n) for n in ones if not isinstance(n, bool) and abs(n) <= MOST_FLOAT)
 
 
 def _parse_options(options: Mapping[Any, Any]) -> dict[str, float]:

@@ -232,8 +232,14 @@ def _explain_key(override: Override, config: DictConfig, composition: Compositio
         if exists and not isinstance(value, (dict, list)):
             return f"{override.input_line}: the key exists already; write it without the +"
         return None
+    typed: Any = override.value()
+    if _has_null_key(typed):
+        return f"{override.input_line}: a name in a mapping is null, expected text or a number"
     current = OmegaConf.select(config, key, throw_on_missing=False) if exists else None
-    if isinstance(current, ListConfig) and isinstance(override.value(), dict):
+    if isinstance(current, DictConfig) and isinstance(typed, list):
+        names = ", ".join(f"{name}: ..." for name in current) or "NAME: VALUE"
+        return f"{override.input_line}: got a list, expected a mapping as in {key}={{{names}}}"
+    if isinstance(current, ListConfig) and isinstance(typed, dict):
         shown = str(OmegaConf.to_container(current)).replace("'", "")
         return f"{override.input_line}: got a mapping, expected a value or a list as in {key}={shown}"
     if override.is_force_add() or exists:
@@ -252,6 +258,14 @@ def _explain_key(override: Override, config: DictConfig, composition: Compositio
         if "." in parent:  # a mapping within a group, such as env.kwargs, may take names of its own
             listing += f" To add one: +{override.input_line}"
     return f"{override.input_line}: there is no key '{key}'.{hint}{listing}"
+
+
+def _has_null_key(value: Any) -> bool:
+    """Return whether a mapping in what was typed has null for a name."""
+    if isinstance(value, dict):
+        named = cast("dict[Any, Any]", value)
+        return None in named or any(_has_null_key(part) for part in named.values())
+    return isinstance(value, list) and any(_has_null_key(part) for part in cast("list[Any]", value))
 
 
 def _near_key(key: str, parent: str, config: DictConfig) -> str:

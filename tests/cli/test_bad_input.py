@@ -84,6 +84,20 @@ def test_mapping_where_a_list_stands_is_told_what_stands_there(
     assert text.endswith("got a mapping, expected a value or a list as in algo.learning_rate=[linear, 0.001, 0]")
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("env.kwargs=[]", "got a list, expected a mapping as in env.kwargs={NAME: VALUE}"),
+        ("agent.members=[]", "got a list, expected a mapping as in agent.members={first: ..., second: ...}"),
+        ("algo.learning_rate=[linear,1e-3,0,{null:1}]", "a name in a mapping is null, expected text or a number"),
+    ],
+)
+def test_list_where_a_mapping_stands_and_a_name_that_is_null_are_told(
+    launches: Launches, capsys: pytest.CaptureFixture[str], typed: str, expected: str
+) -> None:
+    assert fails(capsys, "agent=population", typed) == f"{typed}: {expected}"
+
+
 def test_unknown_key_of_a_mapping_says_how_to_add_one(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, "env.kwargs.foo=1").endswith("To add one: +env.kwargs.foo=1")
 
@@ -154,7 +168,8 @@ def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, caps
             "1,000,000,000,000 steps of 16 environments takes",
             "lower algo.num_steps",
         ),
-        ("batcher=local algo.num_steps=1e30", "steps of 16 environments takes", "lower algo.num_steps"),
+        ("batcher=local algo.num_steps=1e18", "steps of 16 environments takes", "lower algo.num_steps"),
+        ("algo.num_steps=1e30", "algo.num_steps: expected an integer >= 1, got 1e+30.", "at most 2^63 - 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_would(
