@@ -172,7 +172,8 @@ class ReplayBuffer:
             device: where the batches go.
         """
         length = 1 if num_steps is None else num_steps
-        _check_counts("batches", batch_size=batch_size, num_steps=length, n_step=n_step)
+        held = self.num_slots // self.num_envs
+        _check_counts("batches", held, batch_size=batch_size, num_steps=length, n_step=n_step)
         alone = self._moves or self._hindsight is not None  # which draws goals in between
         at_once = 1 if alone else max(1, _AT_ONCE // (batch_size * length * self._reader.bytes_of_step))
         for left in range(number, 0, -at_once):
@@ -215,7 +216,7 @@ class ReplayBuffer:
         Raises:
             UserError: there is nothing to draw yet, or a count is below 1.
         """
-        _check_counts("sample", batch_size=batch_size, n_step=n_step)
+        _check_counts("sample", self.num_slots // self.num_envs, batch_size=batch_size, n_step=n_step)
         slots, weight = self._draw(batch_size, generator, beta, decision)
         return self._read(slots, weight, None, gamma, n_step, decision, generator)
 
@@ -237,7 +238,7 @@ class ReplayBuffer:
         Raises:
             UserError: there is nothing to draw yet, or transitions shall get other goals, which sequences cannot.
         """
-        _check_counts("sample_sequences", batch_size=batch_size, num_steps=num_steps)
+        _check_counts("sample_sequences", self.num_slots // self.num_envs, batch_size=batch_size, num_steps=num_steps)
         slots, weight = self._draw(batch_size, generator, beta)
         return self._read(slots, weight, num_steps, gamma)
 
@@ -338,7 +339,9 @@ class ReplayBuffer:
         return f"ReplayBuffer({len(self):,} of {self.num_slots:,} steps, {show_bytes(self.num_bytes)})"
 
 
-def _check_counts(call: str, **counts: int) -> None:
+def _check_counts(call: str, held: int | None = None, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{call}({name}=...): got {count}, expected 1 or more")
+        if held is not None and name != "batch_size" and count > held:
+            raise UserError(f"{call}({name}=...): got {count}, but the buffer holds {held} steps of each environment")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from rlx.errors import ConfigError, did_you_mean, nearest
+from rlx.errors import ConfigError, did_you_mean, message_of, nearest
 from rlx.validate import validate
 
 GIVEN: dict[str, tuple[str, ...]] = {
@@ -20,6 +20,10 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "batcher": ("make_agent", "make_env", "num_steps", "seed", "evaluation", "stop_at_episode_end", "rank"),
 }
 """For each group, the parameters that the code gives to the group's target."""
+_SIZED = {"agent": "lower its sizes", "env": "lower its sizes, or batcher.envs_per_worker"}
+"""Groups whose numbers say how much memory their target takes at once, and what to do where there is less."""
+_NO_ROOM = ("can't allocate memory", "out of memory", "calculation overflowed", "multiplication overflow")
+"""What a RuntimeError of torch says then."""
 
 
 def find_target(group: str, values: Mapping[str, Any]) -> Callable[..., Any]:
@@ -114,4 +118,21 @@ def maker(group: str, values: Any, given: Collection[str] | None = None) -> "par
     named = cast("Mapping[str, Any]", values)
     target = find_target(group, named)
     checked = validate(target, named, group, given=GIVEN[group] if given is None else given)
-    return partial(target, **{key: value for key, value in checked.items() if not key.startswith("_")})
+    keywords = {key: value for key, value in checked.items() if not key.startswith("_")}
+    return partial(_built, group, target, **keywords) if group in _SIZED else partial(target, **keywords)
+
+
+def _built(group: str, target: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+    """Return what the group's target makes.
+
+    Raises:
+        ConfigError: it does not fit into memory.
+    """
+    try:
+        return target(*arguments, **keywords)
+    except (MemoryError, RuntimeError) as error:
+        text = message_of(error)
+        if not isinstance(error, MemoryError) and not any(sign in text for sign in _NO_ROOM):
+            raise
+        reason = text.partition("\n")[0].rpartition("] ")[2].rpartition("CPUAllocator: ")[2]
+        raise ConfigError(f"{group}: memory has no room for it ({reason or 'MemoryError'}); {_SIZED[group]}") from None

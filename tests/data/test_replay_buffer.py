@@ -456,6 +456,17 @@ def test_counts_below_one_are_refused_by_name() -> None:
             ReplayBuffer(PLAIN, **counts)
 
 
+def test_more_steps_than_the_buffer_holds_of_an_environment_are_refused() -> None:
+    buffer, draws = ReplayBuffer(PLAIN, capacity=40, num_envs=2), torch.Generator()
+    buffer.add(Stream(PLAIN, 2, 0).piece([3, 3]))
+    held = buffer.num_slots // 2
+    buffer.sample(4, draws, n_step=held)
+    with pytest.raises(UserError, match=rf"sample\(n_step=...\): got {held + 1}, but the buffer holds {held} steps of"):
+        buffer.sample(4, draws, n_step=held + 1)
+    with pytest.raises(UserError, match=r"sample_sequences\(num_steps=...\): got 1000000000, but"):
+        buffer.sample_sequences(4, draws, num_steps=10**9)
+
+
 def test_steps_may_begin_with_priorities_of_their_own() -> None:
     stream = Stream(PLAIN, 2, 0)
     buffer = ReplayBuffer(PLAIN, capacity=100, num_envs=2, alpha=1.0)

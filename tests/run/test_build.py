@@ -7,6 +7,8 @@ import pytest
 from rlx.errors import ConfigError
 from rlx.run.build import find_target, maker
 
+SMALL = {"activation": "tanh", "log_std_init": 0.0, "normalize_observation": False, "normalize_return": False}
+
 
 def refused(target: object) -> str:
     with pytest.raises(ConfigError) as caught:
@@ -68,3 +70,14 @@ def test_users_own_module_that_is_misspelt_is_found_beside(tmp_path: Path, monke
 def test_group_that_is_no_mapping_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a member of conf/algo"):
         maker("algo", "ppo")
+
+
+def test_environment_and_agent_that_memory_has_no_room_for_are_refused_by_their_group() -> None:
+    make_env = maker("env", {"_target_": "rlx.env.BitFlip", "num_bits": 10**13})
+    with pytest.raises(ConfigError, match=r"^env: memory has no room for it \(.*tried to allocate .*batcher.envs_per"):
+        make_env(num_envs=2)
+    env = maker("env", {"_target_": "rlx.env.BitFlip", "num_bits": 4})(num_envs=2)
+    for hidden_sizes in ([10**12], [10**18]):
+        make_agent = maker("agent", {"_target_": "rlx.agent.ActorCritic", **SMALL, "hidden_sizes": hidden_sizes})
+        with pytest.raises(ConfigError, match=r"^agent: memory has no room for it \(.*; lower its sizes"):
+            make_agent(env.specs)
