@@ -12,6 +12,7 @@ from rlx.agent.heads import ActionHead
 from rlx.agent.masking import ActionMasking, apply_mask_
 from rlx.agent.networks import Activation, Encoder, TwinMLP
 from rlx.agent.normalizer import ReturnNormalizer
+from rlx.agent.told import flags
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
 from rlx.validate import Range
 
@@ -95,9 +96,7 @@ class ActorCritic(ActorCriticAgent):
 
 def wants_mode(agent_info: DictTensor) -> Tensor | None:
     """Return `agent_info["deterministic"]`, `[B]` bool: the rows that take the mode; None where nobody asks for it."""
-    if agent_info.is_empty or "deterministic" not in agent_info:
-        return None
-    return agent_info["deterministic"]
+    return flags(agent_info, "deterministic")
 
 
 class _Actor(Agent):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlx.agent.agent import Agent, reset_state
+from rlx.agent.told import indices
 from rlx.data import DictTensor, TemporalDictTensor
 from rlx.errors import AgentError
 
@@ -35,9 +36,8 @@ class Router:
         """Return the index of each row's agent, `[B]` int64: as stored, as asked for, or dealt in turn."""
         if taken is not None and "policy" in taken:
             return taken["policy"]
-        if "policy" in agent_info:
-            return agent_info["policy"].long()
-        return torch.arange(agent_info.batch_size, device=device) % len(self.agents)
+        asked = indices(agent_info, "policy")
+        return asked if asked is not None else torch.arange(agent_info.batch_size, device=device) % len(self.agents)
 
     def split(self, policy: Tensor) -> Iterator[tuple[str, Agent, Tensor]]:
         """Yield each agent that has rows, with their indices `[N]` int64.

@@ -14,7 +14,9 @@ from rlx.agent.normalizer import full_precision
 from rlx.agent.recurrence import Cell, Recurrence
 from rlx.agent.recurrent import RecurrentAgent
 from rlx.agent.squashed_gaussian import SquashedGaussian
+from rlx.agent.told import flags, indices
 from rlx.data import DictTensor, EnvSpecs, TemporalDictTensor
+from rlx.errors import AgentError
 from rlx.validate import Range
 
 
@@ -37,11 +39,15 @@ class SkillEncoder(nn.Module):
         seen = self.observation(observation)
         if not self.num_skills:
             return seen
-        size = observation.batch_size
-        skill = (
-            agent_info["skill"] if "skill" in agent_info else torch.zeros(size, dtype=torch.int64, device=seen.device)
-        )
-        return torch.cat([seen, F.one_hot(skill, self.num_skills).to(seen.dtype)], dim=-1)
+        skill = indices(agent_info, "skill")
+        if skill is None:
+            skill = torch.zeros(observation.batch_size, dtype=torch.int64, device=seen.device)
+        try:
+            played = F.one_hot(skill, self.num_skills)
+        except RuntimeError:  # on the CPU, where torch looks
+            got = f"{int(skill.min())} to {int(skill.max())}"
+            raise AgentError(f"agent_info['skill']: got {got}, expected 0 to {self.num_skills - 1}") from None
+        return torch.cat([seen, played.to(seen.dtype)], dim=-1)
 
 
 class Critics(Agent):
@@ -188,9 +194,10 @@ class SoftActorCriticAgent(Agent):
         deterministic = wants_mode(agent_info)
         if deterministic is not None:
             action = torch.where(deterministic.unsqueeze(-1), outputs["mean"].tanh(), action)
-        if "random" in agent_info:
+        random = flags(agent_info, "random")
+        if random is not None:
             even = torch.empty_like(action).uniform_(-1, 1, generator=generator)
-            action = torch.where(agent_info["random"].unsqueeze(-1), even, action)
+            action = torch.where(random.unsqueeze(-1), even, action)
         return DictTensor.trusted({"action": self.distribution.to_space(action)}, outputs.batch_size)
 
 

@@ -1,7 +1,7 @@
 """What a configuration says of `batcher.agent_info` and `batcher.env_info`: what is drawn for each episode."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -47,6 +47,8 @@ def _sampler(key: str, value: Any) -> Sampler:
     if "_target_" not in named:
         return Draws(named, key)
     target = find_target(key, named)
+    if not inspect.isclass(target):
+        _check_call(f"{key}._target_: {named['_target_']}", target)
     # What is given when it is called are its first two parameters, however they are named.
     given = [] if inspect.isclass(target) else [*inspect.signature(target).parameters][:2]
     keywords = {name: part for name, part in validate(target, named, key, given=given).items() if name[0] != "_"}
@@ -55,4 +57,18 @@ def _sampler(key: str, value: Any) -> Sampler:
     made = target(**keywords)
     if not callable(made):
         raise ConfigError(f"{key}._target_: objects of {named['_target_']} cannot be called; expected (row, generator)")
+    _check_call(f"{key}._target_: an object of {named['_target_']}", made)
     return cast("Sampler", made)
+
+
+def _check_call(what: str, sampler: Callable[..., Any]) -> None:
+    """Refuse what cannot be called with a row and a generator."""
+    try:
+        parameters = inspect.signature(sampler).parameters.values()
+    except ValueError:  # of C code that does not tell
+        return
+    count = sum(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
+    )
+    if count < 2 and not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        raise ConfigError(f"{what} takes {inspect.signature(sampler)}, expected (row, generator)")

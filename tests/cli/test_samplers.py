@@ -89,6 +89,15 @@ def test_the_recipe_whose_starts_are_drawn_trains(tmp_path: Path) -> None:
             ["agent=population", "batcher.agent_info={policy:{deal:[0,1,5]}}", "batcher.envs_per_worker=3"],
             "agent_info['policy']: got 5, expected 0 to 1",
         ),
+        (
+            ["agent=population", "batcher.agent_info={policy:0.5}"],
+            "agent_info['policy']: got torch.float32 of shape [B], expected an integer for each row",
+        ),
+        (
+            ["batcher.agent_info={deterministic:3}"],
+            "agent_info['deterministic']: got torch.int64 of shape [B], expected true or false for each row",
+        ),
+        (["batcher.env_info={_target_:os.system}"], "_target_: os.system takes (command), expected (row, generator)"),
     ],
 )
 def test_what_is_wrong_with_it_is_told_in_one_message(

@@ -1,0 +1,39 @@
+"""What an agent is told of each row, `agent_info`, where it reads it: of the kind that it expects."""
+
+import torch
+from torch import Tensor
+
+from rlx.data import DictTensor
+from rlx.errors import AgentError
+
+
+def flags(agent_info: DictTensor, key: str) -> Tensor | None:
+    """Return a field of true and false, `[B]` bool; None where nobody tells it.
+
+    Raises:
+        AgentError: it is anything else.
+    """
+    if agent_info.is_empty or key not in agent_info:
+        return None
+    value = agent_info[key]
+    if value.dtype is not torch.bool or value.ndim != 1:
+        raise AgentError(f"agent_info['{key}']: got {_shown(value)}, expected true or false for each row")
+    return value
+
+
+def indices(agent_info: DictTensor, key: str) -> Tensor | None:
+    """Return a field that counts something, `[B]` int64, of drawn experience `[B, T]`; None where nobody tells it.
+
+    Raises:
+        AgentError: it is anything else.
+    """
+    if agent_info.is_empty or key not in agent_info:
+        return None
+    value = agent_info[key]
+    if value.dtype is torch.bool or value.is_floating_point():
+        raise AgentError(f"agent_info['{key}']: got {_shown(value)}, expected an integer for each row")
+    return value.long()
+
+
+def _shown(value: Tensor) -> str:
+    return f"{value.dtype} of shape [B{''.join(f', {size}' for size in value.shape[1:])}]"
