@@ -3,21 +3,17 @@
 import os
 import signal
 import sys
-import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rlx.cli.report import end_at_once, reported_errors, shown
+from rlx.run.early_stop import stoppable
 
 # What ends without a worker, and what starts its workers elsewhere.
 _NO_WORKERS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version")
 _ELSEWHERE = ("batcher=local", "batcher=ray", "hydra/launcher=")
-
-
-_STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if name in signal.Signals.__members__]
 
 
 def run_train(arguments: Sequence[str]) -> None:
@@ -30,7 +26,7 @@ def run_train(arguments: Sequence[str]) -> None:
         # Else torch's C++ part writes a stack for each thing that it finds gone, where one message of ours says so.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     shows = any(word.split("=")[0] in _NO_WORKERS for word in arguments)
-    with end_at_once(), reported_errors(), shown() if shows else nullcontext(), _stoppable(), _workers(arguments):
+    with end_at_once(), reported_errors(), shown() if shows else nullcontext(), stoppable(), _workers(arguments):
         if is_resume(arguments):
             from rlx.cli.resume import run_resume
 
@@ -47,7 +43,7 @@ def run_job(directory: Path, number: int, *, requeue: bool) -> None:
     Raises:
         SystemExit: it failed, and a message has been written to standard error.
     """
-    with reported_errors(), _stoppable():
+    with reported_errors(), stoppable():
         from rlx.run.sweep import Sweep
 
         sweep = Sweep(directory)
@@ -69,47 +65,6 @@ def _workers(arguments: Sequence[str]) -> Generator[None]:
         yield
     finally:
         _end_server(others)  # it would hold the terminal's output for a second after the command has ended
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal came before there was a run."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"stopped by {number.name}")
-        self.signal = number
-        self.exit_status = 130 if number == signal.SIGINT else 143
-
-
-@contextmanager
-def _stoppable() -> Generator[None]:
-    """Let SIGTERM and its like end the command from its first line on; a run, once there, obeys in its own way.
-
-    What a signal's handler raises may be lost: torch, where it calls Python, takes any error for one of its own, and a
-    checkpoint that was being read would seem damaged. So an error that follows a signal is the signal's.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[_Stopped] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        came.append(_Stopped(signal.Signals(number)))
-        raise came[-1]
-
-    here = [*_STOPPING]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is somebody's own, or ignored
-        here.append(signal.SIGINT)
-    before = {number: signal.signal(number, stop) for number in here}
-    try:
-        yield
-    except Exception as error:
-        if not came:
-            raise
-        raise came[0] from error
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is stop:  # else the run has seen to its own end
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def is_resume(arguments: Sequence[str]) -> bool:

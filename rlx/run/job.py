@@ -7,6 +7,7 @@ from typing import Any, cast
 from rlx.errors import ConfigError, RunDirectoryError
 from rlx.run.cores import AUTO
 from rlx.run.directory import CHECKPOINTS
+from rlx.run.early_stop import errors_of_signals
 from rlx.run.files import json_ready
 from rlx.run.migrate import read_stored
 from rlx.run.sweep import Sweep
@@ -52,7 +53,7 @@ def run_job(
             tell(f"job {number} is done already: '{directory}'")
             sweep.finish(job)
             return
-        with sweep.attempt(job):
+        with sweep.attempt(job), errors_of_signals():
             config = compose()
             if any((directory / CHECKPOINTS).glob("step-*")):
                 from rlx.run.launch import resume_run

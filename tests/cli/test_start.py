@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rlx.cli.start import run_train
+from rlx.cli.start import run_job, run_train
+from rlx.run.sweep import Sweep
 
 ROOT = Path(__file__).parent.parent.parent
 
 PROGRAM = """
 import multiprocessing, os, sys
 from multiprocessing import forkserver
-from rlx.cli.start import run_train
+from rlx.cli.start import run_job, run_train
+from rlx.run.sweep import Sweep
 
 def server():
     return forkserver._forkserver._forkserver_pid
@@ -108,3 +110,20 @@ def test_error_that_torch_makes_of_a_signal_is_still_the_signal(
     assert (end.value.code, capsys.readouterr().err) == (status, f"Interrupted: stopped by {name}.\n")
     assert signal.getsignal(getattr(signal, name)) is before
     assert not (tmp_path / "run").exists()
+
+
+def test_job_of_a_sweep_whose_signal_torch_made_an_error_of_was_stopped_and_goes_back_into_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "signalled_job.py").write_text(SIGNALLED.format(name="SIGUSR1"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.ask([["batcher=local", "agent._target_=signalled_job.Agent"]], flags=[])
+    with pytest.raises(SystemExit) as end:
+        run_job(sweep.directory, 0, requeue=True)
+    told = "this is no job of SLURM: it is not put into a queue\nInterrupted: stopped by SIGUSR1.\n"
+    assert (end.value.code, capsys.readouterr().err) == (143, told)
+    assert [(attempt["state"], attempt["reason"]) for attempt in sweep.job(0).attempts] == [
+        ("stopped", "stopped by SIGUSR1")
+    ]
