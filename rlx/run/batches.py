@@ -16,8 +16,10 @@ from rlx.run.files import reason_of
 _PARTS = ("info", "steps", "bootstrap", "context")
 
 
-def save_batch(path: Path, batch: Trajectories) -> None:
+def save_batch(path: Path | str, batch: Trajectories) -> None:
     """Write trajectories as one safetensors file: `info/...`, `steps/...`, `bootstrap/...`, `context/...`.
+
+    Folders that are missing are made.
 
     Raises:
         RunWriteError: it cannot be written.
@@ -28,11 +30,12 @@ def save_batch(path: Path, batch: Trajectories) -> None:
         tensors |= {f"{part}/{key}": fields[key] for key in fields}
         if isinstance(fields, TemporalDictTensor):
             tensors[f"{part}.lengths"] = fields.lengths
-    save_tensors(path, tensors, {"rows": str(batch.batch_size), "ends": str(batch.bootstrap.batch_size)})
+    make_folder(Path(path).parent, parents=True)
+    save_tensors(Path(path), tensors, {"rows": str(batch.batch_size), "ends": str(batch.bootstrap.batch_size)})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
-    """Write tensors as one safetensors file, in a folder that is made where it is missing.
+    """Write tensors as one safetensors file, in a folder that is there.
 
     Raises:
         RunWriteError: it cannot be written.
@@ -40,10 +43,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str
     # Several may be views of one memory, which the format does not take.
     apart = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     try:
-        path.parent.mkdir(exist_ok=True)
         safetensors.torch.save_file(apart, path, notes)
     except (OSError, SafetensorError) as error:
         raise RunWriteError(f"cannot write '{path}': {reason_of(error)}") from error
+
+
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        RunWriteError: it cannot be made.
+    """
+    try:
+        folder.mkdir(exist_ok=True, parents=parents)
+    except OSError as error:
+        raise RunWriteError(f"cannot write '{folder}': {reason_of(error)}") from error
 
 
 def load_batch(path: Path | str) -> Trajectories:
@@ -83,6 +97,7 @@ def failed_loss(loss: Tensor, folder: Path, batch: Trajectories, agent: nn.Modul
     Raises:
         RunWriteError: they cannot be saved.
     """
+    make_folder(folder)  # its parent is the run's directory: that one may be gone, and stays so
     save_batch(folder / "batch.safetensors", batch)
     save_tensors(folder / "agent.safetensors", agent.state_dict())
     return LossError(

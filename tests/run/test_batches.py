@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
-from rlx.errors import CheckpointError
-from rlx.run.batches import load_batch, save_batch
+from rlx.errors import CheckpointError, RunWriteError
+from rlx.run.batches import failed_loss, load_batch, save_batch
 from rlx.run.directory import read_summary
 from tests.agent.agents import steps_of
 
@@ -28,6 +28,20 @@ def test_a_batch_comes_back_as_it_was(lengths: list[int], tmp_path: Path) -> Non
         assert equal(getattr(found, part), getattr(batch, part)), part
     assert found.steps.lengths.tolist() == lengths
     assert found.bootstrap.batch_size == batch.bootstrap.batch_size
+
+
+def test_folders_that_are_missing_are_made_for_a_path_as_text_too(tmp_path: Path) -> None:
+    save_batch(f"{tmp_path}/a/b/c.safetensors", steps_of([2], 2))
+    assert load_batch(f"{tmp_path}/a/b/c.safetensors").num_steps == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(RunWriteError, match=r"cannot write '.*/file/b'"):
+        save_batch(tmp_path / "file" / "b" / "c.safetensors", steps_of([2], 2))
+
+
+def test_what_a_failed_loss_came_from_makes_no_run_directory_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(RunWriteError, match=r"cannot write '.*/gone/failed'"):
+        failed_loss(torch.tensor(0.0), tmp_path / "gone" / "failed", steps_of([2], 2), torch.nn.Linear(1, 1), 0)
+    assert not (tmp_path / "gone").exists()
 
 
 def test_fields_that_share_memory_are_written_too(tmp_path: Path) -> None:
