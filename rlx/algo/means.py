@@ -1,7 +1,6 @@
 """Means of what many updates of one iteration reported."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,15 +10,19 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Return the mean of each term over the updates: one transfer from the device, not one a term.
 
     Args:
-        updates: what each update reported, 0-dimensional tensors under the same names.
+        updates: what each update reported, 0-dimensional tensors by name. The mean of a term is over the updates that
+            reported it: not each one need do so, as where a policy learns at every other update only.
     """
-    if not updates:
+    reported: dict[str, list[Tensor]] = {}
+    for update in updates:
+        for name, value in update.items():
+            reported.setdefault(name, []).append(value)
+    if not reported:
         return {}
-    names = list(updates[0])
     with torch.no_grad():
-        table = torch.stack([torch.stack([update[name] for update in updates]) for name in names])
-        means = cast("list[float]", table.cpu().double().mean(dim=1).tolist())  # of equal numbers: that number
-    return dict(zip(names, means, strict=True))
+        values = torch.stack([value for each in reported.values() for value in each]).cpu().double()
+    parts = values.split([len(each) for each in reported.values()])
+    return {name: float(part.mean()) for name, part in zip(reported, parts, strict=True)}  # of equal numbers: that one
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
