@@ -174,7 +174,9 @@ def check_trust(
         known = set(re.findall(r"[\w.]+", text))  # whole dotted names; `package.module:Id-v0` names its module
         foreign -= known
     if foreign:
-        raise CheckpointError(
-            f"'{source}' names code that is not rlx's: {', '.join(sorted(foreign))}. "
-            "Give --config-dir with the configuration that names it, or --trust to import it."
-        )
+        advice = "Give --config-dir with the configuration that names it, or --trust to import it."
+        if config_dir is not None:
+            advice = (
+                f"No YAML file in '{config_dir}' has that name whole: write it into one, or give --trust to import it."
+            )
+        raise CheckpointError(f"'{source}' names code that is not rlx's: {', '.join(sorted(foreign))}. {advice}")

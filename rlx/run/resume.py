@@ -221,7 +221,10 @@ def take_up(
     for name, value in tracked.items():
         if isinstance(value, ReplayBuffer) and name not in state and not found.buffer_was_saved:
             which = "the replay buffer" if name == "buffer" else f"the replay buffer {name!r}"
-            problems.append(f"{which} was not saved (checkpoint.buffer=false), and fills again first")
+            held = (
+                f"begins with {len(value):,} steps that the algorithm put there" if len(value) else "fills again first"
+            )
+            problems.append(f"{which} was not saved (checkpoint.buffer=false), and {held}")
             del load[name]
         else:
             check_fits(name, value, state.get(name))

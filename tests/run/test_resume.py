@@ -270,6 +270,24 @@ def test_code_that_is_not_trusted_is_not_imported(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", *job("ppo"), *own, total_steps("ppo"))
     with pytest.raises(RlxError, match=r"names code that is not rlx's: tests\.run\.short_and_long"):
         resume_run(whole, {"total_steps": 900}, "test", tell=print)
+    conf = tmp_path / "conf"
+    (conf / "algo").mkdir(parents=True)
+    (conf / "algo" / "mine.yaml").write_text("_target_: tests.run.filled_first.train\n")  # the package, no more
+    with pytest.raises(
+        RlxError, match=r"No YAML file in '.*conf' has that name whole: write it into one, or give --tr"
+    ):
+        resume_run(whole, {"total_steps": 900}, "test", tell=print, config_dir=conf)
+
+
+def test_a_replay_buffer_that_an_algorithm_has_filled_itself_is_not_said_to_fill_again(tmp_path: Path, caplog) -> None:
+    own = ["~algo", "+algo._target_=tests.run.filled_first.train", "+algo.num_steps=20", "checkpoint.buffer=false"]
+    words = [word for word in job("ppo") if not word.startswith("algo")]
+    whole = train(tmp_path / "whole", *words, *own, total_steps("ppo"))
+    with caplog.at_level(logging.WARNING):
+        resume(stopped_at(whole, tmp_path / "run", 240))
+    assert (
+        "was not saved (checkpoint.buffer=false), and begins with 80 steps that the algorithm put there" in caplog.text
+    )
 
 
 def test_a_run_of_an_earlier_rlx_is_resumed(tmp_path: Path) -> None:
