@@ -45,7 +45,7 @@ class SkillEncoder(nn.Module):
         try:
             played = F.one_hot(skill, self.num_skills)
         except RuntimeError:  # on the CPU, where torch looks
-            got = f"{int(skill.min())} to {int(skill.max())}"
+            got = " to ".join(map(str, sorted({int(skill.min()), int(skill.max())})))
             raise AgentError(f"agent_info['skill']: got {got}, expected 0 to {self.num_skills - 1}") from None
         return torch.cat([seen, played.to(seen.dtype)], dim=-1)
 

@@ -21,7 +21,7 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         return {}
     with torch.no_grad():
         values = torch.stack([value for each in reported.values() for value in each]).cpu().double()
-    parts = values.split([len(each) for each in reported.values()])
+    parts = torch.split(values, [len(each) for each in reported.values()])
     return {name: float(part.mean()) for name, part in zip(reported, parts, strict=True)}  # of equal numbers: that one
 
 

@@ -164,8 +164,7 @@ def _try(
     rows["deterministic"] = torch.full((size,), deterministic)
     try:
         probe_agent(agent, policy.specs, Asked.noting(rows, size, asked))
-    except RlxError:
-        raise
     except Exception as error:
         values = ", ".join(f"{key}={json.dumps(value.tolist())}" for key, value in typed.items())
-        raise ConfigError(f"--agent-info: the agent cannot act with {values}: {first_cause(error)}") from error
+        reason = str(error) if isinstance(error, RlxError) else first_cause(error)
+        raise ConfigError(f"--agent-info: the agent cannot act with {values}: {reason}") from error

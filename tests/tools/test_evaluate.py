@@ -87,7 +87,7 @@ def test_exploration_is_chosen_by_name_where_actions_are_drawn(trained: Trained)
         ("population", "polcy=1", "--agent-info: the agent does not look at 'polcy'; it looks at policy. Did you mean"),
         ("population", "policy", "--agent-info: got 'policy', expected KEY=VALUE, such as skill=3"),
         ("population", "deterministic=false", "--agent-info deterministic: the policy's mode is taken anyway, but for"),
-        ("skills", "skill=99", "--agent-info: the agent cannot act with skill=99: RuntimeError: Class values must be"),
+        ("skills", "skill=99", "--agent-info: the agent cannot act with skill=99: agent_info['skill']: got 99, expec"),
         ("skills", "skill=[1, 2]", "--agent-info: the agent cannot act with skill=[1, 2]: RuntimeError: "),
         ("dqn", "policy=1", "--agent-info: the agent does not look at 'policy'; it looks at epsilon."),
     ],
