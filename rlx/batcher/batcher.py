@@ -101,10 +101,9 @@ class Batcher:
             EnvironmentFault: an environment could not be made.
             SpecError: the workers' environments differ in their specs.
         """
-        self._closed = False
+        self._closed, self._ended_by = False, ""
         check_sizes(num_workers=num_workers, envs_per_worker=envs_per_worker, num_steps=num_steps)
-        self.num_envs, self.envs_per_worker = num_workers * envs_per_worker, envs_per_worker
-        self.num_steps = num_steps
+        self.num_envs, self.envs_per_worker, self.num_steps = num_workers * envs_per_worker, envs_per_worker, num_steps
         self.episodes: list[Episode] = []
         self.collect_seconds = self.cpu_seconds = 0.0
         self.workers: WorkerKind = workers
@@ -176,8 +175,7 @@ class Batcher:
             del self.episodes[counted:]
         if self._in_flight:
             raise UserError("reset() while a piece is being collected: call get() first")
-        given = self._rows_of("agent_info", agent_info), self._rows_of("env_info", env_info)
-        self._agent_info, self._env_info = given
+        self._agent_info, self._env_info = self._rows_of("agent_info", agent_info), self._rows_of("env_info", env_info)
         if self._layout is None:
             self._attach()
             return
@@ -381,11 +379,13 @@ class Batcher:
 
     def _or_close(self, wait: Callable[[list[Handle]], Any]) -> Any:
         """Return what `wait` finds out about the workers; whatever it raises ends them all."""
-        try:
-            return wait(self._handles)
-        except BaseException:
-            self._close_after_error()
-            raise
+        with self._crew.served():
+            try:
+                return wait(self._handles)
+            except BaseException as error:
+                self._ended_by = f": {type(error).__name__} ended it while it waited for its workers"
+                self._close_after_error()
+                raise
 
     def _close_after_error(self) -> None:
         with suppress(Exception):  # what is wrong is told already
@@ -397,4 +397,4 @@ class Batcher:
 
     def _usable(self) -> None:
         if self._closed:
-            raise UserError("the batcher is closed")
+            raise UserError(f"the batcher is closed{self._ended_by}")

@@ -1,7 +1,9 @@
 """The workers of one batcher: how each kind of them is started, reached and ended together."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from threading import Lock, get_ident
 from typing import Literal, get_args
 
 from rlx.batcher.handles import CLOSE_SECONDS, Handle, LocalHandle
@@ -49,7 +51,8 @@ class Crew:
                 f"workers: got {kind!r}, expected one of {expected}.{did_you_mean(kind, get_args(WorkerKind))}"
             )
         self.handles: list[Handle] = []
-        self._closing = ExitStack()
+        self._closing, self._turn = ExitStack(), Lock()
+        self._closed_by: int | None = None  # which thread
         self._on_failure: OnFailure = on_failure
         self._step_timeout = step_timeout
         self._kind = kind
@@ -72,8 +75,28 @@ class Crew:
         start = self._ray.start if self._kind == "ray" else ProcessHandle
         self.handles.append(start(options, on_failure=self._on_failure, step_timeout=self._step_timeout))
 
+    @contextmanager
+    def served(self) -> Generator[None]:
+        """Let one thread at a time wait for the workers.
+
+        Raises:
+            UserError: another one does, or has ended them meanwhile.
+        """
+        if not self._turn.acquire(blocking=False):
+            raise UserError("another thread is waiting for this batcher's workers: one at a time may use it")
+        try:
+            yield
+        except Exception as error:
+            if self._closed_by in (None, get_ident()):
+                raise
+            self.close()  # what was started at that moment
+            raise UserError("the batcher was closed by another thread while this one waited for its workers") from error
+        finally:
+            self._turn.release()
+
     def close(self) -> None:
         """End all of them, even where the `close` of an environment raises."""
+        self._closed_by = get_ident() if self._closed_by is None else self._closed_by
         deadline = time.monotonic() + CLOSE_SECONDS
         with self._closing as closing:  # in reverse order
             for handle in self.handles:

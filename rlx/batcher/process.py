@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection
+from multiprocessing import current_process
 from multiprocessing.connection import wait
 from multiprocessing.reduction import send_handle
 from pickle import PicklingError
@@ -16,7 +17,7 @@ from rlx.batcher.handles import CLOSE_SECONDS, Command
 from rlx.batcher.heartbeat import ALIVE, STOP, Heartbeat, Words
 from rlx.batcher.restart import OnFailure, RestartingHandle
 from rlx.batcher.serve import serve
-from rlx.batcher.start import started
+from rlx.batcher.start import importable_main, started
 from rlx.batcher.worker_options import WorkerOptions
 from rlx.errors import RlxError, WorkerError
 
@@ -55,6 +56,7 @@ class ProcessHandle(RestartingHandle):
 
     def close(self) -> None:
         """Ask the worker to end: it does so at its next step, or at once when it has nothing to do."""
+        self._on_failure = "raise"  # no restart, whoever waits for it still
         if self._running:
             self._beat.words[STOP] = 1
             self._connection.close()
@@ -65,6 +67,11 @@ class ProcessHandle(RestartingHandle):
 
     def _start(self) -> None:
         """Start a process; it will send its specs."""
+        if current_process().daemon:
+            raise WorkerError(
+                f"{self._where()} cannot be started: this process is a daemon of multiprocessing, such as those of a "
+                "Pool, which may start no processes: use concurrent.futures.ProcessPoolExecutor, or local workers"
+            )
         starting: Any = started()
         self._connection, other = starting.Pipe()
         self._beat = Heartbeat()
@@ -76,7 +83,8 @@ class ProcessHandle(RestartingHandle):
         )
         problem: Exception | None = None
         try:
-            self._process.start()
+            with importable_main():
+                self._process.start()
         except (AttributeError, TypeError, ValueError, PicklingError, OSError) as error:
             problem = error
         finally:
@@ -89,7 +97,7 @@ class ProcessHandle(RestartingHandle):
                 raise WorkerError(f"{self._where()} cannot be started: {problem}") from problem
             raise WorkerError(
                 f"make_env and make_agent must be picklable to reach a worker process ({problem}): "
-                "use functions or classes of a module, or functools.partial of them; or batcher=local"
+                "use functions or classes of a module, or functools.partial of them; or local workers"
             ) from problem
         self._running = True
         self._pid: int = self._process.pid

@@ -130,6 +130,7 @@ class RayHandle(RestartingHandle):
 
     def close(self) -> None:
         """Ask the worker to end: it does so at its next step, or at once when it has nothing to do."""
+        self._on_failure = "raise"  # no restart, whoever waits for it still
         if self._running and self._closing is None:
             with contextlib.suppress(_exceptions.RayError):
                 self._actor.stop.remote()
@@ -145,7 +146,7 @@ class RayHandle(RestartingHandle):
         except Exception as error:
             raise WorkerError(
                 f"make_env and make_agent must be picklable to reach an actor of Ray ({error}): "
-                "use functions or classes of a module, or functools.partial of them; or batcher=local"
+                "use functions or classes of a module, or functools.partial of them; or local workers"
             ) from error
         actor: Any = ray.remote(
             num_cpus=self._crew.cpus,

@@ -44,7 +44,7 @@ def sample_specs(name: str, sampler: Sampler, *, travels: bool) -> tuple[dict[st
         except Exception as error:
             raise UserError(
                 f"{name}: the sampler must be picklable to reach a worker process ({error}): use a function or a class "
-                "of a module, or functools.partial of one; or batcher=local"
+                "of a module, or functools.partial of one; or local workers"
             ) from error
     answer = cast(object, sampler(0, torch.Generator().manual_seed(0)))  # whatever a user's function returns
     if not isinstance(answer, Mapping):

@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from rlx.batcher.memory import Memory
 from rlx.batcher.start import outlive_stops
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import WorkerOptions
+from rlx.errors import UserError
 
 
 def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
@@ -43,13 +46,13 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     torch.set_num_threads(1)
     restarted = False
     try:
-        opened: WorkerOptions = parcel.open()
+        opened: WorkerOptions = _found(parcel.open)
         options, restarted = opened, opened.incarnation > 0
         worker = Worker(opened, beat.words)
         gc.freeze()  # what was imported stays: the collector need not walk through it again and again
         wire.send(connection, worker.specs())
         while True:
-            name, arguments = wire.receive(connection)
+            name, arguments = _found(wire.receive, connection)
             if name == "attach":
                 arguments = (arguments[0], _receive_memory(connection, arguments[1]), *arguments[2:])
             beat.begin()
@@ -62,6 +65,22 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     finally:
         if worker is not None:
             worker.close()
+
+
+def _found(read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `read` does.
+
+    Raises:
+        UserError: it names what cannot be imported here.
+    """
+    try:
+        return read(*arguments)
+    except (AttributeError, ImportError) as error:
+        raise UserError(
+            f"a worker process cannot import what it is given ({error}): it reads no code that was typed in, as in a "
+            "notebook or `python -c`. Move your functions and classes into a module, a .py file that is imported; or "
+            "take local workers"
+        ) from error
 
 
 def _receive_memory(connection: Connection, num_bytes: int) -> Memory:

@@ -8,6 +8,9 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
 
@@ -56,9 +59,30 @@ def prestart() -> None:
 
 
 def started() -> multiprocessing.context.BaseContext:
-    """Return `context()`, its server running."""
-    prestart()
+    """Return `context()`, its server running; in a fork of the process whose server it is, one that needs none."""
+    try:
+        prestart()
+    except ChildProcessError:  # multiprocessing looks after a child that is its parent's
+        return multiprocessing.get_context("spawn")
     return context()
+
+
+@contextmanager
+def importable_main() -> Generator[None]:
+    """Let a process that is started meanwhile import `__main__` only where that is a file: `python - < FILE` is none.
+
+    multiprocessing takes `<stdin>` for a file name, and the process would end with a traceback.
+    """
+    main = vars(sys.modules["__main__"])
+    file = main.get("__file__")
+    if file is None or main.get("__spec__") is not None or os.path.exists(file):
+        yield
+        return
+    del main["__file__"]
+    try:
+        yield
+    finally:
+        main["__file__"] = file
 
 
 def outlive_stops() -> None:

@@ -280,7 +280,7 @@ def test_workers_do_not_push_others_off_a_core_when_they_are_woken() -> None:
 
 
 def test_makers_that_cannot_travel_are_refused_with_the_way_out() -> None:
-    with pytest.raises(WorkerError, match="batcher=local"):
+    with pytest.raises(WorkerError, match="or local workers"):
         batcher(lambda num_envs: make(ID, num_envs), workers="process")
 
 

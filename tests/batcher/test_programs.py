@@ -1,0 +1,146 @@
+"""Batchers inside other people's programs: threads, forks, daemons, code without a file, a stop in the middle."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from rlx.agent import ActorCritic
+from rlx.batcher import Batcher
+from rlx.env import make
+from rlx.errors import UserError
+from tests.faults import sick
+
+ROOT = Path(__file__).parent.parent.parent
+BEGIN = """
+import multiprocessing
+from functools import partial
+from rlx.agent import ActorCritic
+from rlx.batcher import Batcher
+from rlx.env import make
+from rlx.errors import UserError, WorkerError
+
+agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+env = partial(make, "CartPole-v1")
+
+def collected(make_env=env, **more):
+    with Batcher(agent, make_env, num_workers=1, envs_per_worker=2, num_steps=4, seed=0, **more) as batcher:
+        batcher.publish(agent(batcher.specs))
+        return batcher.collect().num_steps
+"""
+
+
+def printed(program: str, *arguments: str) -> list[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=BEGIN + program,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout.splitlines()
+
+
+def waiting(use: Callable[[Batcher], object]) -> tuple[str, str]:
+    """Return what is raised in `use`, if anything, while a thread waits for a worker for ever, and in that thread."""
+    make_env = partial(make, sick.ID, kwargs={"way": "waits", "place": "step"})
+    make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+    with Batcher(make_agent, make_env, num_workers=1, envs_per_worker=1, num_steps=8, seed=0) as batcher:
+        batcher.publish(make_agent(batcher.specs))
+        with ThreadPoolExecutor(1) as pool:
+            other, here = pool.submit(batcher.collect), ""
+            while not batcher._crew._turn.locked():
+                assert not wait([other], 0.01).done
+            try:
+                use(batcher)
+            except UserError as error:
+                here = str(error)
+            finally:
+                batcher.close()
+            there = other.exception()
+        assert isinstance(there, UserError)
+        assert not batcher._handles[0].is_alive
+        return here, str(there)
+
+
+def test_a_program_without_a_file_uses_what_modules_have_and_is_told_to_move_what_it_has_itself() -> None:
+    program = """
+def typed_in(num_envs):
+    return make("CartPole-v1", num_envs)
+
+print(collected())
+print(collected(typed_in, workers="local"))
+try:
+    collected(typed_in)
+except UserError as error:
+    print(error)
+"""
+    first, second, refused = printed(program, "-")
+    assert (first, second) == ("8", "8")
+    assert "Can't get attribute 'typed_in'" in refused
+    assert "Move your functions and classes into a module" in refused
+
+
+def test_a_second_thread_that_waits_for_the_same_workers_is_refused() -> None:
+    here, _ = waiting(Batcher.get)
+    assert here.startswith("another thread is waiting for this batcher's workers")
+
+
+def test_a_thread_that_waits_is_told_when_another_one_closes_the_batcher() -> None:
+    here, there = waiting(Batcher.close)
+    assert (here, there) == ("", "the batcher was closed by another thread while this one waited for its workers")
+
+
+class Interrupted(ActorCritic):
+    """Ctrl-C comes as it acts."""
+
+    def actor(self):
+        return self
+
+    def act(self, outputs, agent_info, generator):
+        if not (outputs["value"] == 0).all():  # not when it is tried on nothing
+            raise KeyboardInterrupt
+        return super().act(outputs, agent_info, generator)
+
+
+def test_a_batcher_that_was_interrupted_says_so_when_it_is_used_again() -> None:
+    make_agent = partial(Interrupted, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+    make_env, local = partial(make, "CartPole-v1"), "local"
+    with Batcher(make_agent, make_env, num_workers=1, envs_per_worker=1, num_steps=8, seed=0, workers=local) as batcher:
+        batcher.publish(make_agent(batcher.specs))
+        with pytest.raises(KeyboardInterrupt):
+            batcher.collect()
+        with pytest.raises(UserError, match=r"^the batcher is closed: KeyboardInterrupt ended it while it waited"):
+            batcher.collect()
+
+
+def test_a_fork_of_a_process_with_workers_starts_workers_of_its_own_and_a_daemon_is_told_that_it_cannot() -> None:
+    program = """
+def child():
+    print(collected(), flush=True)
+
+def daemon():
+    try:
+        collected()
+    except WorkerError as error:
+        print(error, flush=True)
+
+print(collected(), flush=True)
+fork = multiprocessing.get_context("fork")
+for target, is_daemon in ((child, False), (daemon, True)):
+    process = fork.Process(target=target, daemon=is_daemon)
+    process.start()
+    process.join()
+"""
+    first, second, refused = printed(program, "-W", "ignore", "-")
+    assert (first, second) == ("8", "8")
+    assert refused.startswith("worker 0 (environments 0 to 1) cannot be started: this process is a daemon")
