@@ -220,6 +220,8 @@ class GymVecEnv(VecEnv):
         except Exception as error:
             raise environment_fault(self.name, raised("its constructor", error), row=row) from error
         for kind in ("observation_space", "action_space"):
+            if not hasattr(env, kind):
+                raise environment_fault(self.name, f"it declares no {kind}", row=row)
             first = getattr(self.envs[0], kind) if self.envs else getattr(env, kind)
             if getattr(env, kind) != first:
                 what = f"its {kind} is {getattr(env, kind)}; expected {first}, as in row 0"

@@ -129,6 +129,8 @@ def _leaves(whole: Space[Any], key: str, path: tuple[str | int, ...]) -> list[Le
                 )
             found += _leaves(part, f"{key}/{place}", (*path, place))
         return found
+    if not hasattr(space, "dtype"):  # None, of an environment that declares none
+        raise UnsupportedSpaceError(f"space '{key}' is {space!r}; expected {_SUPPORTED}")
     dtype = np.dtype(space.dtype)
     kind = type(whole)
     if issubclass(kind, spaces.Box):

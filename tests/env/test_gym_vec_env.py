@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from rlx.data import DictTensor
 from rlx.env import Autoreset, GymVecEnv, StepBuffer, make
-from rlx.errors import AgentError
+from rlx.errors import AgentError, EnvironmentFault
 from tests.env.environments import Scripted
 
 _CASES = [
@@ -280,3 +280,11 @@ def test_actions_that_do_not_fit_are_the_agents_error(env_id: str) -> None:
         env.step({"action": torch.zeros(3, 1, dtype=torch.int64)}, out)
     with pytest.raises(AgentError, match="'action' is missing; got move"):
         env.step({"move": torch.zeros(2)}, out)
+
+
+def test_an_environment_that_declares_no_space_at_all_is_named() -> None:
+    class Bare(gymnasium.Env):
+        action_space = gymnasium.spaces.Discrete(2)
+
+    with pytest.raises(EnvironmentFault, match=r"'Bare' \(row 0\): it declares no observation_space"):
+        GymVecEnv(Bare, 1, name="Bare")

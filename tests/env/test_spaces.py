@@ -87,3 +87,8 @@ def test_assemble_undoes_leaves() -> None:
 def test_other_spaces_are_refused_by_name(space: spaces.Space, said: str) -> None:
     with pytest.raises(UnsupportedSpaceError, match=said):
         to_specs(space, spaces.Discrete(2))
+
+
+def test_an_environment_that_declares_no_space_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedSpaceError, match="space 'obs' is None; expected Box"):
+        leaves(None, "obs")
