@@ -141,10 +141,15 @@ def side_by_side(settings: Any, jobs: int) -> int:
     launcher = str(settings.launcher.get("_target_", "")).rpartition(".")[2]
     if launcher == "LocalLauncher":
         return jobs
-    if launcher == "JoblibLauncher":
+    if is_joblib(settings):
         wanted = int(settings.launcher.n_jobs or 1)
         return min(jobs, wanted if wanted > 0 else max(1, find_cores().count + 1 + wanted))
     return 1
+
+
+def is_joblib(settings: Any) -> bool:
+    """Return whether joblib launches the jobs: in processes of its own, which take one after the other."""
+    return str(settings.launcher.get("_target_", "")).rpartition(".")[2] == "JoblibLauncher"
 
 
 def last(overrides: Sequence[str], key: str) -> Override | None:

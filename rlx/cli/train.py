@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,14 +29,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlx.cli.explain import Composition, explain, explain_sweep, load, public_groups
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
-from rlx.cli.sweep import OWN, SweepError, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
+from rlx.cli.sweep import OWN, SweepError, is_joblib, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
 from rlx.errors import ConfigError, RlxError, did_you_mean
 from rlx.run.job import run_job
-from rlx.run.signals import StopRequested
+from rlx.run.signals import StopRequested, exit_status
 from rlx.run.sweep import Sweep
 
 _SUBMITITS = "SIGUSR2"
 """What submitit tells its jobs with that their time is over."""
+_LOOK_SECONDS = 1.0
 _FLAG_CUTOFF = 0.75
 """How like a flag a word must be to be a slip of one, rather than a key written as one: --seed is no --resolve."""
 
@@ -187,7 +190,8 @@ def job(config: DictConfig) -> None:
     sweep, number = job_of(config, settings)
     sys.stderr.write(f"job {number}: {' '.join(sweep.job(number).overrides)}\n")
     try:
-        run_sweep_job(sweep, number, config, settings)
+        with _ended_with_joblib(settings):
+            run_sweep_job(sweep, number, config, settings)
     except StopRequested as stop:
         if stop.signal.name == _SUBMITITS and callable(signal.getsignal(stop.signal)):
             signal.raise_signal(stop.signal)  # all is saved: now its own handler puts the job back into the queue
@@ -196,6 +200,29 @@ def job(config: DictConfig) -> None:
         text = describe(error) if isinstance(error, RlxError) else traceback.format_exc().rstrip()
         sys.stderr.write(f"{text}\nJob {number} failed: {' '.join(sweep.job(number).overrides)}\n")
         raise
+
+
+@contextmanager
+def _ended_with_joblib(settings: Any) -> Generator[None]:
+    """Ask a job in one of joblib's processes to stop when the command is gone: it would go on, and take the next."""
+    command, ended = multiprocessing.parent_process(), threading.Event()
+    if command is None or not is_joblib(settings):
+        yield
+        return
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            if os.getppid() != command.pid:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, name="rlx-command", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if os.getppid() != command.pid:
+            os._exit(exit_status(signal.SIGTERM))  # all is saved; joblib would do what waits in its pipe, and linger
 
 
 def run_sweep_job(sweep: Sweep, number: int, config: DictConfig, settings: Any) -> None:

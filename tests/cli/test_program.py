@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlx.run.metrics import read_metrics
+from rlx.run.sweep import Sweep
 from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx, train_here, training
 
 
@@ -210,6 +211,19 @@ def test_joblib_launcher_runs_jobs_with_worker_processes_of_their_own(tmp_path: 
     first, second = (read_metrics(tmp_path / "runs" / number / "metrics.csv")[0]["loss/value"] for number in "01")
     assert first != second
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="needs rlx[joblib]")
+def test_jobs_of_joblib_save_and_end_when_their_command_is_killed(tmp_path: Path) -> None:
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "batcher=local", "seed=0,1", "run_dir=runs"]
+    with training(tmp_path, "-m", *words, "checkpoint.every=1024") as program:
+        assert program.stdout is not None
+        for _ in program.stdout:
+            if all((tmp_path / "runs" / number / "checkpoints").is_dir() for number in "01"):
+                break
+        program.kill()
+        assert left_in(tmp_path, seconds=60.0) == []
+    assert [job.reason for job in Sweep(tmp_path / "runs").jobs()] == ["stopped by SIGTERM"] * 2
 
 
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is not None, reason="rlx[joblib] is installed")
