@@ -22,7 +22,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.state import get_state, handles_state, set_handles_state
 from rlx.batcher.weights import copy_all
 from rlx.batcher.worker import Worker
-from rlx.batcher.worker_options import EnvMaker, WorkerOptions, check_sizes
+from rlx.batcher.worker_options import EnvMaker, WorkerOptions, check_least_room
 from rlx.data import DictTensor, Trajectories
 from rlx.errors import UserError
 from rlx.validate import Range
@@ -99,10 +99,10 @@ class Batcher:
         Raises:
             ClusterError: the cluster cannot be reached, is of another version, or has no room.
             EnvironmentFault: an environment could not be made.
-            SpecError: the workers' environments differ in their specs.
+            SpecError: the workers' environments differ in their specs, or there is no room for so many.
         """
         self._closed, self._ended_by = False, ""
-        check_sizes(num_workers=num_workers, envs_per_worker=envs_per_worker, num_steps=num_steps)
+        check_least_room(workers, num_workers=num_workers, envs_per_worker=envs_per_worker, num_steps=num_steps)
         self.num_envs, self.envs_per_worker, self.num_steps = num_workers * envs_per_worker, envs_per_worker, num_steps
         self.episodes: list[Episode] = []
         self.collect_seconds = self.cpu_seconds = 0.0

@@ -4,9 +4,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlx.agent.agent import AgentMaker
+from rlx.batcher.memory import ADVICE
+from rlx.data.storage import check_room
 from rlx.env.vec_env import Autoreset, VecEnv
 from rlx.errors import UserError
 from rlx.seeding import derive, env_seed
+
+_WORKER_BYTES = {"local": 16 * 2**10, "process": 8 * 2**20}
+"""Less than any worker of this machine takes: its generator and views, and for a process the interpreter."""
+_STEP_BYTES = 12
+"""Of each step in two slots: a reward and two flags."""
 
 
 class EnvMaker(Protocol):
@@ -26,6 +33,28 @@ def check_sizes(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise UserError(f"{name}: expected an integer >= 1, got {size}")
+
+
+def check_least_room(workers: str, *, num_workers: int, envs_per_worker: int, num_steps: int) -> None:
+    """Refuse what memory surely has no room for, before anything is made: what it is exactly is known much later.
+
+    Args:
+        workers: their kind.
+        num_workers: how many.
+        envs_per_worker: of each.
+        num_steps: of a piece.
+
+    Raises:
+        UserError: a number is below 1.
+        SpecError: there is less memory than the least that all this takes; says both figures.
+    """
+    check_sizes(num_workers=num_workers, envs_per_worker=envs_per_worker, num_steps=num_steps)
+    num_envs = num_workers * envs_per_worker
+    check_room(
+        num_workers * _WORKER_BYTES.get(workers, 0) + num_envs * num_steps * _STEP_BYTES,
+        f"the least for {num_workers:,} workers and {num_steps:,} steps of {num_envs:,} environments",
+        advice=ADVICE,
+    )
 
 
 def check_env(env: object, options: "WorkerOptions") -> VecEnv:
