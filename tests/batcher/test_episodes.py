@@ -76,9 +76,11 @@ def test_episodes_that_never_end_are_not_waited_for(monkeypatch) -> None:
     ):
         b.collect()
     monkeypatch.undo()
-    monkeypatch.setattr("rlx.data.storage.available_memory", lambda: 20_000)
-    with batcher(endless, Idle) as b, pytest.raises(SpecError) as refused:
-        b.collect()
+    with batcher(endless, Idle) as b:
+        b.reset()
+        monkeypatch.setattr("rlx.data.storage.available_memory", lambda: 20_000)
+        with pytest.raises(SpecError) as refused:
+            b.collect()
     assert str(refused.value) == (
         "a batch of 6 episodes that go on after 99 steps takes 24.8 KiB, but memory has 19.5 KiB left; "
         "env.max_episode_steps=N ends them after N"

@@ -19,6 +19,7 @@ from tests.faults import sick
 ROOT = Path(__file__).parent.parent.parent
 BEGIN = """
 import multiprocessing
+import torch
 from functools import partial
 from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
@@ -134,6 +135,7 @@ def daemon():
     except WorkerError as error:
         print(error, flush=True)
 
+torch.set_num_threads(1)  # those of OpenMP do not outlive a fork
 print(collected(), flush=True)
 fork = multiprocessing.get_context("fork")
 for target, is_daemon in ((child, False), (daemon, True)):
