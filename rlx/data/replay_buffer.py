@@ -97,7 +97,6 @@ class ReplayBuffer:
         rings.allocate(place)
         self._states.allocate()
         self._priorities = Priorities(self.num_slots, alpha) if prioritised else None
-        self._moves = alpha is not None  # whether updates change priorities
         self._count: int | None = 0
         self._decisions: dict[str, Index] = {}
 
@@ -172,9 +171,9 @@ class ReplayBuffer:
             device: where the batches go.
         """
         length = 1 if num_steps is None else num_steps
-        held = self.num_slots // self.num_envs
-        _check_counts("batches", held, batch_size=batch_size, num_steps=length, n_step=n_step)
-        alone = self._moves or self._hindsight is not None  # which draws goals in between
+        _check_counts("batches", self._rings.size, batch_size=batch_size, num_steps=length, n_step=n_step)
+        moves = self._priorities is not None and self._priorities.alpha is not None
+        alone = moves or self._hindsight is not None  # which draws goals in between
         at_once = 1 if alone else max(1, _AT_ONCE // (batch_size * length * self._reader.bytes_of_step))
         for left in range(number, 0, -at_once):
             draws = [self._draw(batch_size, generator, beta, decision) for _ in range(min(left, at_once))]
@@ -216,7 +215,7 @@ class ReplayBuffer:
         Raises:
             UserError: there is nothing to draw yet, or a count is below 1.
         """
-        _check_counts("sample", self.num_slots // self.num_envs, batch_size=batch_size, n_step=n_step)
+        _check_counts("sample", self._rings.size, batch_size=batch_size, n_step=n_step)
         slots, weight = self._draw(batch_size, generator, beta, decision)
         return self._read(slots, weight, None, gamma, n_step, decision, generator)
 
@@ -238,7 +237,7 @@ class ReplayBuffer:
         Raises:
             UserError: there is nothing to draw yet, or transitions shall get other goals, which sequences cannot.
         """
-        _check_counts("sample_sequences", self.num_slots // self.num_envs, batch_size=batch_size, num_steps=num_steps)
+        _check_counts("sample_sequences", self._rings.size, batch_size=batch_size, num_steps=num_steps)
         slots, weight = self._draw(batch_size, generator, beta)
         return self._read(slots, weight, num_steps, gamma)
 
@@ -252,7 +251,7 @@ class ReplayBuffer:
         Raises:
             UserError: the buffer was made without `alpha`, or an error is not finite.
         """
-        if self._priorities is None or not self._moves:
+        if self._priorities is None or self._priorities.alpha is None:
             raise UserError("update_priorities() of a buffer without priorities: give it an alpha")
         self._priorities.update(slots, errors)
 
