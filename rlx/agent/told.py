@@ -13,10 +13,8 @@ def flags(agent_info: DictTensor, key: str) -> Tensor | None:
     Raises:
         AgentError: it is anything else.
     """
-    if agent_info.is_empty or key not in agent_info:
-        return None
-    value = agent_info[key]
-    if value.dtype is not torch.bool or value.ndim != 1:
+    value = _told(agent_info, key)
+    if value is not None and (value.dtype is not torch.bool or value.ndim != 1):
         raise AgentError(f"agent_info['{key}']: got {_shown(value)}, expected true or false for each row")
     return value
 
@@ -27,12 +25,16 @@ def indices(agent_info: DictTensor, key: str) -> Tensor | None:
     Raises:
         AgentError: it is anything else.
     """
-    if agent_info.is_empty or key not in agent_info:
+    value = _told(agent_info, key)
+    if value is None:
         return None
-    value = agent_info[key]
     if value.dtype is torch.bool or value.is_floating_point():
         raise AgentError(f"agent_info['{key}']: got {_shown(value)}, expected an integer for each row")
     return value.long()
+
+
+def _told(agent_info: DictTensor, key: str) -> Tensor | None:
+    return agent_info[key] if not agent_info.is_empty and key in agent_info else None
 
 
 def _shown(value: Tensor) -> str:
