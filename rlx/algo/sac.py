@@ -156,6 +156,7 @@ def train(
         optimizer = FlatAdam(agent, eps=adam_eps)
         moving, followed = flatten_parameters(target).detach(), list(agent.critics.parameters())
         sequences = sequences_of(agent, sequence_length, burn_in_steps)
+        length = sequences.length if sequences else None
         state = state_specs(agent) if sequences else None
         buffer = ReplayBuffer(
             batcher.specs,
@@ -193,7 +194,6 @@ def train(
             update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            length = sequences.length if sequences else None
             for batch in buffer.batches(
                 num_updates if begun else 0,
                 batch_size,
