@@ -56,13 +56,15 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
     names = zlib.crc32("\n".join(own.terms).encode())
     stops = [float(own.stop == number) for number in STOP_SIGNALS]
     mine = [own.env_steps, own.samples, own.late, own.restarts, own.dropped_steps, len(own.episodes), names, *stops]
-    header = ranks.gather(torch.tensor(mine, dtype=torch.float64))
-    if (header[:, 6] != names).any():
+    all_of_them = ranks.gather(torch.tensor(mine, dtype=torch.float64)).unbind(1)  # of every rank, `[R]` each
+    steps_of, samples_of, late_of, restarts_of, dropped_of, numbers_of, names_of, *stops_of = all_of_them
+    if (names_of != names).any():
         raise RankError(f"the ranks went different ways: rank {ranks.rank} reports {', '.join(own.terms) or 'nothing'}")
-    env_steps, samples, late, restarts, dropped_steps = (int(value) for value in header[:, :5].sum(0))
-    weighed = header[:, 1] if samples else header[:, 0] if env_steps else torch.ones(ranks.size)
+    added = (steps_of, samples_of, late_of, restarts_of, dropped_of)
+    env_steps, samples, late, restarts, dropped_steps = (int(each.sum()) for each in added)
+    weighed = samples_of if samples else steps_of if env_steps else torch.ones(ranks.size)
     weights = cast("list[float]", weighed.tolist())
-    numbers = [int(number) for number in header[:, 5]]
+    numbers = [int(number) for number in numbers_of]
     values = torch.zeros(ranks.size, len(own.terms), dtype=torch.float64)
     values[ranks.rank] = torch.tensor([float(value) for value in own.terms.values()], dtype=torch.float64)
     played = torch.zeros(sum(numbers), 3, dtype=torch.float64)
@@ -76,7 +78,7 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
         terms[name] = int(sum(reported)) if isinstance(value, int) else _mean(reported, weights)
     rows = found[values.numel() :]
     episodes = [(int(rows[i]), rows[i + 1], int(rows[i + 2])) for i in range(0, len(rows), 3)]
-    stop = first_of(cast("list[float]", header[:, 7:].sum(0).tolist()))
+    stop = first_of([float(each.sum()) for each in stops_of])
     return Iteration(terms, env_steps, samples, episodes, stop, late > 0, restarts, dropped_steps)
 
 
