@@ -1,7 +1,15 @@
 """Floor 3: the Agent contract, replay over trajectories, networks and ready-made agents."""
 
 from rlx.agent.actor_critic import ActorCritic
-from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, is_stateful, reset_state, state_specs
+from rlx.agent.agent import (
+    ActorCriticAgent,
+    Agent,
+    AgentMaker,
+    is_stateful,
+    log_prob_then,
+    reset_state,
+    state_specs,
+)
 from rlx.agent.convolution import ConvActorCritic, ConvQNetwork
 from rlx.agent.flat import flatten_parameters
 from rlx.agent.heads import ActionHead
@@ -65,6 +73,7 @@ __all__ = [
     "find_mask",
     "flatten_parameters",
     "is_stateful",
+    "log_prob_then",
     "replay",
     "replay_inputs",
     "replay_next",

@@ -15,8 +15,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from rlx.agent import ActorCriticAgent, AgentMaker, replay_with_values, update_normalizers
-from rlx.agent.agent import log_prob_then
+from rlx.agent import ActorCriticAgent, AgentMaker, log_prob_then, replay_with_values, update_normalizers
 from rlx.algo.means import mean_or_zero
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize

@@ -15,8 +15,16 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from rlx.agent import ActorCriticAgent, AgentMaker, is_stateful, replay, replay_inputs, update_normalizers, values
-from rlx.agent.agent import log_prob_then
+from rlx.agent import (
+    ActorCriticAgent,
+    AgentMaker,
+    is_stateful,
+    log_prob_then,
+    replay,
+    replay_inputs,
+    update_normalizers,
+    values,
+)
 from rlx.algo.means import mean_or_zero, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import explained_variance, gae, normalize
