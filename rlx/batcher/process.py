@@ -95,10 +95,7 @@ class ProcessHandle(RestartingHandle):
             self._beat.close()
             if isinstance(problem, OSError):
                 raise WorkerError(f"{self._where()} cannot be started: {problem}") from problem
-            raise WorkerError(
-                f"make_env and make_agent must be picklable to reach a worker process ({problem}): "
-                "use functions or classes of a module, or functools.partial of them; or local workers"
-            ) from problem
+            raise wire.no_way_to("a worker process", problem) from problem
         self._running = True
         self._pid: int = self._process.pid
         self._pidfd = _pidfd(self._pid)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlx import __version__
+from rlx.batcher import wire
 from rlx.batcher.failure import RemoteTraceback
 from rlx.batcher.handles import Command
 from rlx.batcher.heartbeat import ALIVE, CALLS, NUM_WORDS, Words
@@ -144,10 +145,7 @@ class RayHandle(RestartingHandle):
         try:
             options = ray.cloudpickle.dumps(self.options)
         except Exception as error:
-            raise WorkerError(
-                f"make_env and make_agent must be picklable to reach an actor of Ray ({error}): "
-                "use functions or classes of a module, or functools.partial of them; or local workers"
-            ) from error
+            raise wire.no_way_to("an actor of Ray", error) from error
         actor: Any = ray.remote(
             num_cpus=self._crew.cpus,
             max_restarts=0,

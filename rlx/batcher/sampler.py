@@ -1,12 +1,12 @@
 """`agent_info` and `env_info` that are drawn anew for each episode, where the episode is played."""
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from rlx.batcher.wire import pack
 from rlx.data import DictTensor, Spec
 from rlx.errors import SpecError, UserError
 from rlx.seeding import derive
@@ -15,7 +15,7 @@ Sampler = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 """`sampler(row, generator)` returns the fields of one row for its next episode, without the batch dimension.
 
 `row` is the environment's index among all workers', `generator` the row's own: what is drawn does not depend on the
-number of workers, nor on which episode ends first. It must be picklable to reach a worker process.
+number of workers, nor on which episode ends first. It must be able to reach a worker process: no locks or open files.
 """
 
 Info = DictTensor | Sampler
@@ -40,11 +40,11 @@ def sample_specs(name: str, sampler: Sampler, *, travels: bool) -> tuple[dict[st
     """
     if travels:
         try:
-            pickle.dumps(sampler)
+            pack(sampler)
         except Exception as error:
             raise UserError(
-                f"{name}: the sampler must be picklable to reach a worker process ({error}): use a function or a class "
-                "of a module, or functools.partial of one; or local workers"
+                f"{name}: the sampler must be picklable to reach a worker process ({error}): it may hold no locks, "
+                "open files and the like; or use local workers"
             ) from error
     answer = cast(object, sampler(0, torch.Generator().manual_seed(0)))  # whatever a user's function returns
     if not isinstance(answer, Mapping):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     """
     outlive_stops()
     _die_with_parent()
+    _allow_children()
     _wake_politely()
     worker: Worker | None = None
     options: WorkerOptions | None = None
@@ -65,6 +67,8 @@ def serve(connection: Connection, parcel: wire.Parcel, beat: Heartbeat) -> None:
     finally:
         if worker is not None:
             worker.close()
+        for child in multiprocessing.active_children():  # this process would wait for those that are no daemons
+            child.terminate()
 
 
 def _found(read: Callable[..., Any], *arguments: Any) -> Any:
@@ -77,9 +81,9 @@ def _found(read: Callable[..., Any], *arguments: Any) -> Any:
         return read(*arguments)
     except (AttributeError, ImportError) as error:
         raise UserError(
-            f"a worker process cannot import what it is given ({error}): it reads no code that was typed in, as in a "
-            "notebook or `python -c`. Move your functions and classes into a module, a .py file that is imported; or "
-            "take local workers"
+            f"a worker process cannot import what it is given ({error}): it imports your program as a module, and sees "
+            "nothing of what is below `if __name__ == '__main__':`. Define your functions and classes above it or in a "
+            "module of their own; or take local workers"
         ) from error
 
 
@@ -100,14 +104,20 @@ def _wake_politely() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def _allow_children() -> None:
+    """Let environments start processes by multiprocessing, which refuses that to daemons such as this process is.
+
+    The refusal is there since a daemon's children would outlive it: `serve` ends them.
+    """
+    multiprocessing.process.current_process()._config["daemon"] = False  # pyright: ignore
+
+
 def _die_with_parent() -> None:
     """Make sure that this process ends when its parent does, whatever either is doing at the time.
 
     On Linux the kernel kills it when the other end of the parent's pipe closes, even inside C code that holds the GIL.
     Elsewhere a thread waits for that.
     """
-    import multiprocessing
-
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -67,6 +67,12 @@ def started() -> multiprocessing.context.BaseContext:
     return context()
 
 
+def main_is_importable() -> bool:
+    """Return whether another process can import `__main__`: it is a module or a file, not typed in."""
+    main = vars(sys.modules["__main__"])
+    return main.get("__spec__") is not None or os.path.exists(main.get("__file__") or "")
+
+
 @contextmanager
 def importable_main() -> Generator[None]:
     """Let a process that is started meanwhile import `__main__` only where that is a file: `python - < FILE` is none.
@@ -74,11 +80,10 @@ def importable_main() -> Generator[None]:
     multiprocessing takes `<stdin>` for a file name, and the process would end with a traceback.
     """
     main = vars(sys.modules["__main__"])
-    file = main.get("__file__")
-    if file is None or main.get("__spec__") is not None or os.path.exists(file):
+    if "__file__" not in main or main_is_importable():
         yield
         return
-    del main["__file__"]
+    file = main.pop("__file__")
     try:
         yield
     finally:

@@ -1,16 +1,21 @@
 """Messages between the batcher and a worker process, where either side may be gone, stopped or stuck at any byte.
 
 Messages are plain pickles. multiprocessing's own would send each tensor as a file descriptor, fetched later through a
-thread of the sender's: a receiver that dies in between would leave descriptors behind.
+thread of the sender's: a receiver that dies in between would leave descriptors behind. Functions and classes that no
+module has (lambdas, what was defined in a function or typed into a notebook) travel as their code, by cloudpickle.
 """
 
 import os
 import pickle
 import socket
 import struct
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from rlx.batcher.start import main_is_importable
+from rlx.errors import WorkerError
 
 
 class ClosedError(Exception):
@@ -21,6 +26,34 @@ class StalledError(Exception):
     """The other side stopped in the middle of a message."""
 
 
+def pack(content: Any, dumps: Callable[[Any], Any] = pickle.dumps) -> bytes:
+    """Return `content` as bytes that `pickle.loads` reads in another process.
+
+    Args:
+        content: what is to travel.
+        dumps: pickles it, where a module has all of its functions and classes.
+
+    Raises:
+        Exception: it holds what cannot travel, such as a lock or an open file.
+    """
+    if main_is_importable():
+        try:
+            return bytes(dumps(content))
+        except Exception:  # lambdas raise three kinds of them
+            pass
+    import cloudpickle
+
+    return cloudpickle.dumps(content)
+
+
+def no_way_to(place: str, error: Exception) -> WorkerError:
+    """Return what is raised where what makes agents and environments cannot travel to `place`."""
+    return WorkerError(
+        f"make_env and make_agent must be picklable to reach {place} ({error}): they may hold no locks, open files and "
+        "the like, and make those when they are called; or use local workers"
+    )
+
+
 def send(connection: Connection, message: Any) -> None:
     """Send a message.
 
@@ -29,7 +62,7 @@ def send(connection: Connection, message: Any) -> None:
         StalledError: it does not read what it was sent, and there is a limit of time (`limit_time`).
         Exception: whatever pickle makes of a message that cannot travel; nothing has been sent then.
     """
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    data = pack(message)
     try:
         connection.send_bytes(data)
     except BlockingIOError:
@@ -84,7 +117,7 @@ class Parcel:
         return self._content if self._data is None else pickle.loads(self._data)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _sealed, (bytes(ForkingPickler.dumps(self._content)),)
+        return _sealed, (pack(self._content, ForkingPickler.dumps),)
 
 
 def _sealed(data: bytes) -> Parcel:

@@ -279,11 +279,6 @@ def test_workers_do_not_push_others_off_a_core_when_they_are_woken() -> None:
     assert os.sched_getscheduler(0) == own
 
 
-def test_makers_that_cannot_travel_are_refused_with_the_way_out() -> None:
-    with pytest.raises(WorkerError, match="or local workers"):
-        batcher(lambda num_envs: make(ID, num_envs), workers="process")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import textwrap
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -12,8 +14,8 @@ import pytest
 
 from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
-from rlx.env import make
-from rlx.errors import UserError
+from rlx.env import VecEnv, make
+from rlx.errors import UserError, WorkerError
 from tests.faults import sick
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,22 +75,94 @@ def waiting(use: Callable[[Batcher], object]) -> tuple[str, str]:
         return here, str(there)
 
 
-def test_a_program_without_a_file_uses_what_modules_have_and_is_told_to_move_what_it_has_itself() -> None:
+def test_what_was_typed_in_and_lambdas_reach_worker_processes_as_their_code() -> None:
     program = """
-def typed_in(num_envs):
-    return make("CartPole-v1", num_envs)
+import gymnasium
+from rlx.env import GymVecEnv
+from rlx.data import DictTensor
 
-print(collected())
-print(collected(typed_in, workers="local"))
-try:
-    collected(typed_in)
-except UserError as error:
-    print(error)
+class Noted(gymnasium.Wrapper):
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset(seed=seed)[0] * 0 + options["told"], {}
+
+class Own(ActorCritic):
+    pass
+
+told = 1.0
+make_own = lambda specs: Own(specs, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+make_env = lambda num_envs: GymVecEnv(lambda: Noted(gymnasium.make("CartPole-v1")), num_envs)
+with Batcher(
+    make_own, make_env, num_workers=1, envs_per_worker=2, num_steps=4, seed=0,
+    env_info=lambda row, generator: {"told": torch.tensor(told)},
+) as batcher:
+    batcher.publish(make_own(batcher.specs))
+    batcher.reset()
+    print(batcher.collect().steps["env/obs"][0, 0].tolist())
+    batcher.reset(env_info=lambda row, generator: {"told": torch.tensor(told + row)})
+    print(batcher.collect().steps["env/obs"][:, 0, 0].tolist())
 """
-    first, second, refused = printed(program, "-")
-    assert (first, second) == ("8", "8")
+    assert printed(program, "-") == [str([1.0] * 4), "[1.0, 2.0]"]
+
+
+def test_environments_may_start_processes_which_end_with_their_worker() -> None:
+    program = """
+import gymnasium, numpy, os, select
+from rlx.env import GymVecEnv
+
+class Simulator(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-numpy.inf, numpy.inf, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, daemon):
+        self.pipe, other = multiprocessing.Pipe()
+        fork = multiprocessing.get_context("fork")
+        fork.Process(target=self.simulate, args=(other,), daemon=daemon).start()
+
+    def simulate(self, pipe):
+        while pipe.recv():
+            pipe.send(os.getpid())
+
+    def pid(self):
+        self.pipe.send(True)
+        return numpy.array([self.pipe.recv()], numpy.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return self.pid(), {}
+
+    def step(self, action):
+        return self.pid(), 0.0, False, False, {}
+
+for daemon in (True, False):
+    make_env = lambda num_envs: GymVecEnv(lambda: Simulator(daemon), num_envs)
+    with Batcher(agent, make_env, num_workers=1, envs_per_worker=1, num_steps=4, seed=0) as batcher:
+        batcher.publish(agent(batcher.specs))
+        simulator = os.pidfd_open(int(batcher.collect().steps["env/obs"][0, 0]))
+    print(select.select([simulator], [], [], 10)[0] == [simulator])
+"""
+    assert printed(program, "-") == ["True", "True"]
+
+
+def test_what_cannot_travel_is_refused_by_the_reason(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def make_env(num_envs: int) -> VecEnv:
+        with lock:
+            return make("CartPole-v1", num_envs)
+
+    make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+    with pytest.raises(
+        WorkerError, match=r"picklable to reach a worker process \(cannot pickle '_thread.lock' object\)"
+    ):
+        Batcher(make_agent, make_env, num_workers=1, envs_per_worker=1, num_steps=8, seed=0)
+
+    program = tmp_path / "program.py"
+    below = "def typed_in(num_envs):\n    return make('CartPole-v1', num_envs)\n" + (
+        "try:\n    collected(typed_in)\nexcept UserError as error:\n    print(error)\n"
+    )
+    program.write_text(BEGIN + "if __name__ == '__main__':\n" + textwrap.indent(below, "    "))
+    (refused,) = printed("", str(program))
     assert "Can't get attribute 'typed_in'" in refused
-    assert "Move your functions and classes into a module" in refused
+    assert "Define your functions and classes above it" in refused
 
 
 def test_a_second_thread_that_waits_for_the_same_workers_is_refused() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import threading
 from functools import partial
 
 import pytest
@@ -139,8 +140,9 @@ def per_instance(make_agent) -> Batcher:
 
 
 def test_a_sampler_that_cannot_travel_or_returns_no_tensors_is_refused() -> None:
+    lock = threading.Lock()
     with Batcher(Parity, told, **SETTINGS) as batcher, pytest.raises(UserError, match="must be picklable"):
-        batcher.reset(env_info=lambda row, generator: {"goal": torch.zeros(2)})
+        batcher.reset(env_info=lambda row, generator: {"goal": torch.zeros(2), "lock": lock})
     with per_instance(Skilled) as batcher, pytest.raises(UserError, match="by name, got NoneType"):
         batcher.reset(agent_info=lambda row, generator: None)
     with per_instance(Skilled) as batcher, pytest.raises(UserError, match="by name, got 'skill' is a int"):
