@@ -6,6 +6,7 @@ working directory. A block under the HTML comment `<!-- not run -->` is left out
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from tests.program import rlx
+from tests.program import ENVIRONMENT, rlx
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(
@@ -70,7 +71,7 @@ def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
     assert dead_links(page) == ["gone.md", "gone.png", "there.md#gone", "there.md#no-heading", "#gone"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "notebooks.md"])
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = DOCS / page
     name = "docs_" + re.sub(r"\W", "_", page)
@@ -80,6 +81,14 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     for line, code in code_blocks(path.read_text(encoding="utf-8")):
         # As many empty lines in front, so that a traceback names the line of the page.
         exec(compile("\n" * (line - 1) + code, str(path), "exec"), module.__dict__)
+
+
+def test_the_code_of_the_page_on_notebooks_runs_where_no_module_has_it(tmp_path: Path) -> None:
+    code = "\n".join(code for _, code in code_blocks((DOCS / "notebooks.md").read_text(encoding="utf-8")))
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_blocks_are_found_with_their_lines_and_skipped_when_marked() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,13 +42,13 @@ class RunOptions:
 
     Attributes:
         directory: where it writes; must not exist, unless it is resumed.
-        config: the resolved configuration, kept in checkpoints.
-        config_text: the same as YAML, kept in `config.yaml`.
-        title: what runs, for the console and `log.txt`.
-        command: what started it, as a shell would take it, for `log.txt`.
         seed: root of all seeds.
         total_steps: environment steps at which training ends.
         device: the learner's device.
+        title: what runs, for the console and `log.txt`.
+        command: what started it, as a shell would take it, for `log.txt`.
+        config: the resolved configuration, kept in checkpoints.
+        config_text: the same as YAML, kept in `config.yaml`.
         compile: compile losses.
         precision: of the losses' matrix products.
         loggers: what takes the rows, by name.
@@ -66,13 +67,13 @@ class RunOptions:
     """
 
     directory: Path
-    config: Mapping[str, Any]
-    config_text: str
-    title: str
-    command: str
     seed: int
     total_steps: int
-    device: torch.device
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+    title: str = "run"
+    command: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    config_text: str = ""
     compile: bool = False
     precision: Precision = "float32"
     loggers: Mapping[str, LoggerMaker] = field(default_factory=dict[str, LoggerMaker])
