@@ -23,6 +23,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker_options import WorkerOptions, check_env
 from rlx.data import DictTensor, EnvSpecs
+from rlx.env.registry import register
 from rlx.errors import AgentError, ConfigError, EnvironmentFault, message_of
 from rlx.seeding import derive, env_seed
 
@@ -52,6 +53,8 @@ class Worker:
         """
         self.options = options
         self.apart: int | None = None
+        if options.registered:
+            register(options.registered)
         self.env = check_env(options.make_env(num_envs=options.num_envs), options)
         self._words: Words = [0] * NUM_WORDS if words is None else words
         self.piece_check: PieceCheck | None = None

@@ -1,14 +1,19 @@
 """What a worker is made from, and which of all environments are its own."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.memory import ADVICE
+from rlx.batcher.start import main_is_importable
 from rlx.data.storage import check_room
+from rlx.env.registry import typed_in
 from rlx.env.vec_env import Autoreset, VecEnv
 from rlx.errors import UserError
 from rlx.seeding import derive, env_seed
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
 _WORKER_BYTES = {"local": 16 * 2**10, "process": 8 * 2**20}
 """Less than any worker of this machine takes: its generator and views, and for a process the interpreter."""
@@ -78,6 +83,10 @@ def check_env(env: object, options: "WorkerOptions") -> VecEnv:
     return env
 
 
+def _registered() -> "tuple[EnvSpec, ...]":
+    return () if main_is_importable() else tuple(typed_in())
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
     """All that a worker is made from; it travels to another process once.
@@ -96,6 +105,7 @@ class WorkerOptions:
             nothing is played twice.
         workers_before: workers of the ranks before this one; seeds depend on the place among all.
         envs_before: environments of these.
+        registered: what the program itself has registered with Gymnasium, where no worker can import the program.
     """
 
     index: int
@@ -110,6 +120,7 @@ class WorkerOptions:
     incarnation: int = 0
     workers_before: int = 0
     envs_before: int = 0
+    registered: "tuple[EnvSpec, ...]" = field(default_factory=_registered)
 
     @property
     def columns(self) -> slice:

@@ -1,6 +1,7 @@
 """Environment ids: which there are, and what to say of one that is not there."""
 
 import importlib
+from collections.abc import Iterable
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -43,6 +44,18 @@ def find(env_id: str) -> EnvSpec:
     if entry is not None:
         return entry
     raise ConfigError(f"env.id: there is no environment '{env_id}'.{_hint(name, module if colon else '')}")
+
+
+def typed_in() -> list[EnvSpec]:
+    """Return Gymnasium's entries for classes and functions of the program itself, not of a module."""
+    creators = [(entry, entry.entry_point or entry.vector_entry_point) for entry in gymnasium.registry.values()]
+    return [entry for entry, creator in creators if getattr(creator, "__module__", None) == "__main__"]
+
+
+def register(entries: Iterable[EnvSpec]) -> None:
+    """Add entries of another process, where there are none by their ids."""
+    for entry in entries:
+        gymnasium.registry.setdefault(entry.id, entry)
 
 
 def user_modules(env_id: str, wrappers: list[str]) -> list[str]:

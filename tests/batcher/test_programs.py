@@ -104,6 +104,22 @@ with Batcher(
     assert printed(program, "-") == [str([1.0] * 4), "[1.0, 2.0]"]
 
 
+def test_what_was_registered_where_it_was_typed_in_is_known_to_workers() -> None:
+    program = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Own(CartPoleEnv):
+    pass
+
+gymnasium.register("Own-v0", entry_point=Own, max_episode_steps=3)
+with Batcher(agent, partial(make, "Own-v0"), num_workers=1, envs_per_worker=1, num_steps=7, seed=0) as batcher:
+    batcher.publish(agent(batcher.specs))
+    print(batcher.collect().steps["next/truncated"][0].tolist())
+"""
+    assert printed(program, "-") == [str([False, False, True, False, False, True, False])]
+
+
 def test_environments_may_start_processes_which_end_with_their_worker() -> None:
     program = """
 import gymnasium, numpy, os, select
