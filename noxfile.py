@@ -1,5 +1,7 @@
 """Every check of this repository: `pip install nox && nox -s tests` is all that a bare machine needs."""
 
+import os
+import shutil
 import subprocess
 import tempfile
 import zipfile
@@ -65,6 +67,16 @@ def learning(session: nox.Session) -> None:
     """Train to a score: minutes for each test."""
     session.install("-e", ".[test]", *CONSTRAINTS)
     session.run("pytest", *ON_TWO_CORES, "-m", "learning", "--timeout", "3600", *session.posargs)
+
+
+@nox.session
+def device(session: nox.Session) -> None:
+    """Run on a simulated device what a GPU would run (as root, g++ is installed by apt-get where it is missing)."""
+    session.install("-e", ".[test]", *CONSTRAINTS)
+    if shutil.which("g++") is None and os.geteuid() == 0 and shutil.which("apt-get") is not None:
+        for words in (("update",), ("install", "--no-install-recommends", "--yes", "g++")):
+            session.run("apt-get", "--quiet", *words, external=True)
+    session.run("pytest", "-m", "device", *session.posargs)
 
 
 @nox.session
@@ -136,7 +148,9 @@ def peers(session: nox.Session) -> None:
 
 def _run_tests(session: nox.Session) -> None:
     session.install("-e", ".[test]", *CONSTRAINTS)
-    session.run("pytest", *ON_TWO_CORES, "-m", "not learning and not engines and not matrix", *session.posargs)
+    session.run(
+        "pytest", *ON_TWO_CORES, "-m", "not learning and not engines and not matrix and not device", *session.posargs
+    )
 
 
 def _compare_configuration(session: nox.Session, built: Path) -> None:

@@ -31,10 +31,10 @@ def split(trajectories: Trajectories, batch_size: int) -> Iterator[Trajectories]
 def _bootstrap(steps: TemporalDictTensor) -> DictTensor:
     """Return the observation after each sequence's last step; none after a termination."""
     last = steps.lengths - 1
-    row = torch.arange(steps.batch_size)
+    row = torch.arange(steps.batch_size, device=last.device)
     row = row[~steps["next/terminated"][row, last]]
     time = last[row]
-    fields: dict[str, Tensor] = {"row": row, "time": time, "is_first": torch.zeros(len(row), dtype=torch.bool)}
+    fields: dict[str, Tensor] = {"row": row, "time": time, "is_first": torch.zeros_like(row, dtype=torch.bool)}
     for name in steps:
         group, _, key = name.partition("/")
         if group == "next" and key not in ("terminated", "truncated", "discount"):

@@ -66,6 +66,7 @@ class Priorities:
         if not bool(priority.isfinite().all()):
             wrong = errors.detach().cpu()[~priority.isfinite()][0]
             raise UserError(f"update_priorities(): got an error of {float(wrong)}, expected finite ones")
+        slots = slots.cpu()
         still = self._tree[slots] > 0  # others have been overwritten since
         slots, priority = slots[still], priority[still]
         if not len(slots):

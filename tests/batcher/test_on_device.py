@@ -20,9 +20,9 @@ from rlx.batcher.slots import Layout
 from rlx.data import DictTensor, Trajectories
 from rlx.env import TorchCartPole
 from rlx.errors import RlxError
+from tests.device.simulated import ACCELERATORS, NEEDS_CUDA
 from tests.program import rlx
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 MODES = ["next_step", "same_step", "none"]
 
 MLP = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
@@ -190,19 +190,19 @@ def test_memory_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         DeviceMemory(3 * 2**20, torch.device("cuda"))
 
 
-@NEEDS_CUDA
+@pytest.mark.parametrize("device", ACCELERATORS)
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_gpu_collects_what_the_host_does(mode: str, agent: str) -> None:
+def test_a_gpu_collects_what_the_host_does(mode: str, agent: str, device: str) -> None:
     """Up to the draws, which are the device's own: all rows take the best action."""
     start = {"agent_info": DictTensor({"deterministic": torch.ones(6, dtype=torch.bool)})}
     pieces = []
-    for device in ("cpu", "cuda"):
-        with batcher(AGENTS[agent], mode, device, **start) as b:
-            learner = agent_for(b, AGENTS[agent]).to(device)
+    for place in ("cpu", device):
+        with batcher(AGENTS[agent], mode, place, **start) as b:
+            learner = agent_for(b, AGENTS[agent]).to(place)
             b.publish(learner)
             piece = b.collect()
-            assert piece.steps.device.type == device
+            assert piece.steps.device.type == place
             outputs = replay(learner, piece)
             pieces.append((plain(piece), outputs["logits"].cpu(), values(learner, piece)[0].cpu(), b.episodes))
     (here, *numbers, episodes), (there, *others, found) = pieces

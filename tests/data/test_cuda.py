@@ -1,4 +1,4 @@
-"""The same operations on a GPU, where there is one, as on the CPU."""
+"""The same operations on another device as on the CPU: a GPU where there is one, and one that is simulated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,9 @@ import torch
 
 from rlx.data import DictTensor, TemporalDictTensor
 from rlx.errors import SpecError
+from tests.device.simulated import ACCELERATORS
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.parametrize("device", ACCELERATORS)
 
 DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32]
 
@@ -41,9 +42,9 @@ def ends(steps: TemporalDictTensor) -> torch.Tensor:
         lambda data: data.clone(),
     ],
 )
-def test_rows_on_a_gpu_are_those_on_the_cpu(operation: Callable[[DictTensor], DictTensor]) -> None:
-    here, there = operation(dict_tensor()), operation(dict_tensor().to("cuda"))
-    assert there.device == torch.device("cuda", 0)
+def test_rows_on_a_gpu_are_those_on_the_cpu(operation: Callable[[DictTensor], DictTensor], device: str) -> None:
+    here, there = operation(dict_tensor()), operation(dict_tensor().to(device))
+    assert there.device == torch.device(device, 0)
     assert there.batch_size == here.batch_size
     for key, value in here.items():
         assert torch.equal(there[key].cpu(), value)
@@ -63,8 +64,8 @@ def test_rows_on_a_gpu_are_those_on_the_cpu(operation: Callable[[DictTensor], Di
         lambda steps: TemporalDictTensor.cat([steps, steps.slice_time(0, 1)]),
     ],
 )
-def test_sequences_on_a_gpu_are_those_on_the_cpu(operation: Callable[[TemporalDictTensor], Any]) -> None:
-    here, there = operation(sequences()), operation(sequences().to("cuda"))
+def test_sequences_on_a_gpu_are_those_on_the_cpu(operation: Callable[[TemporalDictTensor], Any], device: str) -> None:
+    here, there = operation(sequences()), operation(sequences().to(device))
     assert there.leading_shape == here.leading_shape
     for key, value in here.items():
         assert torch.equal(there[key].cpu(), value)
@@ -73,29 +74,29 @@ def test_sequences_on_a_gpu_are_those_on_the_cpu(operation: Callable[[TemporalDi
         assert torch.equal(there.mask().cpu(), here.mask())
 
 
-def test_a_copy_to_a_gpu_does_not_see_what_is_written_behind_it() -> None:
+def test_a_copy_to_a_gpu_does_not_see_what_is_written_behind_it(device: str) -> None:
     values = torch.zeros(512, 1024).T
-    there = DictTensor({"a": values}).to("cuda")
-    steps = TemporalDictTensor({"a": values}, [512] * 1024).to("cuda")
+    there = DictTensor({"a": values}).to(device)
+    steps = TemporalDictTensor({"a": values}, [512] * 1024).to(device)
     values.fill_(1.0)
     assert not bool(there["a"].any())
     assert not bool(steps["a"].any())
     assert there["a"].stride() == values.stride()  # copied as it lies
 
 
-def test_gradients_pass_through_a_copy_to_a_gpu() -> None:
+def test_gradients_pass_through_a_copy_to_a_gpu(device: str) -> None:
     leaf = torch.ones(3, requires_grad=True)
-    DictTensor({"a": leaf}).to("cuda")["a"].sum().backward()
+    DictTensor({"a": leaf}).to(device)["a"].sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [1.0] * 3
 
 
-def test_two_devices_in_one_are_refused() -> None:
-    with pytest.raises(SpecError, match="'b' is on cuda:0, but field 'a' on cpu"):
-        DictTensor({"a": torch.zeros(2), "b": torch.zeros(2, device="cuda")})
+def test_two_devices_in_one_are_refused(device: str) -> None:
+    with pytest.raises(SpecError, match=f"'b' is on {device}:0, but field 'a' on cpu"):
+        DictTensor({"a": torch.zeros(2), "b": torch.zeros(2, device=device)})
     with pytest.raises(SpecError, match="the lengths"):
-        TemporalDictTensor({"a": torch.zeros(2, 2, device="cuda")}, torch.tensor([1, 1]))
+        TemporalDictTensor({"a": torch.zeros(2, 2, device=device)}, torch.tensor([1, 1]))
 
 
-def test_lists_of_lengths_go_where_the_fields_are() -> None:
-    assert TemporalDictTensor({"a": torch.zeros(2, 2, device="cuda")}, [1, 2]).lengths.is_cuda
+def test_lists_of_lengths_go_where_the_fields_are(device: str) -> None:
+    assert TemporalDictTensor({"a": torch.zeros(2, 2, device=device)}, [1, 2]).lengths.device.type == device

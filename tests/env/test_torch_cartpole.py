@@ -10,10 +10,10 @@ from rlx.data import DictTensor
 from rlx.env import Autoreset, TorchCartPole, make
 from rlx.env.random_rows import RandomRows
 from rlx.errors import ConfigError, DeviceError
+from tests.device.simulated import ACCELERATORS
 
 MODES = ["next_step", "same_step", "none"]
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
+DEVICES = ["cpu", *ACCELERATORS]
 
 
 def _cartpole(num_envs: int, autoreset: str = "next_step", max_episode_steps: int = 500, device: str = "cpu"):
