@@ -36,11 +36,12 @@ def pack(content: Any, dumps: Callable[[Any], Any] = pickle.dumps) -> bytes:
     Raises:
         Exception: it holds what cannot travel, such as a lock or an open file.
     """
-    if main_is_importable():
-        try:
-            return bytes(dumps(content))
-        except Exception:  # lambdas raise three kinds of them
-            pass
+    try:
+        data = bytes(dumps(content))
+        if b"__main__" not in data or main_is_importable():
+            return data
+    except Exception:  # lambdas raise three kinds of them
+        pass
     import cloudpickle
 
     return cloudpickle.dumps(content)
