@@ -165,7 +165,8 @@ def load_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
         `(state, config, meta)`; tensors on the CPU, each with memory of its own unless it was one and the same before.
 
     Raises:
-        CheckpointError: missing, truncated, damaged, foreign, or of a newer format; says which file and what.
+        CheckpointError: missing, truncated, damaged, foreign, or of a newer format; says which file and what. Or its
+            run replaced or removed it meanwhile.
     """
     path = Path(path)
     manifest = verify_checkpoint(path)
@@ -178,11 +179,13 @@ def load_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
         meta = decode(manifest["meta"])
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint '{path}': {error}") from error
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint '{path}' cannot be read: {reason_of(error)}") from error
     for name, part in (("state", state), ("config", config), ("meta", meta)):
         if not isinstance(part, dict):
             raise CheckpointError(f"checkpoint '{path}': {name} is a {type(part).__name__}, expected a dictionary")
+    if _read_manifest(path) != manifest:  # else files of two checkpoints would pass for one
+        raise CheckpointError(f"checkpoint '{path}' was replaced by its run while it was read")
     config, note = bring_up_to_date(config, manifest["schema"], f"checkpoint '{path}'", CheckpointError)
     bring_state_up_to_date(state, config, manifest["schema"])
     if note is not None:

@@ -14,8 +14,11 @@ from rlx.batcher.worker_options import EnvMaker
 from rlx.data import EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
 from rlx.run.build import find_target, maker
-from rlx.run.checkpoint import find_checkpoint, load_checkpoint
+from rlx.run.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from rlx.run.samplers import read_samplers, sampler_targets
+
+_TRIES = 9
+"""More, to read a checkpoint of a run that writes others meanwhile, and removes or replaces those before."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ def load_policy(
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir: there is no directory '{config_dir}'")
-    source = find_checkpoint(path)
-    checkpoint = load_checkpoint(source)
+    source, checkpoint = _read(path)
     env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")
     if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
         raise CheckpointError(f"'{source}' holds no agent and environment to evaluate")
@@ -114,6 +116,23 @@ def load_policy(
         agent=trained,
         samplers=samplers,
     )
+
+
+def _read(path: Path | str) -> tuple[Path, Checkpoint]:
+    """Find a checkpoint and load it; again, as long as something else is wrong with it each time.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    said = set[str]()
+    while True:
+        try:
+            source = find_checkpoint(path)
+            return source, load_checkpoint(source)
+        except CheckpointError as error:
+            if str(error) in said or len(said) == _TRIES:
+                raise
+            said.add(str(error))
 
 
 def limited(env: Mapping[str, Any], max_episode_steps: int) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from rlx.run.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    remove_checkpoint,
     save_checkpoint,
     take_snapshot,
     verify_checkpoint,
@@ -36,6 +37,10 @@ CONFIG = {"algo": {"gamma": 0.99, "clip": float("inf")}, "seed": 0, "none": None
 def save(run: Path, step: int) -> Path:
     state = {"agent": {"w": torch.full((100,), float(step))}, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}}
     return save_checkpoint(run, state, CONFIG, {"env_steps": step, "iteration": step // 10})
+
+
+def save_best(run: Path, step: int) -> Path:
+    return write_snapshot(run, take_snapshot({"w": torch.full((100,), float(step))}, {}, {"env_steps": step}), "best")
 
 
 def test_a_checkpoint_comes_back_and_lies_where_it_should(tmp_path):
@@ -285,6 +290,26 @@ def test_a_failure_while_replacing_keeps_the_old_one(tmp_path, monkeypatch):
     assert "agent" in load_checkpoint(found).state
     save(tmp_path, 1)
     assert os.listdir(tmp_path / "checkpoints") == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "message"),
+    [
+        (lambda run, path: save_best(run, 2), "was replaced by its run while it was read"),
+        (lambda run, path: remove_checkpoint(path), "cannot be read: .*No such file"),
+    ],
+)
+def test_a_checkpoint_that_its_run_takes_away_under_the_reader_is_no_mixture(tmp_path, monkeypatch, meanwhile, message):
+    path = save_best(tmp_path, 1)
+
+    def verify_and_wait(path):
+        manifest = verify_checkpoint(path)
+        meanwhile(tmp_path, path)
+        return manifest
+
+    monkeypatch.setattr("rlx.run.checkpoint.verify_checkpoint", verify_and_wait)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
 
 
 def test_a_run_directory_that_is_gone_is_named(tmp_path):
