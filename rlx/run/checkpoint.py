@@ -266,7 +266,7 @@ def find_checkpoint(path: Path | str, report: Callable[[str], None] | None = Non
     try:
         if not path.exists():
             raise CheckpointError(f"'{path}' does not exist; expected a run directory or a checkpoint")
-        if (path / _MANIFEST).exists() or _NAME.fullmatch(path.name):
+        if (path / _MANIFEST).exists() or (_NAME.fullmatch(path.name) and not is_run_directory(path)):
             return path
     except PermissionError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from error

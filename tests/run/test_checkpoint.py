@@ -292,6 +292,15 @@ def test_a_failure_while_replacing_keeps_the_old_one(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "checkpoints") == [path.name]
 
 
+def test_a_run_may_be_called_as_a_checkpoint_is(tmp_path):
+    run = tmp_path / "step-5"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    path = save(run, 1)
+    assert find_checkpoint(run) == path
+    assert find_checkpoint(path) == path
+
+
 @pytest.mark.parametrize(
     ("meanwhile", "message"),
     [
