@@ -102,7 +102,12 @@ def load_policy(
         samplers = read_samplers(batcher)
     except ConfigError as error:
         raise CheckpointError(f"'{source}' cannot be rebuilt: {error}") from error
-    specs = EnvSpecs.from_dict(checkpoint.meta["specs"])
+    try:
+        specs = EnvSpecs.from_dict(checkpoint.meta["specs"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"'{source}' does not say what its agent was trained on: meta['specs']: {error!r}"
+        ) from error
     trained: Agent = make_agent(specs)
     load_weights(trained, checkpoint.state["agent"], source)
     return Policy(
@@ -153,7 +158,7 @@ def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> 
     """Load a checkpoint's weights into an agent.
 
     Raises:
-        CheckpointError: names or shapes differ; names the first that does, and both shapes.
+        CheckpointError: names or shapes differ; names the first that does, and both shapes. Or a weight is not finite.
     """
     own = agent.state_dict()
     for name in [*own, *(name for name in weights if name not in own)]:
@@ -162,6 +167,11 @@ def load_weights(agent: nn.Module, weights: Mapping[str, Any], source: Path) -> 
         if here != there:
             raise CheckpointError(f"'{source}': agent.{name} is {there} in the checkpoint and {here} in the agent")
     agent.load_state_dict(dict(weights))
+    for name, value in agent.named_parameters():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"'{source}': agent.{name} has NaN or infinity in it, and what it plays means nothing"
+            )
 
 
 def check_trust(

@@ -1,4 +1,4 @@
-"""`load_policy`: a policy as its checkpoint has it, also where its run goes on."""
+"""`load_policy`: a policy as its checkpoint has it, or a refusal that says what is wrong with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from rlx.errors import CheckpointError
 from rlx.run.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
+    save_checkpoint,
     take_snapshot,
     verify_checkpoint,
     write_snapshot,
@@ -67,3 +69,22 @@ def test_newest_that_is_removed_under_the_reader_gives_way_to_a_newer_one(
     write(tmp_path, cartpole, 1)
     interrupted(monkeypatch, lambda: (write(tmp_path, cartpole, 2), prune_checkpoints(tmp_path, keep_last=1)))
     assert steps_and_weights(tmp_path) == (2, {2.0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_played(value: float, cartpole: Path, tmp_path: Path) -> None:
+    state, config, meta = load_checkpoint(cartpole)
+    name = next(name for name, tensor in state["agent"].items() if tensor.is_floating_point())
+    state["agent"][name].view(-1)[-1] = value
+    with pytest.raises(CheckpointError, match=rf"step-.*agent\.{name} has NaN or infinity in it"):
+        load_policy(save_checkpoint(tmp_path, state, config, meta))
+
+
+@pytest.mark.parametrize("specs", [None, {}, {"observation": 3, "action": 4}, {"observation": {"obs": {}}}])
+def test_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(
+    specs: Any, cartpole: Path, tmp_path: Path
+) -> None:
+    state, config, meta = load_checkpoint(cartpole)
+    meta = {key: value for key, value in meta.items() if key != "specs"} | ({} if specs is None else {"specs": specs})
+    with pytest.raises(CheckpointError, match=r"does not say what its agent was trained on: meta\['specs'\]"):
+        load_policy(save_checkpoint(tmp_path, state, config, meta))
