@@ -2,18 +2,19 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlx.errors import CheckpointError, UserError
-from rlx.run.checkpoint import list_checkpoints
+from rlx.run.checkpoint import find_checkpoint, list_checkpoints, verify_checkpoint
 from rlx.run.console import EvaluationLine
-from rlx.run.directory import is_run_directory
+from rlx.run.directory import CHECKPOINTS
 from rlx.run.evaluate import evaluate_path
-from rlx.run.files import check_output, writing_output
+from rlx.run.files import check_output, expanded, writing_output
 from rlx.tools.statistics import bootstrap_interval, summarize
 
 COLUMNS = ("path", "env_steps", "episode", "return", "length", "seed", "deterministic")
@@ -34,9 +35,12 @@ def evaluate_paths(
 ) -> list[dict[str, Any]]:
     """Play the same number of episodes with each policy, in environments of the same seeds.
 
+    Of several paths, whether all are there and whole is looked at before the first policy plays.
+
     Args:
         paths: run directories (their newest whole checkpoint) and checkpoints.
-        all_checkpoints: take every checkpoint of a run, oldest first: a curve.
+        all_checkpoints: take every checkpoint of a run, oldest first: a curve. One that is damaged, or that the run has
+            removed when its turn comes, is named in a warning and left out.
         video: a file or folder to record the episodes of one policy in; see `rlx.tools.watch`.
         human: show the episodes of one policy in a window.
         csv_path: a file to write, one row an episode (see `COLUMNS`).
@@ -56,11 +60,13 @@ def evaluate_paths(
     """
     if csv_path is not None:
         csv_path = check_output(csv_path, "--csv")
+    for path in paths if len(paths) > 1 else ():
+        _checked(path)
     policies = [policy for path in paths for policy in (_checkpoints(path) if all_checkpoints else [path])]
     if video is not None or human:
         found = [_seen(policies, video, human, options)]
     else:
-        found = [_played(path, options) for path in policies]
+        found = [_played(path, options) for path in (_whole(policies) if all_checkpoints else policies)]
     if csv_path is not None:
         with writing_output(csv_path) as file:
             file.write(_table(found).encode())
@@ -116,17 +122,42 @@ def _seen(policies: Sequence[Path], video: Path | None, human: bool, options: Ma
 
 
 def _checkpoints(path: Path) -> list[Path]:
-    """Return a run's checkpoints, or the checkpoint itself.
+    """Return a run's checkpoints, whole or not, or the checkpoint itself.
 
     Raises:
-        CheckpointError: the run has none.
+        CheckpointError: the run has none, or the checkpoint is not whole.
     """
-    if not is_run_directory(path):
-        return [path]
-    found = list_checkpoints(path)
-    if not found:
-        raise CheckpointError(f"'{path}' has no checkpoint")
-    return found
+    path = expanded(path)
+    return list_checkpoints(path.parent if path.name == CHECKPOINTS else path) or [_checked(path)]
+
+
+def _checked(path: Path) -> Path:
+    """Return a path, which leads to a whole checkpoint.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    verify_checkpoint(find_checkpoint(path, report=lambda _: None))  # to which one is told when it is played
+    return path
+
+
+def _whole(checkpoints: Sequence[Path]) -> Iterator[Path]:
+    """Yield those that are whole when their turn comes; a run may go on and remove some.
+
+    Raises:
+        CheckpointError: none is.
+    """
+    reasons: list[str] = []
+    for checkpoint in checkpoints:
+        try:
+            verify_checkpoint(checkpoint)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            logging.getLogger(__name__).warning("%s; it is left out", error)
+        else:
+            yield checkpoint
+    if len(reasons) == len(checkpoints):
+        raise CheckpointError("--all-checkpoints: no checkpoint is whole")
 
 
 def _described(values: dict[str, Any]) -> dict[str, Any]:

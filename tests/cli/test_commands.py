@@ -15,6 +15,7 @@ from rlx.cli.app import app
 from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout
 from rlx.errors import CheckpointError
+from rlx.run.checkpoint import save_checkpoint
 
 RESULT = {
     "episodes": 2,
@@ -85,8 +86,12 @@ def test_eval_reads_as_one_line(asked: dict[str, Any], capfd: pytest.CaptureFixt
 
 
 def test_eval_of_several_policies_tells_each_and_keeps_every_episode(
-    asked: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+    asked: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in ("one", "two"):
+        Path(run).mkdir()
+        save_checkpoint(run, {}, {}, {"env_steps": 64})
     table = tmp_path / "episodes.csv"
     assert call("eval", "one", "two", "--csv", str(table)) == 0
     out = capfd.readouterr().out

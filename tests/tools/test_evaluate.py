@@ -1,6 +1,8 @@
 """Evaluation of runs from outside, with real checkpoints."""
 
 import csv
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained_once(KINDS, tmp_path_factory)
 
 
-def test_all_checkpoints_of_a_run_make_a_curve_over_the_same_episodes(tmp_path: Path) -> None:
+def test_all_checkpoints_of_a_run_make_a_curve_over_the_same_episodes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     done = rlx_train(tmp_path, "run_dir=run", "batcher=local", "checkpoint.every=32")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
@@ -43,6 +47,28 @@ def test_all_checkpoints_of_a_run_make_a_curve_over_the_same_episodes(tmp_path: 
     low, high = newest["interval"]
     assert min(newest["returns"]) <= low <= newest["mean"] <= high <= max(newest["returns"])
     assert newest["median"] == sorted(newest["returns"])[1]
+    folder = run / "checkpoints"
+    assert evaluate_paths([folder], all_checkpoints=True, episodes=3) == found
+
+    (folder / "step-000000064" / "state.json").write_text("damaged")
+    with caplog.at_level(logging.WARNING, logger="rlx"):
+        assert evaluate_paths([run], all_checkpoints=True, episodes=3) == found[:1]
+    (said,) = caplog.messages
+    assert "step-000000064': 'state.json' is truncated or damaged" in said
+    assert said.endswith("; it is left out")
+    (folder / "step-000000032" / "state.json").write_text("damaged")
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        evaluate_paths([run], all_checkpoints=True, episodes=3)
+
+
+def test_what_cannot_be_played_is_found_before_anything_plays(trained: Trained, tmp_path: Path) -> None:
+    run = trained("population")
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    damaged = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    (damaged / "config.json").unlink()
+    for wrong, message in ((damaged, "'config.json' is missing"), (tmp_path / "nothing", "does not exist")):
+        with pytest.raises(CheckpointError, match=message):
+            evaluate_paths([run, wrong], episodes=-1)  # which nobody can play
 
 
 def test_run_without_checkpoints_is_named(tmp_path: Path) -> None:
