@@ -125,7 +125,7 @@ def settled(policy: Policy, given: Sequence[str], *, deterministic: bool) -> Pol
     if fields:
         drawn = {} if sampler is None else dict(sampler(0, torch.Generator()))
         for agent in agents:
-            _try(agent, policy, drawn | fields, fields, asked, deterministic)
+            try_out(agent, policy, drawn | fields, fields, asked, deterministic=deterministic)
         check_asked(fields, asked)
     told: Sampler | None = sampler
     if fields:
@@ -133,6 +133,39 @@ def settled(policy: Policy, given: Sequence[str], *, deterministic: bool) -> Pol
     if isinstance(policy.agent, MixtureAgent) and "policy" not in (told or _nothing)(0, torch.Generator()):
         told = partial(_dealt, told or _nothing, len(policy.agent.members))
     return policy if told is sampler else replace(policy, samplers={**policy.samplers, "agent_info": told})
+
+
+def try_out(
+    agent: Agent,
+    policy: Policy,
+    info: Mapping[str, Tensor],
+    typed: Mapping[str, Tensor],
+    asked: set[str],
+    *,
+    deterministic: bool,
+) -> None:
+    """Act one step by `info`, and add to `asked` what the agent looks at.
+
+    Args:
+        agent: the policy's, or a member of it.
+        policy: what was trained.
+        info: the fields of `agent_info`, without the batch dimension.
+        typed: those of them that the user gave, for messages.
+        asked: names of fields; changed in place.
+        deterministic: whether it plays in its mode.
+
+    Raises:
+        ConfigError: it cannot act so.
+    """
+    size = 2  # of one row, a list would pass for a value a row
+    rows = {key: value.expand(size, *value.shape) for key, value in info.items()}
+    rows["deterministic"] = torch.full((size,), deterministic)
+    try:
+        probe_agent(agent, policy.specs, Asked.noting(rows, size, asked))
+    except Exception as error:
+        values = ", ".join(f"{key}={json.dumps(value.tolist())}" for key, value in typed.items())
+        reason = str(error) if isinstance(error, RlxError) else first_cause(error)
+        raise ConfigError(f"--agent-info: the agent cannot act with {values}: {reason}") from error
 
 
 def with_fields(
@@ -148,23 +181,3 @@ def _dealt(sampler: Sampler, num_policies: int, row: int, generator: torch.Gener
 
 def _nothing(row: int, generator: torch.Generator) -> Mapping[str, Tensor]:
     return {}
-
-
-def _try(
-    agent: Agent,
-    policy: Policy,
-    info: Mapping[str, Tensor],
-    typed: Mapping[str, Tensor],
-    asked: set[str],
-    deterministic: bool,
-) -> None:
-    """Act one step by `info`, and note what is asked for."""
-    size = 2  # of one row, a list would pass for a value a row
-    rows = {key: value.expand(size, *value.shape) for key, value in info.items()}
-    rows["deterministic"] = torch.full((size,), deterministic)
-    try:
-        probe_agent(agent, policy.specs, Asked.noting(rows, size, asked))
-    except Exception as error:
-        values = ", ".join(f"{key}={json.dumps(value.tolist())}" for key, value in typed.items())
-        reason = str(error) if isinstance(error, RlxError) else first_cause(error)
-        raise ConfigError(f"--agent-info: the agent cannot act with {values}: {reason}") from error

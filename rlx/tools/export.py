@@ -13,7 +13,7 @@ from rlx.agent import MixtureAgent
 from rlx.agent.agent import Agent, AgentMaker
 from rlx.data import EnvSpecs
 from rlx.errors import AgentError, ConfigError, RlxError, first_cause
-from rlx.run.agent_info import check_asked, chosen_member, read_agent_info
+from rlx.run.agent_info import check_asked, chosen_member, read_agent_info, try_out
 from rlx.run.files import check_output, json_ready, writing_output
 from rlx.run.policy import Policy, load_policy
 from rlx.tools.export_check import largest_difference, spaces_of
@@ -124,26 +124,30 @@ def _one_policy(policy: Policy, info: dict[str, Tensor]) -> tuple[Agent, AgentMa
     """Return the agent that the file is to be, and what makes such agents; of a mixture that is one member.
 
     Raises:
-        ConfigError: which one is not said, or there is no such one.
+        ConfigError: which one is not said, or there is no such one; or what the run draws for it is not said.
     """
-    agent = policy.agent
+    agent, make_agent = policy.agent, policy.make_agent
+    sampler = policy.samplers.get("agent_info")
+    drawn = {} if sampler is None else dict(sampler(0, torch.Generator()))
     if isinstance(agent, MixtureAgent):
         name = cast("str", chosen_member(agent, info, needed=True))
         info.pop("policy")
+        drawn.pop("policy", None)
 
         def make_member(specs: EnvSpecs) -> Agent:
             return cast("Agent", cast("MixtureAgent", policy.make_agent(specs)).members[name])
 
-        return cast("Agent", agent.members[name]), make_member
-    sampler = policy.samplers.get("agent_info")
-    drawn = [] if sampler is None else list(sampler(0, torch.Generator()))
-    missing = [key for key in drawn if key not in info]
+        agent, make_agent = cast("Agent", agent.members[name]), make_member
+    asked = set[str]()
+    if drawn:
+        try_out(agent, policy, drawn | info, info, asked, deterministic=True)
+    missing = [key for key in drawn if key in asked and key not in info]
     if missing:
         raise ConfigError(
             f"--agent-info: the run draws {', '.join(missing)} for each episode, and the file is one policy; "
             f"expected --agent-info {missing[0]}=VALUE"
         )
-    return agent, policy.make_agent
+    return agent, make_agent
 
 
 def _reward_of(policy: Policy, agent: Agent) -> tuple[float, bool]:

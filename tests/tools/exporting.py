@@ -8,8 +8,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlx.agent import ActorCritic, Agent
-from rlx.data import DictTensor
+from rlx.agent import ActorCritic, Agent, MixtureAgent
+from rlx.data import DictTensor, EnvSpecs
 
 
 class Odd(gymnasium.Env[dict[str, Any], dict[str, Any]]):
@@ -101,6 +101,30 @@ class Moody(ActorCritic):
         logits: Tensor = outputs["logits"]
         turned = -logits if bool(observation["obs"][0, 0] > 0) else logits
         return outputs.exclude("logits") | DictTensor({"logits": turned}), state
+
+
+class Tasked(ActorCritic):
+    """Turns round what it would do where its task is 1; one that is told no task has task 0."""
+
+    def __init__(self, specs: EnvSpecs) -> None:
+        super().__init__(specs, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+
+    def actor(self) -> Agent:
+        return self
+
+    def forward(
+        self, observation: DictTensor, state: DictTensor, agent_info: DictTensor, *others: Any
+    ) -> tuple[DictTensor, DictTensor]:
+        outputs, state = super().forward(observation, state, agent_info, *others)
+        if "task" not in agent_info:
+            return outputs, state
+        logits = outputs["logits"] * (1 - 2 * agent_info["task"].unsqueeze(-1))
+        return outputs.exclude("logits") | DictTensor({"logits": logits}), state
+
+
+def two_tasked(specs: EnvSpecs) -> MixtureAgent:
+    """Return a population of them."""
+    return MixtureAgent(specs, members={"first": Tasked, "second": Tasked})
 
 
 gymnasium.register("Odd-v0", "tests.tools.exporting:Odd")

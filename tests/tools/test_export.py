@@ -230,11 +230,21 @@ def test_one_of_several_policies_is_exported_by_name(trained: Trained, tmp_path:
         export_policy(trained("skills"), tmp_path / "x", format="torchscript", agent_info=["skill"])
 
 
-def test_what_is_drawn_for_each_episode_has_to_be_settled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("agent", ["Tasked", "two_tasked"])
+def test_what_is_drawn_for_each_episode_has_to_be_settled(agent: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    told = [f"+agent._target_={OWN}.{agent}", "+batcher.agent_info.task={integer: [0, 1]}", "batcher.envs_per_worker=2"]
+    assert train_here("~agent", *told, f"run_dir={run}") == 0
+    chosen = ["policy=1"] if agent == "two_tasked" else []
+    with pytest.raises(ConfigError, match=r"the run draws task for each episode, .* expected --agent-info task=VALUE"):
+        export_policy(run, tmp_path / "x", format="torchscript", agent_info=chosen, trust=True)
+    export_policy(run, tmp_path / "x", format="torchscript", agent_info=[*chosen, "task=1"], trust=True)
+
+
+def test_what_is_drawn_and_the_agent_does_not_look_at_needs_no_value(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train_here("+batcher.agent_info.goal={uniform: [0, 1]}", f"run_dir={run}") == 0
-    with pytest.raises(ConfigError, match="the run draws goal for each episode"):
-        export_policy(run, tmp_path / "x", format="torchscript")
+    assert export_policy(run, tmp_path / "x", format="torchscript").metadata["agent_info"] == {}
 
 
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
