@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from rlx.errors import ConfigError, did_you_mean, nearest
+from rlx.run.files import yaml_files
 
 _EXTRAS = {"hydra/launcher=joblib": "rlx[joblib]"}
 """Members that a package brings which rlx does without, and how to install it."""
@@ -136,7 +137,7 @@ def explain(error: Exception, composition: Composition) -> str | None:
 
 def not_text(directories: Iterable[str]) -> str | None:
     """Return one line for the first YAML file in directories that is no text; None where all are."""
-    for file in (file for directory in directories for file in sorted(Path(directory).rglob("*.yaml"))):
+    for file in (file for directory in directories for file in yaml_files(Path(directory))):
         try:
             file.read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.errors import ConfigError
+from rlx.run.files import reason_of, yaml_files
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,11 @@ def _read(directory: Path) -> Iterator[Member]:
     from omegaconf import DictConfig, OmegaConf
     from yaml import YAMLError
 
-    for path in sorted(directory.rglob("*.yaml")):
+    for path in yaml_files(directory):
         try:
             loaded = OmegaConf.load(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from None
         except (ValueError, YAMLError) as error:
             raise ConfigError(f"{path}: this is not valid YAML: {str(error).splitlines()[0]}") from None
         values = loaded if isinstance(loaded, DictConfig) else OmegaConf.create({})

@@ -20,6 +20,14 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def yaml_files(directory: Path) -> list[Path]:
+    """Return the YAML files below a configuration directory, in order.
+
+    What only has such a name is none, as Hydra has it: Emacs locks a file by a link to nothing.
+    """
+    return [path for path in sorted(directory.rglob("*.yaml")) if path.is_file()]
+
+
 def check_output(path: Path, option: str) -> Path:
     """Return where a command writes the file that it was asked for, `~` expanded, before anything is done for it.
 

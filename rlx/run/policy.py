@@ -15,6 +15,7 @@ from rlx.data import EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
 from rlx.run.build import find_target, maker
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from rlx.run.files import reason_of, yaml_files
 from rlx.run.samplers import read_samplers, sampler_targets
 
 _TRIES = 9
@@ -187,6 +188,7 @@ def check_trust(
 
     Raises:
         CheckpointError: it names such code; says which.
+        ConfigError: a file of `config_dir` cannot be read.
     """
     from rlx.env.registry import user_modules
 
@@ -199,9 +201,12 @@ def check_trust(
         modules.update(user_modules(str(member.get("id", "")), wrappers))
     foreign = {name for name in named if not name.startswith("rlx.")} | modules
     if foreign and config_dir is not None:
-        text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(config_dir.rglob("*.yaml")))
-        known = set(re.findall(r"[\w.]+", text))  # whole dotted names; `package.module:Id-v0` names its module
-        foreign -= known
+        for file in yaml_files(config_dir):
+            try:
+                text = file.read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise ConfigError(f"--config-dir: '{file}' cannot be read: {reason_of(error)}") from error
+            foreign -= set(re.findall(r"[\w.]+", text))  # whole dotted names; `package.module:Id-v0` names its module
     if foreign:
         advice = "Give --config-dir with the configuration that names it, or --trust to import it."
         if config_dir is not None:

@@ -146,6 +146,7 @@ def test_mistyped_command_or_option_exits_with_2(
 def test_list_shows_members_and_what_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "algo").mkdir()
     (tmp_path / "algo" / "mine.yaml").write_text("# My own.\n_target_: my.train\n")
+    (tmp_path / "algo" / ".#mine.yaml").symlink_to("somebody@somewhere.1:2")  # Emacs, while it edits
     assert call("list", "algos", "--config-dir", str(tmp_path)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "algo=mine My own." in [" ".join(line.split()) for line in lines]

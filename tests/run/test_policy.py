@@ -16,7 +16,7 @@ from rlx.run.checkpoint import (
     verify_checkpoint,
     write_snapshot,
 )
-from rlx.run.policy import load_policy
+from rlx.run.policy import check_trust, load_policy
 from tests.run.jobs import SMALL, train
 
 
@@ -88,3 +88,14 @@ def test_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(
     meta = {key: value for key, value in meta.items() if key != "specs"} | ({} if specs is None else {"specs": specs})
     with pytest.raises(CheckpointError, match=r"does not say what its agent was trained on: meta\['specs'\]"):
         load_policy(save_checkpoint(tmp_path, state, config, meta))
+
+
+def test_what_else_lies_beside_a_users_yaml_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".#mine.yaml").symlink_to("somebody@somewhere.1:2")  # Emacs, while it edits
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "old.yaml").write_bytes("# \u00e9\n".encode("latin-1"))
+    env, agent = {"_target_": "rlx.env.make"}, {"_target_": "mine.Agent"}
+    with pytest.raises(CheckpointError, match=r"mine\.Agent\. No YAML file in"):
+        check_trust(Path("here"), env, agent, tmp_path)
+    (tmp_path / "mine.yaml").write_text("_target_: mine.Agent\n")
+    check_trust(Path("here"), env, agent, tmp_path)
