@@ -82,8 +82,8 @@ class Evaluator:
     """Plays whole episodes with an agent, in workers of its own that start at the first evaluation.
 
     Which episodes count is settled beforehand: each environment plays the same number of them, one after the other, and
-    of the last round the first environments' are taken. None is left out because it took long, so long ones are not
-    underrated as they are where the first N to finish are counted.
+    of the last round the first environments' are taken, of `env=mixed` as many of one kind as of another. None is left
+    out because it took long, so long ones are not underrated as they are where the first N to finish are counted.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class Evaluator:
                 self._report(min(len(found) + len(batcher.episodes), self._episodes), self._steps)
             if not piece[1]:  # the round is over
                 self._round_steps = 0
-                ended, of = sorted(batcher.episodes), self._policies
+                ended, of = sorted(batcher.episodes, key=lambda episode: self._turn(episode[0])), self._policies
                 found.extend((value, length, of[row] if of else 0) for row, value, length in ended)
                 batcher.episodes.clear()
                 if len(found) >= self._episodes:
@@ -261,6 +261,12 @@ class Evaluator:
         returns, lengths, policies = map(list, zip(*found[: self._episodes], strict=True))
         result = EvaluationResult(returns, lengths, None, self._seed, self._deterministic)
         return result if self._members is None else replace(result, policies=policies, members=self._members)
+
+    def _turn(self, row: int) -> tuple[int, int]:
+        """Return what rows are counted by: the different environments of a batch in turn, each in its own order."""
+        worker, place = divmod(row, self.start().envs_per_worker)
+        share = self.start().envs_per_worker // self._kinds
+        return worker * share + place % share, place // share
 
     def _cpu_seconds(self) -> tuple[float, float]:
         """Return the CPU time of the evaluation's steps, and that of learner and workers together."""

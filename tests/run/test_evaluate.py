@@ -63,6 +63,18 @@ def test_run_and_its_checkpoint_are_the_same_to_evaluate(cartpole: Path) -> None
     assert evaluate_path(checkpoint, episodes=2) == evaluate_path(cartpole, episodes=2)
 
 
+@pytest.mark.parametrize("episodes", [3, 10, 14])
+def test_environments_of_a_mixed_batch_count_alike(cartpole: Path, tmp_path: Path, episodes: int) -> None:
+    pays = [
+        {"id": "CartPole-v1"},
+        {"id": "CartPole-v1", "kwargs": {"sutton_barto_reward": True}},
+    ]  # 1 a step, or -1 once
+    env = {"_target_": "rlx.env.make_mixed", "members": pays}
+    found = evaluate_path(forged(cartpole, tmp_path, lambda config: config.update(env=env)), episodes=episodes)
+    assert sum(value < 0 for value in found.returns) == episodes // 2
+    assert len(found.returns) == episodes
+
+
 def test_missing_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match=path.name):
