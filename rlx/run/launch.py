@@ -235,11 +235,22 @@ def _train(
             **kind,
             **parts.samplers,
         )
-    gc.freeze()  # what was imported stays: the collector need not walk through it again and again
+    _spare_the_collector()
     with Run(options, evaluator, ranks) as run:
         if warning is not None and ranks.rank == 0:
             _log.warning(warning)
         parts.train(run, make_agent, make_batcher)
+
+
+def _spare_the_collector() -> None:
+    """Leave out what was imported when garbage is looked for: it stays, and need not be walked through again and again.
+
+    What an earlier run of this process has left is collected first: it would stay, too, with its memory and its files.
+    """
+    if gc.get_freeze_count():
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
 
 
 def _with(group: Any, samplers: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """A run from its first row to its summary: what is logged, saved, stopped, evaluated, and repeated."""
 
+import gc
 import json
 import logging
 import os
@@ -86,6 +87,24 @@ def test_the_same_seed_gives_the_same_rows_and_weights_with_local_and_process_wo
         assert all(torch.equal(value, found[0][1][name]) for name, value in weights.items())
     other = run(tmp_path / "d", "seed=8")
     assert read_metrics(other / "metrics.csv")[0]["loss/value"] != found[0][0][0]["loss/value"]
+
+
+def test_runs_of_one_process_leave_no_memory_and_no_file_behind(tmp_path: Path) -> None:
+    def blocks() -> int:
+        """Return how many blocks of shared memory this process has open."""
+        return sum("memfd:rlx" in os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+
+    gc.collect()
+    before = blocks()
+    gc.disable()  # it comes whenever it comes, and may hide what stays
+    try:
+        for number in range(3):
+            run(tmp_path / str(number), "evaluation.every=128", "evaluation.episodes=2")
+        for _ in range(3):  # what one collection frees may be what kept something else
+            gc.collect()
+    finally:
+        gc.enable()
+    assert blocks() == before
 
 
 def test_checkpoints_come_when_due_and_the_last_are_kept(tmp_path: Path) -> None:
