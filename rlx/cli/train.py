@@ -199,7 +199,15 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         text = describe(error) if isinstance(error, RlxError) else traceback.format_exc().rstrip()
         sys.stderr.write(f"{text}\nJob {number} failed: {' '.join(sweep.job(number).overrides)}\n")
+        _let_go(error)
         raise
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the functions held that an error ended, a replay buffer say: Hydra keeps it until all jobs have run."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,33 @@ def test_failed_jobs_of_earlier_commands_do_not_fail_this_one(launches: Launches
         run_train(ASKED)
     run_train(["-m", "algo=ppo,a2c", "seed=0,2", "run_dir=here"])
     assert [job.state for job in Sweep("here").jobs()] == ["done", "failed", "done", "failed", "done", "done"]
+
+
+def test_what_a_failed_job_held_is_free_before_the_next_one(launches: Launches) -> None:
+    class Held:
+        """Stands for a replay buffer."""
+
+    alive = weakref.WeakSet[Held]()
+
+    def fail() -> None:
+        held = Held()
+        alive.add(held)
+        raise ValueError
+
+    def failed() -> ConfigError:
+        try:
+            try:
+                fail()
+            except ValueError as error:
+                raise ConfigError("no") from error
+        except ConfigError as error:
+            return error
+
+    launches.errors[0] = failed()  # kept here, and by Hydra
+    assert len(alive) == 1
+    with pytest.raises(SystemExit):
+        run_train(["-m", "seed=0,1", "run_dir=here"])
+    assert not alive
 
 
 def test_sweep_in_a_new_directory_says_how_to_go_on(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
