@@ -188,6 +188,42 @@ def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, list[float
     return {name: _as_floats(cells) for name, cells in _cells(Path(path), names).items()}
 
 
+class NewRows:
+    """What a run adds to its metrics file, a few columns as numbers: a look costs what is new, however long it is."""
+
+    def __init__(self, path: Path | str, names: Sequence[str]) -> None:
+        """Begin with the first row.
+
+        Args:
+            path: a `metrics.csv`; it may come later.
+            names: the columns.
+        """
+        self._path, self._names = Path(path), tuple(names)
+        self._header = b""
+        self._num_bytes = self._num_rows = 0  # read so far
+
+    def read(self) -> dict[str, list[float]]:
+        """Return the rows that were finished since the last call, as `read_columns` does; nothing where there are none.
+
+        Raises:
+            OSError: the file cannot be read.
+            RunDirectoryError: it is not a metrics file.
+        """
+        with open(self._path, "rb") as file:
+            header = file.readline()
+            same = header == self._header  # else all rows were written anew, with one more column
+            place = self._num_bytes if same else len(header)
+            file.seek(place)
+            body = _whole(file.read())
+        columns = _columns(self._path, header) if body else ()
+        known = 0 if same else self._num_rows
+        found = {name: _as_floats(cells[known:]) for name, cells in _cells_of(columns, body, self._names).items()}
+        if body:
+            self._header, self._num_bytes = header, place + len(body)
+            self._num_rows += body.count(b"\n") - known
+        return found
+
+
 def blank_rows(path: Path | str, name: str) -> list[bool]:
     """Return for each row of a metrics file whether its cell of a column is blank; nothing where there is no such one.
 
@@ -209,11 +245,15 @@ def column_names(path: Path) -> tuple[str, ...]:
 def _cells(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     """Return the cells of those columns that a metrics file has, one a row."""
     try:
-        data = _whole(path)
+        data = _whole(path.read_bytes())
     except OSError as error:
         raise RunDirectoryError(f"'{path}' cannot be read: {error.strerror}") from error
     header, _, body = data.partition(b"\n")
-    columns = _columns(path, header) if data else ()
+    return _cells_of(_columns(path, header) if data else (), body, names)
+
+
+def _cells_of(columns: Sequence[str], body: bytes, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the cells of those of `names` that are among a file's columns, one a row of `body`."""
     places = {name: columns.index(name) for name in names if name in columns}
     if not places:
         return {}
@@ -241,9 +281,8 @@ def _as_float(cell: bytes | str) -> float:
         return math.nan
 
 
-def _whole(path: Path) -> bytes:
-    """Return a file up to its last line break, and nothing from where a crash left zeros."""
-    data = path.read_bytes()
+def _whole(data: bytes) -> bytes:
+    """Return a file's data up to its last line break, and nothing from where a crash left zeros."""
     hole = data.find(b"\0")
     if hole >= 0:
         data = data[:hole]
@@ -252,7 +291,7 @@ def _whole(path: Path) -> bytes:
 
 def _whole_lines(path: Path) -> list[bytes]:
     """Return the finished lines of a file."""
-    return _whole(path).splitlines(keepends=True)
+    return _whole(path.read_bytes()).splitlines(keepends=True)
 
 
 def _columns(path: Path, header: bytes) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 from rlx.errors import RunDirectoryError
 from rlx.run.directory import METRICS, SUMMARY
-from rlx.run.metrics import read_columns
+from rlx.run.metrics import NewRows
 
 METRIC = "eval/return"
 
@@ -57,7 +57,7 @@ class RunProcess:
         """
         self.directory = directory
         self._output = output
-        self._read_size = -1
+        self._rows = NewRows(directory / METRICS, ("env_steps", METRIC))
         self.evaluations: list[tuple[int, float]] = []
         output.parent.mkdir(parents=True, exist_ok=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +77,10 @@ class RunProcess:
     def poll(self) -> int | None:
         """Read what is new, and return its exit status, or None while it runs."""
         status = self._process.poll()  # before reading: what is there after the end is all there is
-        path = self.directory / METRICS
         with suppress(OSError, RunDirectoryError):
-            size = path.stat().st_size
-            if size != self._read_size:
-                columns = read_columns(path, ("env_steps", METRIC))
-                rows = zip(columns.get("env_steps", []), columns.get(METRIC, []), strict=False)
-                self.evaluations = [(int(steps), value) for steps, value in rows if math.isfinite(value)]
-                self._read_size = size
+            new = self._rows.read()
+            rows = zip(new.get("env_steps", []), new.get(METRIC, []), strict=False)
+            self.evaluations += [(int(steps), value) for steps, value in rows if math.isfinite(value)]
         return status
 
     def reached(self, every: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlx.errors import RunDirectoryError
-from rlx.run.metrics import CsvSink, as_number, read_metrics
+from rlx.run.metrics import CsvSink, NewRows, as_number, read_metrics
 
 
 def row(step, **metrics):
@@ -178,3 +178,33 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path):
         assert path.read_bytes() == content
     with pytest.raises(RunDirectoryError, match="cannot be read"):
         read_metrics(tmp_path / "missing.csv")
+
+
+def test_whoever_follows_a_run_gets_each_row_once_also_over_a_new_column(tmp_path):
+    path = tmp_path / "metrics.csv"
+    sink, followed = CsvSink(path), NewRows(path, ("iteration", "eval/return"))
+    assert followed.read() == {}  # nothing is written yet
+    sink.write(row(1))
+    sink.write(row(2))
+    assert followed.read() == {"iteration": [1.0, 2.0]}
+    assert followed.read() == {}
+    sink.write(row(3))
+    sink.write({"eval/return": 7.5, **row(4)})  # all rows are written anew, with one more cell
+    assert followed.read() == {"iteration": [3.0, 4.0], "eval/return": [pytest.approx(float("nan"), nan_ok=True), 7.5]}
+    with open(path, "ab") as file:
+        file.write(b"500,5,1.0,8")  # being written
+        file.flush()
+        assert followed.read() == {}
+        file.write(b".25\n600,6,1.0,9.0\n")
+    assert followed.read() == {"iteration": [5.0, 6.0], "eval/return": [8.25, 9.0]}
+    sink.close()
+
+
+def test_a_file_that_is_gone_or_foreign_has_no_new_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    followed = NewRows(path, ("iteration",))
+    with pytest.raises(FileNotFoundError):
+        followed.read()
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(RunDirectoryError, match=r"is no metrics file of rlx"):
+        followed.read()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ pytest.importorskip("optuna")
 from optuna.trial import TrialState
 
 from rlx.errors import RlxError, UserError
+from rlx.run.directory import METRICS
 from rlx.tools.study import REASON, Study, open_study
+from rlx.tools.trial import RunProcess
 from rlx.tools.tune import OUTPUT, run_trials
 from rlx.tools.tune_report import describe_study, draw_study, table
 
@@ -136,3 +139,21 @@ def test_a_sampler_whose_package_is_missing_is_one_line(tmp_path: Path) -> None:
     options = {"space": space, "sampler": {"_target_": "optuna.samplers.CmaEsSampler"}, "pruner": None}
     with open_study(tmp_path / "study", plan(**options)) as study, pytest.raises(UserError, match="needs cmaes, which"):
         run_trials(study, trials=9, jobs=1, command=COMMAND, tell=lambda _: None)
+
+
+def test_a_look_at_a_run_reads_what_is_new_however_long_it_has_gone_on(tmp_path: Path) -> None:
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    path = tmp_path / METRICS
+    rows = "".join(f"{number},{number},0.5,1.0\n" for number in range(1, 50_001))
+    path.write_text(f"env_steps,iteration,wall_time,eval/return\n{rows}")
+    with RunProcess([sys.executable, "-c", ""], tmp_path, tmp_path / "out") as run:
+        run.poll()
+        assert len(run.evaluations) == 50_000
+        before = bytes_read()
+        with open(path, "a") as file:
+            file.write("50001,,,2.0\n")
+        run.poll()
+        assert run.evaluations[50_000:] == [(50_001, 2.0)]
+        assert bytes_read() - before < path.stat().st_size / 4
