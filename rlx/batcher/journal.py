@@ -9,6 +9,7 @@ stopped in between or not, and whoever its neighbours are.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -32,15 +33,24 @@ class _Reset(NamedTuple):
     env_info: DictTensor | None
 
 
-class _Piece(NamedTuple):
-    """What was done in a piece and came of it, `[T, B, ...]`, and how many steps each row had before and has in it."""
+@dataclass
+class _Stretch:
+    """What was done in pieces that follow each other and came of it, `[T, B, ...]`, and room for more behind it."""
 
-    before: list[int]
-    lengths: list[int]
+    before: list[int]  # each row's steps before
+    lengths: list[int]  # and in it
     actions: dict[str, Tensor]
     outcome: dict[str, Tensor]  # as _OUTCOME names it
 
+    def begins_at(self, longest: int) -> int | None:
+        """Return where a piece goes whose longest row has so many steps; None where it does not fit behind the last."""
+        place = self.lengths[0]
+        has_room = place + longest <= len(self.outcome["reward"])
+        return place if has_room and min(self.lengths) == max(self.lengths) else None
 
+
+_STRETCH = 256
+"""Steps that a stretch has room for, or one piece where that is longer: a step each would take kilobytes, and time."""
 _OUTCOME = {"reward": torch.float32, "terminated": torch.bool, "truncated": torch.bool}
 
 
@@ -64,7 +74,7 @@ class Journal:
         self._steps = [0] * num_envs  # each row's steps so far
         self._seeded_at = [0] * num_envs
         self._resets: list[list[_Reset]] = [[] for _ in range(num_envs)]
-        self._pieces: deque[_Piece] = deque()
+        self._stretches: deque[_Stretch] = deque()
         self._seen: dict[str, Tensor] = {}  # `[B, ...]`, each row's last observation
 
     @staticmethod
@@ -113,16 +123,27 @@ class Journal:
             rows = slot.length.nonzero().squeeze(1)
             for key, value in self._seen.items():
                 value[rows] = slot.obs[key][slot.length[rows], rows]
-        actions = {key: slot.outputs[key][:longest].clone() for key in self._actions}
-        outcome: dict[str, Tensor] = {key: getattr(slot, key)[:longest].clone() for key in _OUTCOME}
-        self._pieces.append(_Piece(self._steps, lengths, actions, outcome))
+        actions = {key: slot.outputs[key][:longest] for key in self._actions}
+        outcome: dict[str, Tensor] = {key: getattr(slot, key)[:longest] for key in _OUTCOME}
+        place = self._stretches[-1].begins_at(longest) if self._stretches else None
+        if place is None:
+            place, room = 0, max(longest, _STRETCH)
+            empty = [
+                {key: value.new_empty(room, *value.shape[1:]) for key, value in it.items()} for it in (actions, outcome)
+            ]
+            self._stretches.append(_Stretch(self._steps, [0] * self._num_envs, *empty))
+        stretch = self._stretches[-1]
+        for own, new in ((stretch.actions, actions), (stretch.outcome, outcome)):
+            for key, value in new.items():
+                own[key][place : place + longest] = value
+        stretch.lengths = [place + length for length in lengths]
         self._steps = [step + length for step, length in zip(self._steps, lengths, strict=True)]
-        while self._pieces and not self._is_needed(self._pieces[0]):
-            self._pieces.popleft()
+        while self._stretches and not self._is_needed(self._stretches[0]):
+            self._stretches.popleft()
 
-    def _is_needed(self, piece: _Piece) -> bool:
-        """Return whether a row that is not given up did something in the piece since its last seed."""
-        rows = zip(piece.before, piece.lengths, self._seeded_at, self._steps, strict=True)
+    def _is_needed(self, stretch: _Stretch) -> bool:
+        """Return whether a row that is not given up did something in the stretch since its last seed."""
+        rows = zip(stretch.before, stretch.lengths, self._seeded_at, self._steps, strict=True)
         return any(
             before + length > seeded_at and step - seeded_at <= MOST_STEPS for before, length, seeded_at, step in rows
         )
@@ -175,7 +196,7 @@ class Journal:
                 actions[key][:length, row] = values[start : start + length]
                 start += length
         outcome = {key: torch.zeros(max(lengths), self._num_envs, dtype=dtype) for key, dtype in _OUTCOME.items()}
-        self._pieces = deque([_Piece(list(self._seeded_at), lengths, actions, outcome)])
+        self._stretches = deque([_Stretch(list(self._seeded_at), lengths, actions, outcome)])
         self._play(env)
         now = self.get_state()
         assert now is not None
@@ -187,8 +208,9 @@ class Journal:
         return None
 
     def _play(self, env: VecEnv) -> None:
-        """Repeat what the only piece holds: each row's resets and actions, so that all rows end at once."""
-        actions, lengths, out = self._pieces[0].actions, np.array(self._pieces[0].lengths), env.allocate()
+        """Repeat what the only stretch holds: each row's resets and actions, so that all rows end at once."""
+        stretch, out = self._stretches[0], env.allocate()
+        actions, lengths = stretch.actions, np.array(stretch.lengths)
         waiting = [deque(resets) for resets in self._resets]
         every = torch.arange(self._num_envs)
         seeded: list[bool] = [False] * self._num_envs
@@ -204,27 +226,28 @@ class Journal:
             if rows:
                 index = torch.from_numpy(place.clip(0, longest - 1))
                 env.step({key: value[index, every] for key, value in actions.items()}, out, rows)
-                for key, value in self._pieces[0].outcome.items():
+                for key, value in stretch.outcome.items():
                     value[index[rows], rows] = getattr(out, key)[rows]
         self.saw(out.obs)
 
     def _actions_of(self, row: int, key: str) -> Tensor:
         """Return what a row did since its last seed, `[N, ...]`."""
-        return torch.cat([self._actions[key].zeros(0), *self._since(row, lambda piece: piece.actions[key])])
+        return torch.cat([self._actions[key].zeros(0), *self._since(row, lambda stretch: stretch.actions[key])])
 
     def _outcome_of(self, row: int) -> list[Tensor]:
         """Return what came of that: its rewards and ends."""
         return [
-            torch.cat(self._since(row, lambda piece, key=key: piece.outcome[key]) or [torch.empty(0)])
+            torch.cat(self._since(row, lambda stretch, key=key: stretch.outcome[key]) or [torch.empty(0)])
             for key in _OUTCOME
         ]
 
-    def _since(self, row: int, field: Callable[[_Piece], Tensor]) -> list[Tensor]:
-        """Return a field's steps of a row since its last seed, a piece each."""
-        begins = [max(0, self._seeded_at[row] - piece.before[row]) for piece in self._pieces]
-        return [
-            field(piece)[begin : piece.lengths[row], row] for begin, piece in zip(begins, self._pieces, strict=True)
-        ]
+    def _since(self, row: int, field: Callable[[_Stretch], Tensor]) -> list[Tensor]:
+        """Return a field's steps of a row since its last seed, a stretch each."""
+        found: list[Tensor] = []
+        for stretch in self._stretches:
+            begin = max(0, self._seeded_at[row] - stretch.before[row])
+            found.append(field(stretch)[begin : stretch.lengths[row], row])
+        return found
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

@@ -1,5 +1,6 @@
 """A batcher that goes on where another one was: the same experience, to the bit."""
 
+import gc
 from functools import partial
 
 import pytest
@@ -110,3 +111,38 @@ def test_what_was_done_is_kept_since_the_last_seed_only() -> None:
             (state,) = batcher.state_dict()["workers"]
             # An untrained policy's episodes are far shorter than 500 steps, which is CartPole's limit.
             assert max(state["journal"]["lengths"]) < RESEED_AFTER + 500
+
+
+def test_what_was_done_takes_no_more_tensors_the_shorter_the_pieces_are() -> None:
+    def tensors() -> int:
+        return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+    with Batcher(
+        make_agent, ENVIRONMENTS["again"], num_workers=1, envs_per_worker=2, num_steps=1, seed=3, workers="local"
+    ) as batcher:
+        batcher.publish(make_agent(batcher.specs))
+        batcher.collect()
+        before = tensors()
+        for _ in range(RESEED_AFTER - 10):
+            batcher.collect()
+        assert tensors() - before < 100
+        (state,) = batcher.state_dict()["workers"]
+        assert list(state["journal"]["lengths"]) == [RESEED_AFTER - 9] * 2
+        assert len(state["journal"]["actions"]["action"]) == 2 * (RESEED_AFTER - 9)
+
+
+def test_a_batcher_of_single_steps_goes_on_where_another_one_was() -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 3, "num_steps": 1, "seed": 3, "workers": "local"}
+    with Batcher(make_agent, ENVIRONMENTS["again"], **settings) as first:
+        agent = make_agent(first.specs)
+        first.publish(agent)
+        for _ in range(1300):  # past a new seed of each row
+            first.collect()
+        state = there_and_back(first.state_dict())
+        wanted = [first.collect().clone() for _ in range(300)]
+    with Batcher(make_agent, ENVIRONMENTS["again"], **settings) as second:
+        second.publish(agent)
+        assert second.load_state_dict(state) == []
+        again = there_and_back(second.state_dict())
+        assert again["workers"][0]["journal"]["seen"] == state["workers"][0]["journal"]["seen"]
+        assert all(same(piece, second.collect()) for piece in wanted)
