@@ -206,7 +206,8 @@ class Worker:
         return function(self, *args)
 
     def close(self) -> None:
-        """Close the environments; one that raises is told of, in this process as in others."""
+        """Close the environments and let go of the memory; one that raises is told of, in this process as in others."""
+        self._rollout, self._weights = None, []  # its journal asks this object for seeds: a circle of references
         try:
             self.env.close()
         except Exception as error:

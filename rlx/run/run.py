@@ -349,6 +349,7 @@ class Run:
                 with self.ranks.busy("writes the end of the run"):
                     self._end(error)
         finally:
+            self._turns = None  # which call this run: a circle of references, that would keep the batcher's memory
             self._opened.__exit__(kind, error, traceback)  # all of it, in reverse order, even where one part raises
 
     def _end(self, error: BaseException | None) -> None:

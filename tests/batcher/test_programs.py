@@ -1,5 +1,6 @@
 """Batchers inside other people's programs: threads, forks, daemons, code without a file, a stop in the middle."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
 from rlx.env import VecEnv, make
 from rlx.errors import UserError, WorkerError
+from tests.batcher.memory import open_blocks
 from tests.faults import sick
 
 ROOT = Path(__file__).parent.parent.parent
@@ -236,3 +238,20 @@ for target, is_daemon in ((child, False), (daemon, True)):
     first, second, refused = printed(program, "-W", "ignore", "-")
     assert (first, second) == ("8", "8")
     assert refused.startswith("worker 0 (environments 0 to 1) cannot be started: this process is a daemon")
+
+
+def test_local_workers_give_their_memory_back_as_their_batcher_is_closed() -> None:
+    gc.collect()
+    gc.disable()  # it comes whenever it comes
+    try:
+        before = open_blocks()
+        make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+        settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 4, "seed": 0, "workers": "local"}
+        with Batcher(make_agent, partial(make, "CartPole-v1"), **settings) as batcher:
+            batcher.publish(make_agent(batcher.specs))
+            batcher.collect()
+            assert open_blocks() > before
+        del batcher
+        assert open_blocks() == before
+    finally:
+        gc.enable()

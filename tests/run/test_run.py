@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from rlx.run.run import EPISODE_WINDOW
 from rlx.run.signals import STOP_SIGNALS
 from rlx.run.sinks import Sinks
 from tests.batcher.ledger import ID, Parity, episode_length
+from tests.batcher.memory import open_blocks
+from tests.run.loggers import Circle
 
 SMALL = ["algo.num_steps=16", "algo.batch_size=64", "algo.num_epochs=2", "batcher=local", "batcher.envs_per_worker=4"]
 
@@ -89,22 +92,32 @@ def test_the_same_seed_gives_the_same_rows_and_weights_with_local_and_process_wo
     assert read_metrics(other / "metrics.csv")[0]["loss/value"] != found[0][0][0]["loss/value"]
 
 
-def test_runs_of_one_process_leave_no_memory_and_no_file_behind(tmp_path: Path) -> None:
-    def blocks() -> int:
-        """Return how many blocks of shared memory this process has open."""
-        return sum("memfd:rlx" in os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
-
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    """It comes whenever it comes, and may hide what stays."""
     gc.collect()
-    before = blocks()
-    gc.disable()  # it comes whenever it comes, and may hide what stays
-    try:
-        for number in range(3):
-            run(tmp_path / str(number), "evaluation.every=128", "evaluation.episodes=2")
-        for _ in range(3):  # what one collection frees may be what kept something else
-            gc.collect()
-    finally:
-        gc.enable()
-    assert blocks() == before
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_a_run_gives_back_its_memory_and_files_as_it_ends(tmp_path: Path) -> None:
+    before = open_blocks()
+    run(tmp_path / "run", "evaluation.every=128", "evaluation.episodes=2")
+    assert open_blocks() == before
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_what_a_run_left_is_collected_though_the_next_one_spares_the_collector_all_that_is_there(
+    tmp_path: Path,
+) -> None:
+    Circle.alive.clear()
+    for name in "abc":
+        run(tmp_path / name, "+logger.circle={_target_:tests.run.loggers.Circle}")
+        assert len(Circle.alive) == 1  # its own, no earlier one
+    gc.collect()
+    assert not Circle.alive
 
 
 def test_checkpoints_come_when_due_and_the_last_are_kept(tmp_path: Path) -> None:
