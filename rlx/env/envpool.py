@@ -31,6 +31,14 @@ _REFUSED = {
     "reward_clip": "set env.clip_reward: it clips what the agent learns from, and leaves episode returns whole",
     "gym_reset_return_info": "rlx reads no other form",
 }
+# Counts and sizes for which EnvPool takes 0 and less at its word, where it does not end the whole process.
+_COUNTS = frozenset(
+    (
+        *("action_history_len", "agent_view_size", "frame_skip", "frame_stack", "height", "img_height", "img_width"),
+        *("mission_bytes", "noop_max", "obs_history_len", "observation_vehicles_count", "physics_steps_per_frame"),
+        *("policy_frequency", "simulation_frequency", "size", "stack_num", "width"),
+    )
+)
 # Those that `envpool.make` takes for itself, before the environment's own.
 _DRAWING = ("from_pixels", "render_camera_id", "render_height", "render_mode", "render_width")
 
@@ -76,7 +84,9 @@ def make_envpool(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its bounds lose precision in float32
-            _check_keywords(envpool.make_spec(id), keywords)
+            spec = envpool.make_spec(id)
+            _check_players(spec, id)
+            _check_keywords(spec, keywords)
             pool = SeededPool(envpool, id, num_envs, num_threads=num_threads, **keywords)
     except RlxError:
         raise
@@ -207,13 +217,24 @@ def _import_envpool() -> ModuleType:
     return cast(ModuleType, envpool)
 
 
+def _check_players(spec: Any, id: str) -> None:
+    players: int = spec.config.max_num_players
+    if players > 1:
+        raise ConfigError(
+            f"env.id: '{id}' has {players} players, each with observations and rewards of its own; expected one "
+            "with a single player, since a row has one"
+        )
+
+
 def _check_keywords(spec: Any, keywords: Mapping[str, Any]) -> None:
     names = sorted({*spec.config._fields, *_DRAWING} - _REFUSED.keys())
-    for name in keywords:
+    for name, value in keywords.items():
         if name not in names and name not in _REFUSED:
             raise ConfigError(
                 f"env.kwargs.{name}: there is no such key.{did_you_mean(name, names)} There are: {', '.join(names)}"
             )
+        if name in _COUNTS and isinstance(value, int | float) and value < 1:
+            raise ConfigError(f"env.kwargs.{name}: got {value}; expected an integer >= 1")
 
 
 def _unbounded(given: Any) -> Any:

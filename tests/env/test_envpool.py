@@ -162,9 +162,12 @@ def test_bounds_that_stand_for_none_are_none() -> None:
         ("Pong-v5", {"kwargs": {"reward_clip": True}}, "env.clip_reward"),
         ("Pong-v5", {"kwargs": {"num_threads": 2}}, "env.num_threads"),
         ("Pong-v5", {"kwargs": {"frameskip": 2}}, r"env.kwargs.frameskip: there is no such key. Did you mean 'frame_s"),
+        ("Pong-v5", {"kwargs": {"stack_num": -1}}, "env.kwargs.stack_num: got -1; expected an integer >= 1"),
+        ("Pong-v5", {"kwargs": {"noop_max": 0}}, "env.kwargs.noop_max: got 0; expected an integer >= 1"),
+        ("TicTacToe-v1", {}, "env.id: 'TicTacToe-v1' has 2 players, .* expected one with a single player"),
     ],
 )
-def test_wrong_keys_are_named_with_the_nearest_right_one(id: str, changes: dict, said: str) -> None:
+def test_wrong_keys_are_named_with_what_is_right(id: str, changes: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make(id, 1, **changes)
 
