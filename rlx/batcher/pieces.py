@@ -217,5 +217,5 @@ def _gather(block: Array, source: NDArray[np.int64], target: tuple[NDArray[np.in
     if 2 * len(target[0]) < len(source):
         block[target] = block[np.divmod(source.reshape(-1, size)[target], size)]
     else:
-        flat = block.reshape(-1, *block.shape[2:])
+        flat = block.reshape(len(source), *block.shape[2:])  # not -1: a part of the observation may hold nothing
         block[...] = flat.take(source, axis=0).reshape(block.shape)

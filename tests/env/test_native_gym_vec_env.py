@@ -1,6 +1,7 @@
 """The native adapter: whatever the autoreset mode, the same transitions, with true final observations."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,7 +12,9 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rlx.data import DictTensor
+from rlx.agent import ActorCritic
+from rlx.batcher import Batcher
+from rlx.data import DictTensor, EnvSpecs
 from rlx.env import Autoreset, GymVecEnv, NativeGymVecEnv, VecEnv, make
 from rlx.errors import ConfigError, EnvironmentFault, UnsupportedSpaceError
 from tests.env.environments import CountsUp, Scripted
@@ -137,6 +140,23 @@ def test_nested_spaces_in_and_out(mode: AutoresetMode) -> None:
                 assert out.final_obs["obs/arm"][row].tolist() == final["arm"].tolist()
                 assert int(out.final_obs["obs/pair/1"][row]) == final["pair"][1] + 1
     assert out.terminated.all()
+
+
+def _make_agent(specs: EnvSpecs) -> ActorCritic:
+    return ActorCritic(specs, hidden_sizes=[4], activation="tanh", log_std_init=0.0)
+
+
+def test_a_part_that_holds_nothing_goes_through_pieces_whose_gaps_are_closed() -> None:
+    """Such as the obstacles of a level without any: a Box of shape (0,)."""
+    shown = spaces.Dict({"obstacles": spaces.Box(-1.0, 1.0, (0,)), "place": spaces.Box(-1.0, 1.0, (2,))})
+    make_env = partial(_sync, partial(Scripted, shown, length=3), AutoresetMode.NEXT_STEP)
+    with Batcher(
+        _make_agent, make_env, num_workers=1, envs_per_worker=2, num_steps=20, seed=0, workers="local"
+    ) as batcher:
+        batcher.publish(_make_agent(batcher.specs))
+        steps = batcher.collect().steps
+        assert steps.lengths.tolist() == [15, 15]
+        assert steps["env/obs/obstacles"].shape == (2, 20, 0)
 
 
 class _Native(VectorEnv):
