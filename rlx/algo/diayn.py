@@ -160,6 +160,7 @@ def train(
         buffer = ReplayBuffer(
             batcher.specs, capacity=buffer_size, directory=buffer_directory, num_envs=batcher.num_envs, extra=skill
         )
+        buffer.check(piece=num_steps)
         draws = torch.Generator().manual_seed(derive(run.seed, "replay"))
         noise = torch.Generator(run.device).manual_seed(derive(run.seed, "noise"))
         entropy = -float(agent.distribution.size) if target_entropy is None else target_entropy

@@ -204,6 +204,7 @@ def train(
             alpha=prioritized_alpha,
             hindsight=relabel,
         )
+        buffer.check(piece=num_steps, n_step=n_step, sequence=length or 1)
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
         places = torch.linspace(0, 1, run.ranks.size * batcher.num_envs)  # of all ranks' environments
         powers = 1 + epsilon_spread * places.view(run.ranks.size, -1)[run.ranks.rank]

@@ -151,6 +151,7 @@ def train(
             extra={OPTION: Spec((), torch.int64), NEW: Spec((), torch.bool)},
             hindsight=Hindsight(hindsight, achieves, goal=OPTION),
         )
+        buffer.check(piece=num_steps)
         generator = torch.Generator().manual_seed(derive(run.seed, "replay"))
         num_envs = batcher.num_envs
 

@@ -167,6 +167,7 @@ def train(
             state_every=num_steps,
             hindsight=relabel,
         )
+        buffer.check(piece=num_steps, n_step=n_step, sequence=length or 1)
         draws = torch.Generator().manual_seed(derive(run.seed, "replay"))
         noise = torch.Generator(run.device).manual_seed(derive(run.seed, "noise"))
         entropy = -float(agent.distribution.size) if target_entropy is None else target_entropy

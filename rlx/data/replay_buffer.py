@@ -107,6 +107,27 @@ class ReplayBuffer:
             self._count = int(np.count_nonzero(steps)) if self._priorities is None else len(self._priorities)
         return self._count
 
+    def check(self, *, piece: int, n_step: int = 1, sequence: int = 1) -> None:
+        """Refuse, before anything is played, numbers of an algorithm that the buffer is too small for.
+
+        Args:
+            piece: steps of each environment that are added at once, at least.
+            n_step: as `sample` will be given it.
+            sequence: steps of the sequences that will be drawn, a burn-in included; 1 for transitions.
+
+        Raises:
+            SpecError: a piece does not fit.
+            UserError: what is to be drawn is longer than what is held.
+        """
+        self._rings.check_piece(piece)
+        keys = {"algo.n_step": n_step, "algo.sequence_length and algo.burn_in_steps": sequence}
+        for key, count in keys.items():
+            if count > (held := self._rings.size):
+                raise UserError(
+                    f"{key}: got {count}, but the replay buffer holds {held} steps of each of {self.num_envs} "
+                    "environments: raise algo.buffer_size"
+                )
+
     # -- what comes in
 
     def add(self, trajectories: Trajectories) -> Tensor:

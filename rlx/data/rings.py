@@ -167,11 +167,7 @@ class Rings:
         is_over = ended[self._row, last]
         head = np.where(has_any, place[self._row, last] + 1 + is_over, self._head)
         taken = int((head - self._head).max())
-        if taken + self._depth + 1 >= self.size:
-            raise SpecError(
-                f"replay: a piece takes {taken} slots of an environment, and there are {self.size} of each: "
-                "raise algo.buffer_size"
-            )
+        self.check_piece(taken)
         at = valid.nonzero()
         slots = self._slot(place[at], at[0])
         following = ended.copy()
@@ -195,6 +191,18 @@ class Rings:
         self._head, self._is_open = head, np.where(has_any, ~is_over, self._is_open)
         begun, rows = begins.nonzero(), has_any.nonzero()[0]
         return Written(slots, cleared, self._slot(place[begun], begun[0]), rows, self._slot(place[rows, 0], rows))
+
+    def check_piece(self, taken: int) -> None:
+        """Refuse a piece that takes so many slots of an environment, where there are not enough of them.
+
+        Raises:
+            SpecError: says how many there are.
+        """
+        if taken + self._depth + 1 >= self.size:
+            raise SpecError(
+                f"replay: a piece takes {taken} slots of an environment, and there are {self.size} of each: "
+                "raise algo.buffer_size"
+            )
 
     def _check_fields(self, trajectories: Trajectories) -> None:
         """Refuse a piece, which may be made by hand, whose numbers would be cast or stretched in silence."""

@@ -169,6 +169,18 @@ def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, caps
             "lower algo.num_steps",
         ),
         ("batcher=local algo.num_steps=1e18", "steps of 16 environments takes", "lower algo.num_steps"),
+        ("batcher=local algo=dqn algo.n_step=17 algo.buffer_size=256", "algo.n_step: got 17", "holds 16"),
+        ("batcher=local algo=sac env=Pendulum algo.n_step=9 algo.buffer_size=128", "algo.n_step: got 9", "holds 8 "),
+        (
+            "batcher=local algo=dqn agent=recurrent_q_network algo.sequence_length=7 algo.buffer_size=256",
+            "algo.sequence_length and algo.burn_in_steps: got 17",
+            "holds 16 steps of each of 16 environments: raise algo.buffer_size",
+        ),
+        (
+            "batcher=local algo=dqn algo.num_steps=20 algo.buffer_size=256",
+            "a piece takes 20 slots",
+            "raise algo.buffer",
+        ),
         ("algo.num_steps=1e30", "algo.num_steps: expected an integer >= 1, got 1e+30.", "at most 2^63 - 1"),
     ],
 )

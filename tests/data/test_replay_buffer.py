@@ -467,6 +467,17 @@ def test_more_steps_than_the_buffer_holds_of_an_environment_are_refused() -> Non
         buffer.sample_sequences(4, draws, num_steps=10**9)
 
 
+def test_numbers_that_the_buffer_is_too_small_for_are_refused_before_anything_is_added() -> None:
+    buffer = ReplayBuffer(PLAIN, capacity=40, num_envs=2)  # 20 of each
+    buffer.check(piece=17, n_step=20, sequence=20)
+    with pytest.raises(SpecError, match=r"a piece takes 18 slots of an environment, and there are 20"):
+        buffer.check(piece=18)
+    with pytest.raises(UserError, match=r"algo\.n_step: got 21, but the replay buffer holds 20 steps of each of 2"):
+        buffer.check(piece=1, n_step=21)
+    with pytest.raises(UserError, match=r"algo\.sequence_length and algo\.burn_in_steps: got 21, but"):
+        buffer.check(piece=1, sequence=21)
+
+
 def test_steps_may_begin_with_priorities_of_their_own() -> None:
     stream = Stream(PLAIN, 2, 0)
     buffer = ReplayBuffer(PLAIN, capacity=100, num_envs=2, alpha=1.0)
