@@ -109,9 +109,7 @@ class HierarchicalQNetwork(Agent):
         chosen = explore(option_q.argmax(-1), option_q, agent_info, generator)
         option = torch.where(new, chosen, outputs["option_before"])
         q = _of_option(outputs["worker_q"], option)
-        named = {"worker_epsilon": "epsilon", "deterministic": "deterministic"}
-        own = {name: agent_info[key] for key, name in named.items() if key in agent_info}
-        action = explore(q.argmax(-1), q, DictTensor.trusted(own, outputs.batch_size), generator)
+        action = explore(q.argmax(-1), q, agent_info, generator, key="worker_epsilon")
         return DictTensor.trusted({"action": action, "option": option, "new_option": new}, outputs.batch_size)
 
     def remember(self, state: DictTensor, taken: DictTensor) -> DictTensor:

@@ -13,6 +13,7 @@ from rlx.agent.distribution import MASKED
 from rlx.agent.masking import ActionMasking, draw_allowed
 from rlx.agent.networks import Activation, Encoder, activation_of, linear
 from rlx.agent.normalizer import full_precision
+from rlx.agent.told import chances
 from rlx.data import DictTensor, EnvSpecs, Spec
 from rlx.errors import AgentError
 from rlx.validate import Range
@@ -37,18 +38,25 @@ class QAgent(Agent):
         return DictTensor.trusted({"action": action}, outputs.batch_size)
 
 
-def explore(best: Tensor, q: Tensor, agent_info: DictTensor, generator: torch.Generator) -> Tensor:
-    """Return the best actions `[B]`, with probability `agent_info["epsilon"]` replaced by any allowed one.
+def explore(
+    best: Tensor, q: Tensor, agent_info: DictTensor, generator: torch.Generator, key: str = "epsilon"
+) -> Tensor:
+    """Return the best actions `[B]`, with probability `agent_info[key]` replaced by any allowed one.
 
     Args:
         best: `[B]` int64.
         q: `[B, n]`, masked where an action is not allowed.
         agent_info: `[B]`; rows whose `deterministic` is true never explore.
         generator: source of the draws.
+        key: of the probabilities; where it is not there, nothing is replaced.
+
+    Raises:
+        AgentError: they are no probabilities.
     """
-    if agent_info.is_empty or "epsilon" not in agent_info:
+    epsilon = chances(agent_info, key)
+    if epsilon is None:
         return best
-    explores = torch.rand(best.shape, generator=generator, device=best.device) < agent_info["epsilon"]
+    explores = torch.rand(best.shape, generator=generator, device=best.device) < epsilon
     deterministic = wants_mode(agent_info)
     if deterministic is not None:
         explores &= ~deterministic

@@ -33,6 +33,24 @@ def indices(agent_info: DictTensor, key: str) -> Tensor | None:
     return value.long()
 
 
+def chances(agent_info: DictTensor, key: str) -> Tensor | None:
+    """Return a field of probabilities, `[B]`; None where nobody tells it.
+
+    Raises:
+        AgentError: it is anything else; how great they are is looked at on the CPU, where nothing waits for it.
+    """
+    value = _told(agent_info, key)
+    if value is None:
+        return None
+    if value.dtype is torch.bool or value.ndim != 1:
+        raise AgentError(f"agent_info['{key}']: got {_shown(value)}, expected a probability for each row")
+    if value.device.type == "cpu" and value.numel():
+        low, high = (float(end) for end in value.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise AgentError(f"agent_info['{key}']: got {low:g} to {high:g}, expected probabilities, in [0, 1]")
+    return value
+
+
 def _told(agent_info: DictTensor, key: str) -> Tensor | None:
     return agent_info[key] if not agent_info.is_empty and key in agent_info else None
 
