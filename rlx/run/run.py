@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlx.batcher.batcher import Batcher
 from rlx.data import ReplayBuffer, Trajectories
-from rlx.errors import RlxError, RunWriteError
+from rlx.errors import RlxError, RunWriteError, UserError
 from rlx.run.agreement import Iteration, agree, agree_on_stop
 from rlx.run.batches import failed_loss
 from rlx.run.clock import Clock
@@ -27,7 +27,14 @@ from rlx.run.ranks import Ranks
 from rlx.run.records import Records
 from rlx.run.resume import take_up
 from rlx.run.signals import StopRequested, StopSignals
-from rlx.run.tracked import Tracked, global_generators, seed_global_generators, set_global_generators, state_of
+from rlx.run.tracked import (
+    Tracked,
+    check_tracked,
+    global_generators,
+    seed_global_generators,
+    set_global_generators,
+    state_of,
+)
 from rlx.run.turns import EvaluationTurns
 from rlx.seeding import derive
 
@@ -86,7 +93,7 @@ class Run:
         """Return the calls of `log` so far."""
         return self._counters.iteration
 
-    def track(self, *, agent: nn.Module, batcher: Batcher, **others: Tracked) -> None:
+    def track(self, *, agent: nn.Module | None = None, batcher: Batcher | None = None, **others: Tracked) -> None:
         """Name what the run is made of: what checkpoints hold, and where episodes and weights go.
 
         A resumed run takes up its state here. Publishes the agent's weights to the batcher. The run directory is
@@ -99,12 +106,16 @@ class Run:
                 with `state_dict` and `load_state_dict`), generators, and dictionaries of an algorithm's own counters.
 
         Raises:
+            UserError: agent or batcher is missing, a checkpoint cannot hold something, or it is called again.
             ConfigError: the run is to be compiled or in mixed precision, and the algorithm does not see to it.
             RunDirectoryError: the run directory exists.
             RunWriteError: nothing can be written there; it has been removed again.
             ConfigError: a logger does not begin; likewise.
             CheckpointError: what the run is to be resumed from does not fit; names the field, and both shapes.
         """
+        if self._batcher is not None:
+            raise UserError("run.track() came before; expected one call that names everything")
+        agent, batcher = check_tracked(agent, batcher, others)
         self.compute.check_used(self.options.title)
         self._agent, self._batcher = agent, batcher
         options = self.options
@@ -174,7 +185,8 @@ class Run:
             RunWriteError: the row, or two checkpoints in turn, could not be written; a run that cannot log ends.
             RankError: another rank has failed, or gone another way.
         """
-        assert self._batcher is not None, "track() comes first"
+        if self._batcher is None:
+            raise UserError("run.log() before run.track(), which names what the run is made of")
         counters, ranks, signals = self._counters, self.ranks, self._signals
         now = agree(ranks, self._iteration(terms, env_steps, self._batcher))
         counters.iteration += 1

@@ -6,9 +6,11 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlx.errors import CheckpointError, SpecError
+from rlx.batcher.batcher import Batcher
+from rlx.errors import CheckpointError, SpecError, UserError
+from rlx.run.state import encode
 
 
 class Stateful(Protocol):
@@ -25,6 +27,38 @@ class Stateful(Protocol):
 
 Tracked = Stateful | torch.Generator | dict[str, Any]
 """What a run can keep track of; a dictionary holds an algorithm's own counters, and is changed in place."""
+
+
+_RESERVED = ("run",)
+"""Names in a checkpoint that are the run's own; `agent` and `batcher` are parameters of `Run.track`."""
+
+
+def check_tracked(agent: object, batcher: object, others: Mapping[str, object]) -> tuple[nn.Module, Batcher]:
+    """Return agent and batcher, and refuse what `Run.track` cannot keep track of, before anything is written.
+
+    Raises:
+        UserError: it has no agent or no batcher, or something cannot be kept in a checkpoint; names it.
+    """
+    if not isinstance(agent, nn.Module):
+        raise UserError(f"run.track(agent=...): got {_kind(agent)}, expected the agent, a torch module")
+    if not isinstance(batcher, Batcher):
+        raise UserError(
+            f"run.track(batcher=...): got {_kind(batcher)}, expected what make_batcher made: a run that collects "
+            "nothing has one, too, since specs, weights that are published and evaluations go by it"
+        )
+    for name, value in others.items():
+        if name in _RESERVED:
+            raise UserError(f"run.track({name}=...): this name is the run's own in a checkpoint; give another one")
+        if isinstance(value, dict):
+            encode(value, {}, name)
+        elif not isinstance(value, torch.Generator) and not (
+            callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+        ):
+            raise UserError(
+                f"run.track({name}=...): got {_kind(value)}, expected something with state_dict and load_state_dict, a "
+                "torch.Generator, or a dictionary of numbers that is changed in place"
+            )
+    return agent, batcher
 
 
 def state_of(value: Tracked) -> dict[str, Any]:
@@ -103,6 +137,10 @@ def set_global_generators(state: Mapping[str, Any]) -> bool:
         torch.cuda.set_rng_state_all(cuda)
         return True
     return not cuda
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"[:120]
 
 
 def _shown(value: Any) -> str:
