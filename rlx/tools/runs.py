@@ -173,7 +173,7 @@ def _walk(folder: Path, problems: list[str], sweeps: list[Path]) -> Iterator[Pat
     for entry in found:
         if (of_sweep and entry.name == PREPARED) or (study and entry.name == CONF):
             continue
-        linked = entry.is_symlink() and entry.is_dir() and is_run_directory(entry.path)  # runs may be gathered by links
+        linked = entry.is_symlink() and _is_run(entry, inside)  # runs may be gathered by links
         if (linked or entry.is_dir(follow_symlinks=False)) and not entry.name.startswith("."):
             for run in _walk(Path(entry.path), inside, sweeps):
                 any_run = True
@@ -184,6 +184,17 @@ def _walk(folder: Path, problems: list[str], sweeps: list[Path]) -> Iterator[Pat
     problems.extend(line for line in inside if not foreign or "cannot be read" in line)
     if foreign:
         problems.append(f"{folder}: no run of rlx; it holds {files[0]}{' and other files' if files[1:] else ''}")
+
+
+def _is_run(link: os.DirEntry[str], problems: list[str]) -> bool:
+    """Return whether a link leads to a run; one that leads in a circle, or to what nobody may see, is told."""
+    try:
+        return link.is_dir() and is_run_directory(link.path)
+    except OSError as error:
+        problems.append(f"{link.path}: cannot be read: {error.strerror}")
+    except RunDirectoryError as error:
+        problems.append(str(error))
+    return False
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

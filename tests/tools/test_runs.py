@@ -128,6 +128,14 @@ def test_links_to_runs_are_runs_and_links_to_folders_are_not_followed(tmp_path: 
     assert names(gathered) == ["a"]
 
 
+def test_a_link_that_leads_in_a_circle_is_named_and_the_rest_is_listed(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "circle").symlink_to("circle")
+    records, problems = list_runs(tmp_path)
+    assert [record.directory.name for record in records] == ["run"]
+    assert problems == [f"{tmp_path / 'circle'}: cannot be read: Too many levels of symbolic links"]
+
+
 @pytest.mark.parametrize("content", [b"", b"a: [", b"\xff\xfe", b"- 1\n"])
 def test_a_run_without_a_configuration_is_listed_and_named(content: bytes, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
