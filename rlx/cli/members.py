@@ -58,12 +58,15 @@ def group_members(group: str, config_dir: Path | None = None) -> list[Member]:
     return [members[name] for name in sorted(members)]
 
 
-def see_own_code() -> None:
+def see_own_code(directory: str | None = None) -> None:
     """Let `_target_: my_package.my_algo.train` name a package in the working directory, as `python -m` would.
 
     Last in the search path, so that it hides nothing that is installed.
+
+    Args:
+        directory: where the command was given, if not in the working directory of now.
     """
-    directory = os.getcwd()
+    directory = directory or os.getcwd()
     if directory not in sys.path:
         sys.path.append(directory)
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import secrets
 import sys
 import time
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 
 from rlx.errors import ConfigError, MissingPackageError, RlxError
 from rlx.run.cores import find_cores
+from rlx.run.files import expanded
 from rlx.run.sweep import FAILED, RUNNING, Job, Sweep, is_sweep, own_overrides
 from rlx.tools import slurm
 
@@ -32,6 +34,7 @@ _LAUNCHERS = {
     "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "submitit"),
 }
 """What brings a launcher: the module, its package, and the extra of rlx."""
+_NAMED = re.compile(r"\$\{\s*([\w.]+)\s*\}")
 
 
 class SweepError(RlxError):
@@ -42,7 +45,7 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
     """Return what is to be added to a multirun's overrides, so that Hydra knows where its jobs go.
 
     Raises:
-        ConfigError: `run_dir` is a list of choices.
+        ConfigError: `run_dir` is a list of choices, or depends on one.
         MissingPackageError: the launcher is not installed.
         SubmitError: it needs SLURM, which is not here or does not remember enough.
     """
@@ -58,6 +61,11 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
     typed = last(overrides, "run_dir")
     if typed is not None and typed.is_sweep_override():
         raise ConfigError(f"{typed.input_line}: expected one directory; each job gets a folder of its own in it")
+    if typed is not None and (swept := _swept_in(typed, overrides)) is not None:
+        raise ConfigError(
+            f"{typed.input_line}: it depends on {swept}, of which there are several; expected one directory: each job "
+            "gets a folder of its own in it"
+        )
     if typed is not None and typed.value() is not None:
         return ["hydra.sweep.dir=${run_dir}"]
     return [f"hydra.sweep.dir='{new_directory()}'"]
@@ -160,9 +168,20 @@ def last(overrides: Sequence[str], key: str) -> Override | None:
     return None
 
 
+def _swept_in(typed: Override, overrides: Sequence[str]) -> str | None:
+    """Return the first key with several values that an override's interpolations name; None where there is none."""
+    named = _NAMED.findall(str(typed.value()))
+    swept = (
+        one.key_or_group for one in OverridesParser.create().parse_overrides(list(overrides)) if one.is_sweep_override()
+    )
+    return next((key for key in swept if any(f"{name}.".startswith(f"{key}.") for name in named)), None)
+
+
 def _sweep_of(config: DictConfig) -> Sweep:
     settings = config.hydra if "hydra" in config else HydraConfig.get()
-    return Sweep(Path(str(config.get("run_dir") or settings.sweep.dir)))
+    directory, given = expanded(str(config.get("run_dir") or settings.sweep.dir)), settings.runtime.cwd
+    # A job may work elsewhere than where the command was given (hydra.job.chdir); its sweep is the command's.
+    return Sweep(directory if os.getcwd() == given else Path(given) / directory)
 
 
 def _failed(sweep: Sweep, job: Job) -> bool:

@@ -29,7 +29,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlx.cli.explain import Composition, explain, explain_sweep, load, public_groups
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
-from rlx.cli.sweep import OWN, SweepError, is_joblib, job_of, own_flags, side_by_side, sweep_overrides, tell_failed
+from rlx.cli.sweep import (
+    OWN,
+    SweepError,
+    is_joblib,
+    job_of,
+    last,
+    own_flags,
+    side_by_side,
+    sweep_overrides,
+    tell_failed,
+)
 from rlx.errors import ConfigError, RlxError, did_you_mean
 from rlx.run.job import run_job
 from rlx.run.signals import StopRequested, exit_status
@@ -57,7 +67,7 @@ class Arguments:
     Attributes:
         overrides: `group=member` and `key=value`, in order.
         flags: all the rest, values of flags included.
-        multirun: whether `-m` is among them.
+        multirun: whether `-m` is among them, or `hydra.mode=MULTIRUN`, which is the same.
         config_dir: the user's own configuration directory.
         config_path: what replaces rlx's own.
         config_name: name of the primary configuration.
@@ -99,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     for key in ("resume", "run_dir"):
         if f"{key}=" in overrides:  # as a shell makes of run_dir=$NOTHING
             raise ConfigError(f"{key}: got nothing, expected a directory, or null")
-    left = Counter(overrides)
+    mode, left = last(overrides, "hydra.mode"), Counter(overrides)
     flags: list[str] = []
     for word in arguments:
         if left[word]:
@@ -109,7 +119,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     return Arguments(
         overrides=overrides,
         flags=flags,
-        multirun=known.multirun,
+        multirun=known.multirun or (mode is not None and str(mode.value()).upper() == RunMode.MULTIRUN.name),
         config_dir=known.config_dir,
         config_path=known.config_path,
         config_name=known.config_name or "config",
@@ -180,7 +190,7 @@ def job(config: DictConfig) -> None:
     settings = HydraConfig.get()
     if settings.mode is not RunMode.MULTIRUN:
         try:
-            see_own_code()
+            see_own_code(settings.runtime.cwd)
             from rlx.run.launch import launch
 
             launch(resolve(config), check_trains(choices_of(settings)), command_of(settings))
@@ -235,7 +245,7 @@ def _ended_with_joblib(settings: Any) -> Generator[None]:
 
 def run_sweep_job(sweep: Sweep, number: int, config: DictConfig, settings: Any) -> None:
     """Run a job of a sweep with the configuration that was composed for it."""
-    see_own_code()
+    see_own_code(settings.runtime.cwd)
     jobs = side_by_side(settings, len(sweep.plan().asked)) if settings.mode is RunMode.MULTIRUN else 1
     command, choices = command_of(settings), check_trains(choices_of(settings))
     run_job(sweep, number, partial(resolve, config), choices, command, tell=_tell, side_by_side=jobs)

@@ -127,6 +127,41 @@ def test_sweep_needs_one_directory(launches: Launches, capsys: pytest.CaptureFix
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("swept", ["algo=ppo,a2c", "algo.gamma=choice(0.9,0.99)"])
+def test_sweep_whose_directory_depends_on_what_is_swept_is_refused(
+    launches: Launches, capsys: pytest.CaptureFixture[str], swept: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_train(["-m", "seed=0,1", swept, "run_dir=a_${algo.gamma}"])
+    assert end.value.code == 2
+    named = swept.partition("=")[0]
+    assert capsys.readouterr().err.startswith(
+        f"Error: run_dir=a_${{algo.gamma}}: it depends on {named}, of which there"
+    )
+    assert list(Path().iterdir()) == []
+    run_train(["-m", "seed=0,1", "algo.gamma=0.9", "run_dir=a_${algo.gamma}"])
+    assert [job.state for job in Sweep("a_0.9").jobs()] == ["done", "done"]
+
+
+def test_jobs_that_work_elsewhere_belong_to_the_sweep_of_the_command(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launches.errors[1] = ConfigError("no")
+    with pytest.raises(SystemExit):
+        run_train([*ASKED, "hydra.job.chdir=true"])
+    assert [job.state for job in Sweep("here").jobs()] == ["done", "failed", "done", "failed"]
+    assert {Path(job["run_dir"]).parent for job in launches} == {Path("here").absolute()}
+    assert "Error: 2 jobs failed, all others ran; see '" in capsys.readouterr().err
+
+
+def test_hydras_mode_is_a_multirun_as_the_flag_is(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    launches.errors[1] = ConfigError("no")
+    with pytest.raises(SystemExit):
+        run_train(["hydra.mode=MULTIRUN", *ASKED[1:]])
+    assert "Error: 2 jobs failed, all others ran; see 'here':" in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["here"]
+
+
 @pytest.mark.parametrize(
     ("launcher", "extra"), [("joblib", "joblib"), ("submitit_local", "submitit"), ("submitit_slurm", "submitit")]
 )
