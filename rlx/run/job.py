@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from rlx.errors import ConfigError, RunDirectoryError
+from rlx.errors import ConfigError, RunDirectoryError, RunWriteError
 from rlx.run.cores import AUTO
 from rlx.run.directory import CHECKPOINTS
 from rlx.run.early_stop import errors_of_signals
-from rlx.run.files import json_ready
+from rlx.run.files import json_ready, reason_of
 from rlx.run.migrate import read_stored
 from rlx.run.sweep import Sweep
 
@@ -46,6 +46,8 @@ def run_job(
     except RunDirectoryError as busy:
         tell(f"{busy}: it is left to that one")
         return
+    except OSError as error:
+        raise RunWriteError(f"cannot write '{sweep.folder}': {reason_of(error)}") from error
     with lock:
         job = sweep.job(number)
         directory = sweep.run_directory(number)

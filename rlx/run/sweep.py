@@ -16,12 +16,12 @@ import platform
 import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rlx.errors import RlxError, RunDirectoryError, message_of
+from rlx.errors import RlxError, RunDirectoryError, RunWriteError, message_of
 from rlx.run.directory import PREPARED, is_run_directory, read_summary
 from rlx.run.files import expanded, reason_of, write_json_atomic
 from rlx.run.lock import RunLock
@@ -212,7 +212,10 @@ class Sweep:
         values = _read(self.folder / f"{number}.json")
         if values is None:
             return Job(number, jobs[number])
-        return Job(number, jobs[number], values["state"], values["reason"], values["attempts"])
+        try:
+            return Job(number, jobs[number], values["state"], values["reason"], values["attempts"])
+        except KeyError as error:
+            raise RunDirectoryError(f"'{self.folder / f'{number}.json'}' is damaged: it lacks {error}") from error
 
     def jobs(self) -> list[Job]:
         """Read what became of every job."""
@@ -257,6 +260,9 @@ class Sweep:
 
         Yields:
             The notes on it.
+
+        Raises:
+            RunWriteError: it cannot be noted that it begins, or that it is done.
         """
         now: dict[str, Any] = {"began": time.time(), "host": platform.node(), "process": os.getpid(), "state": RUNNING}
         if "SLURM_JOB_ID" in os.environ:
@@ -268,17 +274,22 @@ class Sweep:
         self._write_job(job)
         try:
             yield now
-            job.state = DONE
         except BaseException as error:
             job.state = FAILED if isinstance(error, Exception) else STOPPED
             job.reason = _reason(error)
+            with suppress(RunWriteError, RunDirectoryError):  # what ended it is what counts
+                self._end(job, now)
             raise
-        finally:
-            directory = self.run_directory(job.number)
-            summary = read_summary(directory) if is_run_directory(directory) else None
-            now |= {"ended": time.time(), "state": job.state, "reason": job.reason}
-            now["env_steps"] = (summary or {}).get("env_steps", 0)
-            self._write_job(job)
+        job.state = DONE
+        self._end(job, now)
+
+    def _end(self, job: Job, now: dict[str, Any]) -> None:
+        """Note how an attempt has ended."""
+        directory = self.run_directory(job.number)
+        summary = read_summary(directory) if is_run_directory(directory) else None
+        now |= {"ended": time.time(), "state": job.state, "reason": job.reason}
+        now["env_steps"] = (summary or {}).get("env_steps", 0)
+        self._write_job(job)
 
     def set_aside(self, job: Job) -> None:
         """Move what an attempt left that came to no checkpoint into the folder `jobs`, for whoever wants to know."""
@@ -317,7 +328,10 @@ class Sweep:
         write_json_atomic(self.folder / PLAN, {"version": _VERSION, **vars(plan), "submissions": submissions})
 
     def _write_job(self, job: Job) -> None:
-        write_json_atomic(self.folder / f"{job.number}.json", vars(job))
+        try:
+            write_json_atomic(self.folder / f"{job.number}.json", vars(job))
+        except OSError as error:
+            raise RunWriteError(f"cannot write '{error.filename}': {reason_of(error)}") from error
 
 
 def slurm_name() -> str | None:

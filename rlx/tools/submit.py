@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import RlxError, RunDirectoryError
+from rlx.errors import RlxError, RunDirectoryError, RunWriteError, UserError
 from rlx.run.files import reason_of, write_text_atomic
 from rlx.run.sweep import Submission, Sweep
 from rlx.tools import slurm
@@ -124,7 +124,7 @@ def submit_jobs(asked: Asked, wanted: dict[str, Any], *, dry_run: bool = False) 
         return Done(sweep.directory, batches, [], notes)
     try:
         submissions = submit_batches(sweep, batches)
-    except RlxError:
+    except UserError:  # nothing that SLURM has taken is without its note
         if is_new and not asked.is_named and not sweep.plan().submissions:
             shutil.rmtree(sweep.directory, ignore_errors=True)
         raise
@@ -222,6 +222,7 @@ def submit_batches(sweep: Sweep, batches: Sequence[Batch]) -> list[Submission]:
     Raises:
         SubmitError: SLURM refused one; says which jobs were taken before.
         RunDirectoryError: the folder cannot be written.
+        RunWriteError: SLURM took jobs, and that cannot be noted.
     """
     made: list[Submission] = []
     for batch in batches:
@@ -244,7 +245,13 @@ def submit_batches(sweep: Sweep, batches: Sequence[Batch]) -> list[Submission]:
                 f"the same command with run_dir={sweep.directory} goes on)"
             ) from error
         made.append(Submission(number, batch.jobs, batch.name, time.time()))
-        sweep.add_submission(made[-1])
+        try:
+            sweep.add_submission(made[-1])
+        except (OSError, RunDirectoryError) as error:
+            raise RunWriteError(
+                f"SLURM has taken {len(batch.jobs)} jobs as {number}, but cannot note that in '{sweep.folder}': "
+                f"{reason_of(error)}; before the same command submits them again: scancel {number}"
+            ) from error
     return made
 
 

@@ -234,3 +234,15 @@ def test_jobs_that_are_done_are_not_submitted_again(sbatch: SbatchSays) -> None:
         done = submit("--json", "--", "-m", "seed=range(4)", "run_dir=here")
     assert json.loads(done.stdout)["slurm_jobs"] == {"0": "7_0", "1": "7_1"}
     assert done.stderr == "job 2 is done already\njob 3 is run by other processes\n"
+
+
+def test_jobs_that_slurm_took_and_nobody_could_note_are_told(folder: Path, sbatch: SbatchSays) -> None:
+    sbatch("mkdir ${2%/*}/sweep.lock && echo 7")  # which is what cannot be opened then
+    done = submit("--", "-m", "seed=range(3)")
+    assert done.exit_code == 1, done.stderr
+    (directory,) = Path("runs/multirun").iterdir()
+    assert done.stderr.startswith(
+        f"Error: SLURM has taken 3 jobs as 7, but cannot note that in '{directory}/jobs': Is a"
+    )
+    assert "scancel 7" in done.stderr
+    assert (directory / "jobs/submit-1.sh").is_file()

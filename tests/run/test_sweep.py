@@ -1,16 +1,21 @@
 """A sweep's directory: jobs killed at any moment are gone on with, and what several processes write stays whole."""
 
 import json
+import resource
 import shutil
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from rlx.cli.start import run_train
-from rlx.errors import RunDirectoryError
+from rlx.errors import RunDirectoryError, RunWriteError
 from rlx.run.checkpoint import list_checkpoints, step_of
 from rlx.run.directory import create_run_directory, discard_run_directory, is_taken
+from rlx.run.job import run_job
+from rlx.run.signals import StopRequested, signal
 from rlx.run.sweep import Submission, Sweep
 
 from .resuming import end_of, job
@@ -91,6 +96,39 @@ def test_processes_that_ask_at_once_agree_on_the_numbers(tmp_path: Path) -> None
     assert sorted(plan.jobs) == sorted(jobs)
     for turn, numbers in enumerate(asked):
         assert [plan.jobs[number] for number in numbers] == jobs[turn:] + jobs[:turn]
+
+
+@contextmanager
+def full_disk() -> Generator[None]:
+    """Let no file grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_attempt_that_cannot_be_noted_is_one_message(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.ask([["seed=0"]])
+    attempt = sweep.attempt(sweep.job(0))
+    with full_disk(), pytest.raises(RunWriteError, match=rf"cannot write '{sweep.folder}/0\.json': File too large"):
+        attempt.__enter__()
+    with full_disk(), pytest.raises(RunWriteError, match=f"cannot write '{sweep.folder}': File too large"):
+        run_job(sweep, 0, dict, {}, "rlx train", tell=print)
+    assert sweep.job(0).attempts == []
+
+
+def test_what_ends_an_attempt_counts_more_than_that_it_cannot_be_noted(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.ask([["seed=0"]])
+
+    attempt = sweep.attempt(sweep.job(0))
+    attempt.__enter__()
+    stop = StopRequested(signal.SIGUSR1, safe=True)
+    with full_disk():
+        assert not attempt.__exit__(StopRequested, stop, None)  # and raises nothing in its place
 
 
 def test_submissions_are_kept(tmp_path: Path) -> None:
