@@ -112,6 +112,7 @@ def _found(study: Any) -> tuple[dict[str, Any], list[str]]:
     from rlx.cli.plan import RECIPE, write_recipe
     from rlx.tools.runs import CONF
     from rlx.tools.search_space import as_override
+    from rlx.tools.study import writing
     from rlx.tools.tune_report import describe_study, draw_study, table
 
     found = describe_study(study)
@@ -123,7 +124,8 @@ def _found(study: Any) -> tuple[dict[str, Any], list[str]]:
             f"{found['title']}: trial {best.number} of {len(found['trials'])}, mean return {best.value:.2f}.",
             f"Its run: {', '.join(runs)}",
         ]
-        path, wrong = write_recipe(study.plan, study.overrides(best), heading, study.directory)
+        with writing(study.directory):
+            path, wrong = write_recipe(study.plan, study.overrides(best), heading, study.directory)
         conf = shlex.quote(str(_short(study.directory / CONF)))
         again = f"rlx train experiment={RECIPE} --config-dir {conf}"
         if study.plan.config_dir is not None:

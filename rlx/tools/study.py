@@ -21,15 +21,15 @@ from typing import Any, Self, cast
 
 import optuna
 import yaml
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError  # Optuna's own dependency
 
-from rlx.errors import ConfigError, RunDirectoryError
+from rlx.errors import ConfigError, RunDirectoryError, RunWriteError
 from rlx.run.build import maker
-from rlx.run.files import expanded, write_text_atomic
+from rlx.run.files import expanded, reason_of, write_text_atomic
 from rlx.tools.presence import Presence
 from rlx.tools.runs import STUDY
 from rlx.tools.sampler import EXHAUSTED, SeededSampler
@@ -110,7 +110,7 @@ class Study:
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:
+        with ExitStack() as opened, writing(self.directory):
             opened.enter_context(self._presence)
             storage = opened.enter_context(_storage(self.directory, self.plan))
             self._study = _load(self.directory, self.plan, storage)
@@ -220,6 +220,7 @@ def open_study(directory: Path, plan: Plan) -> Study:
 
     Raises:
         RunDirectoryError: the directory is something else, or cannot be made.
+        RunWriteError: it cannot be written.
         ConfigError: the study there is another one, or its storage cannot be opened.
     """
     directory = expanded(directory).absolute()
@@ -233,7 +234,7 @@ def open_study(directory: Path, plan: Plan) -> Study:
         (directory / PROCESSES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"study_dir: cannot create '{directory}': {error.strerror}") from error
-    with locked(directory):
+    with writing(directory), locked(directory):
         if is_study(directory):
             there = read_plan(directory)
             _check_same(directory, there, plan)
@@ -270,6 +271,19 @@ def read_plan(directory: Path) -> Plan:
         odd = sorted(set(values) ^ set(names))
         raise RunDirectoryError(f"'{path}' is no study of this rlx: {odd[0]} is missing or unknown")
     return Plan(**values)
+
+
+@contextmanager
+def writing(directory: Path) -> Generator[None]:
+    """Say in one message that a study's directory, or its storage, cannot be written.
+
+    Raises:
+        RunWriteError: it cannot.
+    """
+    try:
+        yield
+    except (OSError, StorageInternalError) as error:
+        raise RunWriteError(f"the study in '{directory}' cannot be written: {reason_of(error)}") from error
 
 
 @contextmanager

@@ -1,11 +1,8 @@
 """A sweep's directory: jobs killed at any moment are gone on with, and what several processes write stays whole."""
 
 import json
-import resource
 import shutil
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from rlx.run.directory import create_run_directory, discard_run_directory, is_ta
 from rlx.run.job import run_job
 from rlx.run.signals import StopRequested, signal
 from rlx.run.sweep import Submission, Sweep
+from tests.disk import full_disk
 
 from .resuming import end_of, job
 
@@ -96,17 +94,6 @@ def test_processes_that_ask_at_once_agree_on_the_numbers(tmp_path: Path) -> None
     assert sorted(plan.jobs) == sorted(jobs)
     for turn, numbers in enumerate(asked):
         assert [plan.jobs[number] for number in numbers] == jobs[turn:] + jobs[:turn]
-
-
-@contextmanager
-def full_disk() -> Generator[None]:
-    """Let no file grow."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_attempt_that_cannot_be_noted_is_one_message(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ pytest.importorskip("optuna")
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from rlx.errors import ConfigError, RunDirectoryError
+from rlx.errors import ConfigError, RunDirectoryError, RunWriteError
 from rlx.tools.presence import SILENT_S, Presence
 from rlx.tools.study import JOURNAL, PROCESSES, RETRY_OF, counts, open_study
 
+from ..disk import full_disk
 from ..program import ENVIRONMENT
 from .studies import plan
 
@@ -153,6 +154,20 @@ def test_nothing_is_left_of_a_study_that_could_not_be_made(tmp_path: Path) -> No
     (tmp_path / "note").touch()
     with pytest.raises(RunDirectoryError, match="is no study"):
         open_study(tmp_path, plan())
+
+
+def test_study_that_cannot_be_written_is_one_message_and_is_begun_later(tmp_path: Path) -> None:
+    directory = tmp_path / "study"
+    with (
+        full_disk(),
+        pytest.raises(RunWriteError, match=f"the study in '{directory}' cannot be written: File too large"),
+    ):
+        open_study(directory, plan())
+    study = open_study(directory, plan())
+    with full_disk(), pytest.raises(RunWriteError, match="cannot be written: File too large"):
+        study.__enter__()
+    with open_study(directory, plan()) as study:
+        assert study.begin(1) is not None
 
 
 def test_process_of_another_machine_is_there_while_it_touches_its_file(tmp_path: Path) -> None:

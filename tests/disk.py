@@ -1,0 +1,16 @@
+"""A disk that is full, for what writes in the tests' own process."""
+
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def full_disk() -> Generator[None]:
+    """Let no file grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
