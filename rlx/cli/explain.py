@@ -166,8 +166,8 @@ def _explain_syntax(text: str, problem: OverrideParseException, composition: Com
         return f"{text}: expected KEY=VALUE or GROUP=MEMBER, such as seed=1 or algo=ppo.{hint}"
     reason = str(problem).splitlines()[0].rstrip(".")
     return (
-        f"{text}: this is no override ({reason}). A value with spaces or any of ,=:(){{}}[]'\"$ needs quotes of its "
-        "own inside the shell's: 'key=\"a value\"'."
+        f"{text}: this is no override ({reason}). A value with anything but letters of ASCII, digits and "
+        "/ - _ + . % * @ ? | needs quotes of its own inside the shell's: 'key=\"a value\"'."
     )
 
 

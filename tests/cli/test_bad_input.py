@@ -98,6 +98,18 @@ def test_list_where_a_mapping_stands_and_a_name_that_is_null_are_told(
     assert fails(capsys, "agent=population", typed) == f"{typed}: {expected}"
 
 
+@pytest.mark.parametrize("value", ["käse", "~/runs", "a#b"])
+def test_value_that_needs_quotes_is_told_so_and_taken_with_them(
+    launches: Launches, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    told = (
+        "with anything but letters of ASCII, digits and / - _ + . % * @ ? | needs quotes of its own inside the shell's"
+    )
+    assert told in fails(capsys, f"run_dir={value}")
+    run_train([f"run_dir='{value}'"])
+    assert launches[0]["run_dir"] == value
+
+
 def test_unknown_key_of_a_mapping_says_how_to_add_one(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, "env.kwargs.foo=1").endswith("To add one: +env.kwargs.foo=1")
 
