@@ -24,8 +24,12 @@ from rlx.run.files import expanded
 from rlx.run.sweep import FAILED, RUNNING, Job, Sweep, is_sweep, own_overrides
 from rlx.tools import slurm
 
-_CURRENT: ContextVar[Sweep | None] = ContextVar("current sweep", default=None)
-"""The sweep of the command that this process runs, once its configuration has said where it is."""
+_CURRENT: ContextVar[tuple[Sweep, list[int] | None] | None] = ContextVar("current sweep", default=None)
+"""The sweep of the command that this process runs, once its configuration has said where it is, and the jobs asked for.
+
+Where the sweeper is not rlx's, these are found as it goes, and stand in the sweep's plan; there others may ask for
+others meanwhile.
+"""
 OWN = "command-line"
 """What Hydra calls where --config-dir came from."""
 _LAUNCHERS = {
@@ -93,7 +97,7 @@ def left_to_do(config: DictConfig | None, jobs: Sequence[Sequence[str]]) -> list
     sweep = _sweep_of(config)
     known = is_sweep(sweep.directory)
     asked = sweep.ask(jobs, flags=own_flags(config.hydra))
-    _CURRENT.set(sweep)
+    _CURRENT.set((sweep, sorted(set(asked))))
     unique = {number: list(job) for number, job in zip(asked, jobs, strict=True)}
     plan = sweep.plan()
     found = {number: sweep.job(number, plan) for number in unique}
@@ -111,8 +115,9 @@ def left_to_do(config: DictConfig | None, jobs: Sequence[Sequence[str]]) -> list
 
 def job_of(config: DictConfig, settings: Any) -> tuple[Sweep, int]:
     """Return the sweep and the number there of the job that this process runs for a launcher."""
-    sweep = _sweep_of(config)
-    _CURRENT.set(sweep)
+    sweep, current = _sweep_of(config), _CURRENT.get()
+    if current is None or current[0].directory.absolute() != sweep.directory.absolute():
+        _CURRENT.set((sweep, None))
     wanted = sorted(own_overrides(settings.overrides.task))
     if is_sweep(sweep.directory):
         for number, job in enumerate(sweep.plan().jobs):
@@ -130,11 +135,14 @@ def own_flags(settings: Any) -> list[str]:
 
 def tell_failed() -> str | None:
     """Return a message that lists the jobs of this command's multirun that failed, or None where none did."""
-    sweep = _CURRENT.get()
-    if sweep is None:
+    current = _CURRENT.get()
+    if current is None:
         return None
+    sweep, asked = current
     plan = sweep.plan()
-    failed = [job for number in plan.asked if _failed(sweep, job := sweep.job(number, plan))]
+    failed = [
+        job for number in (plan.asked if asked is None else asked) if _failed(sweep, job := sweep.job(number, plan))
+    ]
     if not failed:
         return None
     told = "\n".join(

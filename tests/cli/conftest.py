@@ -1,5 +1,5 @@
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,15 +10,17 @@ import rlx.batcher.start
 
 
 class Launches(list[dict[str, Any]]):
-    """Stands where `launch` does: keeps what it was given, and raises what it was told to."""
+    """Stands where `launch` does: keeps what it was given, does what is done meanwhile, raises what it was told to."""
 
     def __init__(self) -> None:
         self.errors: dict[int, BaseException] = {}
+        self.meanwhile: Callable[[], object] = list
 
     def __call__(
         self, config: Mapping[str, Any], choices: Mapping[str, str], command: str, *, side_by_side: int = 1
     ) -> None:
         self.append({**config, "choices": dict(choices), "command": command})
+        self.meanwhile()
         if config["seed"] in self.errors:
             raise self.errors[config["seed"]]
 

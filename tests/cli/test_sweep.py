@@ -110,6 +110,20 @@ def test_what_a_failed_job_held_is_free_before_the_next_one(launches: Launches) 
     assert not alive
 
 
+def test_failed_jobs_are_listed_though_another_command_asks_for_others(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launches.errors[1] = ConfigError("no")
+    launches.meanwhile = lambda: Sweep("here").ask([["algo=ppo", "seed=2"]])
+    with pytest.raises(SystemExit):
+        run_train(ASKED)
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "Error: 2 jobs failed, all others ran; see 'here':",
+        "  job 1 (algo=ppo seed=1): no",
+        "  job 3 (algo=a2c seed=1): no",
+    ]
+
+
 def test_sweep_in_a_new_directory_says_how_to_go_on(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
     run_train(["-m", "seed=0,1"])
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sweep "))
