@@ -96,6 +96,8 @@ class Trajectories:
 
         One may be there several times.
         """
+        if not self.bootstrap.batch_size:  # that of minibatches has no `row` either
+            return Trajectories(self.info[index], self.steps[index], self.bootstrap, self.context[index])
         ordered, place = torch.arange(self.batch_size, device=self.steps.lengths.device)[index].sort(stable=True)
         first = torch.searchsorted(ordered, self.bootstrap["row"])
         copies = torch.searchsorted(ordered, self.bootstrap["row"], right=True) - first
@@ -125,7 +127,8 @@ class Trajectories:
                 row = DictTensor({"row": part.bootstrap["row"] + before})
                 ends.append(part.bootstrap.exclude("row") | row)
             before += part.batch_size
-        return cls(info, steps, DictTensor.cat(ends) if ends else DictTensor.empty(0), context)
+        nothing = next((part.bootstrap for part in parts if "row" in part.bootstrap), parts[0].bootstrap)
+        return cls(info, steps, DictTensor.cat(ends) if ends else nothing, context)
 
     def split_steps(self) -> "Trajectories":
         """Return every valid step as a sequence of its own, `[N, 1]`: for agents without state, in any order.

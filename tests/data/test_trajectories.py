@@ -57,6 +57,18 @@ def test_parts_that_are_put_together_keep_what_belongs_to_their_rows() -> None:
         Trajectories.cat([])
 
 
+def test_what_bootstraps_from_nothing_is_put_together_and_chosen_from_like_the_rest() -> None:
+    over = made([2, 1], 2)
+    over = Trajectories(over.info, over.steps, over.bootstrap[:0])  # both sequences terminate
+    first, second = over.minibatches(1, torch.Generator())
+    for parts in ([over, over], [first, second], [first, second, over]):
+        both = Trajectories.cat(parts)
+        assert both.bootstrap.keys() == parts[-1].bootstrap.keys()
+        for chosen in (both.rows(torch.tensor([1, 0])), next(both.minibatches(1, torch.Generator())).rows(slice(0, 1))):
+            assert chosen.bootstrap.batch_size == 0
+    assert over.rows(torch.tensor([1])).bootstrap["row"].tolist() == []
+
+
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 2], [0, 0]])
 def test_split_steps_are_the_valid_steps_with_their_info(lengths: list[int]) -> None:
     trajectories = made(lengths, 3)
