@@ -218,7 +218,7 @@ class DiagonalGaussian(Distribution):
         self._action = f"action{suffix}"
         low = torch.tensor(spec.low or [-math.inf] * spec.numel, dtype=torch.float32)
         high = torch.tensor(spec.high or [math.inf] * spec.numel, dtype=torch.float32)
-        bounded = low.isfinite() & high.isfinite()
+        bounded = (high - low).isfinite()  # not where they are the greatest numbers that there are, either
         self._center = torch.where(bounded, (low + high) / 2, 0.0)
         self._half_range = torch.where(bounded, (high - low) / 2, 1.0)
         self._low, self._high = low, high

@@ -36,7 +36,7 @@ class SquashedGaussian(nn.Module):
         spec = specs.action.get("action")
         low = torch.tensor(spec.low if spec is not None else (), dtype=torch.float32)
         high = torch.tensor(spec.high if spec is not None else (), dtype=torch.float32)
-        bounded = bool(len(low)) and bool((low.isfinite() & high.isfinite()).all())
+        bounded = bool(len(low)) and bool((high - low).isfinite().all())
         if spec is None or spec.kind != "continuous" or not spec.dtype.is_floating_point or not bounded:
             shown = ", ".join(f"{key} ({each.kind} {list(each.shape)})" for key, each in specs.action.items())
             discrete = all(each.kind == "discrete" for each in specs.action.values())

@@ -95,6 +95,14 @@ def test_continuous_actions_cover_the_box_and_never_leave_it() -> None:
     torch.testing.assert_close(taken["action"], torch.tensor([[0.0, 0.5], [2.0, 0.0], [1.0, 1.0]]))
 
 
+def test_bounds_so_wide_that_they_bound_nothing_let_draws_pass_as_they_are() -> None:
+    most = torch.finfo(torch.float32).max
+    agent = actor_critic(EnvSpecs(OBS, {"action": Spec((2,), torch.float32, low=(-most, -1.0), high=(most, 3.0))}))
+    outputs = DictTensor({"mean": torch.tensor([[0.5, 0.5]]), "log_std": torch.zeros(1, 2)})
+    taken = agent.act(outputs, DictTensor({"deterministic": torch.ones(1, dtype=torch.bool)}), torch.Generator())
+    assert taken["action"].tolist() == [[0.5, 2.0]]
+
+
 def test_the_actor_acts_as_the_whole_agent_does_and_follows_its_weights() -> None:
     for spec in ACTIONS.values():
         agent = actor_critic(EnvSpecs(OBS, {"action": spec}))

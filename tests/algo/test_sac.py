@@ -11,6 +11,7 @@ from rlx.algo.sac import loss
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
 
+MOST = torch.finfo(torch.float32).max  # as environments write "unbounded", too
 BOX = Spec((2,), torch.float32, low=(-2.0, 0.0), high=(2.0, 3.0))
 SPECS = EnvSpecs({"obs": Spec((3,), torch.float32)}, {"action": BOX})
 
@@ -205,6 +206,7 @@ def test_the_first_actions_are_drawn_evenly_and_the_mode_is_the_means() -> None:
         (Spec((), torch.int64, "discrete", nvec=(4,)), "algo=dqn, ppo or a2c"),
         (Spec((1,), torch.float32), "finite bounds.*algo=ppo or a2c"),
         (Spec((2,), torch.float32, low=(-1.0, -math.inf), high=(1.0, 1.0)), "finite bounds.*algo=ppo or a2c"),
+        (Spec((1,), torch.float32, low=(-MOST,), high=(MOST,)), "finite bounds.*algo=ppo or a2c"),
     ],
 )
 def test_other_actions_are_refused_with_what_fits(action: Spec, named: str) -> None:
