@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlx.data import DictTensor, TemporalDictTensor
+from rlx.data import DictTensor, EnvSpecs, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
 from rlx.errors import SpecError
 from tests.device.simulated import ACCELERATORS
 
@@ -100,3 +100,28 @@ def test_two_devices_in_one_are_refused(device: str) -> None:
 
 def test_lists_of_lengths_go_where_the_fields_are(device: str) -> None:
     assert TemporalDictTensor({"a": torch.zeros(2, 2, device=device)}, [1, 2]).lengths.device.type == device
+
+
+@pytest.mark.parametrize("alpha", [None, 0.6])
+def test_what_is_drawn_for_a_gpu_bootstraps_there_and_tells_its_priorities_from_there(
+    alpha: float | None, device: str
+) -> None:
+    specs = EnvSpecs({"obs": Spec((), torch.float32)}, {"action": Spec((), torch.int64, "discrete", nvec=(2,))})
+    never, count = torch.zeros(2, 8, dtype=torch.bool), torch.arange(16.0).view(2, 8)
+    fields = {"env/obs": count, "next/obs": count + 1, "agent/action": never.long(), "next/reward": count}
+    fields |= {"next/terminated": never, "next/truncated": never, "env/is_first": torch.arange(8).expand(2, 8) == 0}
+    state = {"hidden": Spec((), torch.float32)}
+    buffer = ReplayBuffer(specs, capacity=60, num_envs=2, state=state, state_every=8, alpha=alpha)
+    info = DictTensor({"agent_state/hidden": torch.zeros(2)})
+    buffer.add(Trajectories(info, TemporalDictTensor(fields, [8, 8]), DictTensor.empty(0)))
+    found = []
+    for place in ("cpu", device):
+        draws = torch.Generator().manual_seed(0)
+        for batch in buffer.batches(3, 4, draws, num_steps=5, device=place):
+            assert batch.steps.device.type == place
+            bootstrap = batch.bootstrap
+            assert {value.device.type for value in bootstrap.values()} == {place}
+            found.append({key: value.tolist() for key, value in bootstrap.items()})
+            if alpha is not None:
+                buffer.update_priorities(batch.info["slot"], torch.ones(4, device=place))
+    assert found[3:] == found[:3] or alpha is not None
