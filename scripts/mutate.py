@@ -84,6 +84,10 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("agent.value_scale(outputs))[mask]", "agent.value_scale(outputs))"),
         ("policy_loss - ent_coef * entropy", "policy_loss + ent_coef * entropy"),
     ],
+    "sequences": [
+        ("return over | (left", "return (left"),
+        ("over | (left.steps.lengths > 0)", "over | (left.steps.lengths >= 0)"),
+    ],
     "dqn": [
         ("replay_next(target, batch)", "replay_next(agent, batch)"),
         ("(replay_next(agent, batch) if double else ahead)", "ahead"),

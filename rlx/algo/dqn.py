@@ -34,7 +34,7 @@ from rlx.algo.means import mean_of_valid, mean_terms
 from rlx.algo.optimizer import FlatAdam
 from rlx.algo.returns import n_step_returns
 from rlx.algo.schedules import Scheduled, at
-from rlx.algo.sequences import sequences_of
+from rlx.algo.sequences import sequences_of, tell_priority
 from rlx.batcher import BatcherMaker
 from rlx.data import DictTensor, ReplayBuffer, Trajectories
 from rlx.errors import AgentError
@@ -231,7 +231,7 @@ def train(
             update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            for batch in buffer.batches(
+            for drawn in buffer.batches(
                 num_updates if begun else 0,
                 batch_size,
                 generator,
@@ -241,8 +241,7 @@ def train(
                 beta=beta,
                 device=run.device,
             ):
-                if sequences:
-                    batch = burn_in(agent, batch, sequences.burn_in)
+                batch = burn_in(agent, drawn, sequences.burn_in) if sequences else drawn
                 terms = compute(agent, target, batch, n_step=n_step, double=double)
                 run.check_loss(terms["loss/total"], batch, agent)
                 optimizer.zero_grad()
@@ -251,8 +250,9 @@ def train(
                 terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
                 optimizer.step(lr)
                 if prioritized_alpha is not None:
+                    told = tell_priority(drawn, batch)
                     urgent = priority(terms["td_error"], batch.steps.lengths)
-                    buffer.update_priorities(batch.info["slot"], urgent)
+                    buffer.update_priorities(batch.info["slot"][told], urgent[told])
                 counters["updates"] += 1
                 if counters["updates"] % target_update_interval == 0:
                     target_parameters.lerp_(optimizer.parameters.detach(), tau)

@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from rlx.agent import Agent, is_stateful
+from rlx.data import Trajectories
 from rlx.errors import AgentError
 
 _LENGTH, _BURN_IN = 20, 10  # of what is not given
@@ -46,3 +50,19 @@ def sequences_of(agent: Agent, sequence_length: int | None, burn_in_steps: int |
                 "agent such as agent=recurrent_q_network or agent=recurrent_soft_actor_critic"
             )
     return None
+
+
+def tell_priority(drawn: Trajectories, left: Trajectories) -> Tensor:
+    """Return which sequences tell how urgent they are, `[N]` bool: all but those of which too little is known yet.
+
+    The newest ones of a buffer may be known no further than the burn-in goes. Nothing is learned from them, but as
+    their episode goes on, something will be: a priority of nothing would keep them from ever being drawn again.
+
+    Args:
+        drawn: as the buffer returned them.
+        left: what `burn_in` left of them.
+    """
+    steps, last = drawn.steps, drawn.steps.lengths - 1
+    row = torch.arange(steps.batch_size, device=steps.device)
+    over = (steps["next/terminated"] | steps["next/truncated"])[row, last]
+    return over | (left.steps.lengths > 0)
