@@ -10,6 +10,27 @@ from rlx.errors import SpecError
 _STATE = "agent_state/"
 
 
+def bootstrap_of(steps: TemporalDictTensor) -> DictTensor:
+    """Return the observation after each sequence's last step, and the final one of each episode truncated inside it.
+
+    None after a termination, and none at all where the steps do not tell what came next.
+    """
+    if not all(f"next/{key}" in steps for key in ("terminated", "truncated")):
+        return DictTensor.empty(0)
+    time = torch.arange(steps.max_length, device=steps.device)
+    last = time == steps.lengths.unsqueeze(1) - 1
+    wanted = (steps["next/truncated"] & steps.mask() | last) & ~steps["next/terminated"]
+    row, time = wanted.nonzero(as_tuple=True)
+    fields: dict[str, Tensor] = {"row": row, "time": time, "is_first": torch.zeros_like(row, dtype=torch.bool)}
+    for name in steps:
+        group, _, key = name.partition("/")
+        if group == "next" and key not in ("terminated", "truncated", "discount"):
+            fields["prev_reward" if key == "reward" else key] = steps[name][row, time]
+        elif name == "agent/action" or name.startswith("agent/action/"):
+            fields[f"prev_{key}"] = steps[name][row, time]
+    return DictTensor.trusted(fields, len(row))
+
+
 class Cuts:
     """Sequences cut into parts of at most `num_steps` steps, in the order of the rows and, in a row, of time.
 

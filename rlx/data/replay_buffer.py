@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rlx.data.dict_tensor import DictTensor
-from rlx.data.drawn import drawn, split
 from rlx.data.hindsight import Hindsight
 from rlx.data.priorities import Priorities
 from rlx.data.reader import Reader
@@ -200,7 +199,7 @@ class ReplayBuffer:
             draws = [self._draw(batch_size, generator, beta, decision) for _ in range(min(left, at_once))]
             slots, weight = np.concatenate([slots for slots, _ in draws]), draws[0][1]
             some = self._read(slots, weight, num_steps, gamma, n_step, decision, generator).to(device)
-            yield from split(some, batch_size) if len(draws) > 1 else (some,)
+            yield from _taken_apart(some, batch_size) if len(draws) > 1 else (some,)
 
     def sample(
         self,
@@ -289,10 +288,10 @@ class ReplayBuffer:
         """Return the transitions at `slots`, or the sequences of `num_steps` that begin there."""
         if num_steps is None:
             steps = self._reader.transitions(slots, n_step=n_step, gamma=gamma, decision=decision, generator=generator)
-            return drawn(self._info(slots, weight), steps, num_steps=len(slots))
+            return Trajectories(self._info(slots, weight), steps, num_steps=len(slots))
         if self._hindsight is not None:
             raise UserError("sequences of a replay buffer with hindsight: only single transitions get other goals")
-        return drawn(self._info(slots, weight), self._reader.sequences(slots, num_steps=num_steps, gamma=gamma))
+        return Trajectories(self._info(slots, weight), self._reader.sequences(slots, num_steps=num_steps, gamma=gamma))
 
     def _draw(
         self, batch_size: int, generator: torch.Generator, beta: float, decision: str | None = None
@@ -357,6 +356,13 @@ class ReplayBuffer:
 
     def __repr__(self) -> str:
         return f"ReplayBuffer({len(self):,} of {self.num_slots:,} steps, {show_bytes(self.num_bytes)})"
+
+
+def _taken_apart(drawn: Trajectories, batch_size: int) -> Iterator[Trajectories]:
+    """Yield what was drawn for several updates in batches of `batch_size` sequences: views."""
+    num_steps = batch_size * drawn.steps.max_length if drawn.is_full() else None
+    for info, steps in zip(drawn.info.split(batch_size), drawn.steps.split(batch_size), strict=True):
+        yield Trajectories(info, steps, num_steps=num_steps)
 
 
 def _check_counts(call: str, held: int | None = None, **counts: int) -> None:

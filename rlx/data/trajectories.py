@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rlx.data.cuts import Cuts
+from rlx.data.cuts import Cuts, bootstrap_of
 from rlx.data.dict_tensor import DictTensor
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.errors import SpecError
@@ -31,7 +31,7 @@ class Trajectories:
         self,
         info: DictTensor,
         steps: TemporalDictTensor,
-        bootstrap: DictTensor | Callable[[], DictTensor],
+        bootstrap: DictTensor | Callable[[], DictTensor] | None = None,
         context: TemporalDictTensor | None = None,
         num_steps: int | None = None,
         on_revoke: Callable[[], None] | None = None,
@@ -41,14 +41,14 @@ class Trajectories:
         Args:
             info: `[B]`.
             steps: `[B, T]`.
-            bootstrap: `[K]`; or what returns it, called when it is first asked for.
+            bootstrap: `[K]`; or what returns it, called when it is first asked for. None: what `next/` tells of it.
             context: `[B, C]`; None for none.
             num_steps: the sum of the lengths, where it is known.
             on_revoke: called once by `revoke`.
         """
         self.info = info
         self.steps = steps
-        self._bootstrap = bootstrap
+        self._bootstrap = bootstrap if bootstrap is not None else lambda: bootstrap_of(steps)
         self.context = context if context is not None else empty_context(steps)
         self._num_steps = num_steps
         self._on_revoke = on_revoke
@@ -82,7 +82,13 @@ class Trajectories:
         return self.steps.batch_size
 
     def with_steps(self, **fields: Tensor) -> "Trajectories":
-        """Return the same trajectories with more fields `[B, T, ...]` a step, such as advantages."""
+        """Return the same trajectories with more fields `[B, T, ...]` a step, such as advantages.
+
+        Raises:
+            SpecError: they have such a field already; `exclude` it first, as a reward that another takes the place of.
+        """
+        if twice := [name for name in fields if name in self.steps]:
+            raise SpecError(f"with_steps: {twice[0]!r} is there already; exclude({twice[0]!r}) first to put in another")
         added = TemporalDictTensor.trusted(fields, self.steps.lengths, self.steps.max_length)
         return Trajectories(self.info, self.steps | added, self._bootstrap, self.context, self._num_steps)
 
@@ -90,6 +96,16 @@ class Trajectories:
         """Return the same trajectories with these step fields or groups only (`"env"` means all of `env/`)."""
         names = [name for name in self.steps if name in keys or any(name.startswith(f"{key}/") for key in keys)]
         return Trajectories(self.info, self.steps.select(*names), self._bootstrap, self.context, self._num_steps)
+
+    def exclude(self, *keys: str) -> "Trajectories":
+        """Return the same trajectories without these step fields or groups; what follows the last steps stays known.
+
+        Raises:
+            MissingFieldError: there is no such field.
+        """
+        groups = {key: [name for name in self.steps if name.startswith(f"{key}/")] for key in keys}
+        names = [name for key, group in groups.items() for name in group or [key]]
+        return Trajectories(self.info, self.steps.exclude(*names), self._bootstrap, self.context, self._num_steps)
 
     def rows(self, index: Tensor | slice) -> "Trajectories":
         """Return the sequences at `index` (int64 or bool tensor, or a slice), with what belongs to them.
@@ -111,6 +127,8 @@ class Trajectories:
     def cat(cls, parts: Sequence["Trajectories"]) -> "Trajectories":
         """Return the sequences of all parts, one part after the other; shorter ones are padded with zeros.
 
+        Where a part has no bootstrap, as minibatches have none, the whole has none.
+
         Args:
             parts: one at least, with the same fields; `select` those that all have.
 
@@ -121,14 +139,15 @@ class Trajectories:
         info = DictTensor.cat([part.info for part in parts])
         context = TemporalDictTensor.cat([part.context for part in parts])
         ends: list[DictTensor] = []
+        if not all("row" in part.bootstrap for part in parts):
+            return cls(info, steps, DictTensor.empty(0), context)
         before = 0
         for part in parts:
             if part.bootstrap.batch_size:
                 row = DictTensor({"row": part.bootstrap["row"] + before})
                 ends.append(part.bootstrap.exclude("row") | row)
             before += part.batch_size
-        nothing = next((part.bootstrap for part in parts if "row" in part.bootstrap), parts[0].bootstrap)
-        return cls(info, steps, DictTensor.cat(ends) if ends else nothing, context)
+        return cls(info, steps, DictTensor.cat(ends) if ends else parts[0].bootstrap, context)
 
     def split_steps(self) -> "Trajectories":
         """Return every valid step as a sequence of its own, `[N, 1]`: for agents without state, in any order.

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.data import DictTensor, MissingFieldError, TemporalDictTensor, Trajectories
 from rlx.errors import DataRevokedError, SpecError
 
 
@@ -63,7 +63,7 @@ def test_what_bootstraps_from_nothing_is_put_together_and_chosen_from_like_the_r
     first, second = over.minibatches(1, torch.Generator())
     for parts in ([over, over], [first, second], [first, second, over]):
         both = Trajectories.cat(parts)
-        assert both.bootstrap.keys() == parts[-1].bootstrap.keys()
+        assert ("row" in both.bootstrap) == all("row" in part.bootstrap for part in parts)
         for chosen in (both.rows(torch.tensor([1, 0])), next(both.minibatches(1, torch.Generator())).rows(slice(0, 1))):
             assert chosen.bootstrap.batch_size == 0
     assert over.rows(torch.tensor([1])).bootstrap["row"].tolist() == []
@@ -260,3 +260,58 @@ def test_what_is_cut_in_time_needs_the_states_and_may_lack_the_bootstrap() -> No
     assert cut.steps.lengths.tolist() == [2, 1, 2]
     assert cut.info["agent_state/h"].tolist() == [0.5, 2.0, 1.5]
     assert cut.bootstrap.batch_size == 0
+
+
+def of_steps() -> TemporalDictTensor:
+    """Return steps of four sequences: one stops, one terminates, one is truncated inside, one has none."""
+    lengths, shape = [3, 2, 3, 0], (4, 3)
+    place = (10 * torch.arange(4).unsqueeze(1) + torch.arange(3)).float()
+    flags = {"next/terminated": torch.zeros(shape, dtype=torch.bool), "next/truncated": torch.ones(shape).bool()}
+    flags["next/truncated"][[0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 1, 2]] = False  # padding may hold anything
+    flags["next/terminated"][1, 1] = True
+    fields = {"env/obs": place, "agent/action": place.long(), "next/obs": place + 1, "next/reward": -place, **flags}
+    return TemporalDictTensor(fields, lengths)
+
+
+def test_what_follows_the_last_steps_is_worked_out_where_nobody_tells_it() -> None:
+    bootstrap = Trajectories(DictTensor({}, 4), of_steps()).bootstrap
+    assert (bootstrap["row"].tolist(), bootstrap["time"].tolist()) == ([0, 2, 2], [2, 0, 2])
+    assert bootstrap["obs"].tolist() == [3.0, 21.0, 23.0]
+    assert bootstrap["prev_reward"].tolist() == [-2.0, -20.0, -22.0]
+    assert bootstrap["prev_action"].tolist() == [2, 20, 22]
+    assert not bootstrap["is_first"].any()
+    assert Trajectories(DictTensor({}, 4), of_steps().select("env/obs")).bootstrap.is_empty  # nobody knows
+
+
+def test_rows_are_chosen_where_nothing_says_what_follows_them() -> None:
+    single = Trajectories(DictTensor({}, 4), of_steps()).split_steps()
+    assert single.rows(torch.tensor([7, 0, 0])).steps["env/obs"].flatten().tolist() == [22.0, 0.0, 0.0]
+    assert single.rows(slice(0, 2)).steps["env/obs"].flatten().tolist() == [0.0, 1.0]
+
+
+def test_parts_that_all_terminate_still_tell_that_nothing_follows_them() -> None:
+    over = Trajectories(DictTensor({}, 4), of_steps()).rows(torch.tensor([1]))
+    both = Trajectories.cat([over, over])
+    assert both.bootstrap["row"].tolist() == []
+    assert both.rows(torch.tensor([1, 0])).bootstrap["row"].tolist() == []
+
+
+def test_a_part_without_a_bootstrap_leaves_the_whole_without_one() -> None:
+    whole = Trajectories(DictTensor({}, 4), of_steps())
+    minibatch = Trajectories(whole.info, whole.steps, DictTensor.empty(0))
+    assert "row" not in Trajectories.cat([whole, minibatch]).bootstrap  # half of it would be taken for all
+
+
+def test_a_field_gives_way_to_another_once_it_is_excluded() -> None:
+    whole = Trajectories(DictTensor({}, 4), of_steps())
+    other = whole.steps["next/reward"] + 1
+    message = r"with_steps: 'next/reward' is there already; exclude\('next/reward'\) first"
+    with pytest.raises(SpecError, match=message):
+        whole.with_steps(**{"next/reward": other})
+    relabelled = whole.exclude("next/reward").with_steps(**{"next/reward": other})
+    assert torch.equal(relabelled.steps["next/reward"], other)
+    assert sorted(relabelled.steps) == sorted(whole.steps)
+    assert relabelled.bootstrap["prev_reward"].tolist() == [-2.0, -20.0, -22.0]  # what the agent was paid
+    assert list(whole.exclude("next", "agent/action").steps) == ["env/obs"]
+    with pytest.raises(MissingFieldError, match="Did you mean 'next/reward'"):
+        whole.exclude("next/rewad")
