@@ -88,12 +88,30 @@ def _sequences(
             f"replay: {type(agent).__name__} reads {agent.history_length} steps of history, and these sequences begin "
             "inside episodes without the steps before them: keep trajectories.context, as rows() and minibatches() do"
         )
+    if state.is_empty:
+        state = _initial(agent, seen, at_start(agent_info))
     if agent.history_length and _is_of_one_piece(agent, "forward_history"):
         return agent.forward_history(context, seen, state, agent_info, taken)
     if agent.history_length:
         state = agent.recall(context, state, at_start(agent_info))
     run = agent.forward_sequence if _is_of_one_piece(agent, "forward_sequence") else partial(step_through, agent)
     return run(seen, state, agent_info, taken)
+
+
+def _initial(agent: Agent, seen: TemporalDictTensor, agent_info: DictTensor) -> DictTensor:
+    """Return the state with which sequences begin that nobody has told one of: that of an episode's beginning.
+
+    Raises:
+        AgentError: one begins inside an episode.
+    """
+    state = agent.initial_state(agent_info, seen.batch_size)
+    if state.is_empty or not seen.max_length or not bool((~seen["is_first"][:, 0] & (seen.lengths > 0)).any()):
+        return state
+    raise AgentError(
+        f"replay: {type(agent).__name__} has a state ({', '.join(state)}), and these sequences begin inside episodes "
+        "without it: expected info with " + ", ".join(f"'agent_state/{key}'" for key in state) + "; a ReplayBuffer "
+        "keeps it with state=state_specs(agent)"
+    )
 
 
 def _is_of_one_piece(agent: Agent, at_once: str) -> bool:
@@ -134,7 +152,7 @@ def replay_with_values(
         output: see `values`.
     """
     names = (output,) if isinstance(output, str) else tuple(output)
-    steps, bootstrap = trajectories.steps, trajectories.bootstrap
+    steps, bootstrap = trajectories.steps, _followed(trajectories)
     row, time = bootstrap["row"], bootstrap["time"]
     info = trajectories.info.group("agent_info")
     if is_stateful(agent, info if trajectories.batch_size else None):
@@ -190,6 +208,7 @@ def values(
             out of the same one pass.
 
     Raises:
+        AgentError: nothing says what follows the sequences, as after `minibatches` and `split_steps`.
         MissingFieldError: the agent does not put it out.
     """
     return replay_with_values(agent, trajectories, output=output)[1:]
@@ -262,13 +281,29 @@ def burn_in(agent: Agent, trajectories: Trajectories, num_steps: int) -> Traject
     return Trajectories(kept | state.add_prefix("agent_state"), rest, ends[time >= 0])
 
 
+def _followed(trajectories: Trajectories) -> DictTensor:
+    """Return the bootstrap `[K]`.
+
+    Raises:
+        AgentError: there is none.
+    """
+    bootstrap = trajectories.bootstrap
+    if "row" not in bootstrap:
+        raise AgentError(
+            "values: nothing says what follows the last step of each of these sequences: take the values before "
+            "minibatches() and split_steps(), which leave it out, and keep them by with_steps(). Trajectories of your "
+            "own are made without bootstrap=, of steps that have next/obs, next/terminated and next/truncated"
+        )
+    return bootstrap
+
+
 def _with_bootstrap(agent: Agent, trajectories: Trajectories) -> tuple[TemporalDictTensor, Tensor, Tensor]:
     """Return a stateful agent's outputs over steps and bootstrap observations, and both's places, `[B, T]` and `[K]`.
 
     Each bootstrap observation is put in as a step behind the one that it follows, and so seen with the state after that
     one. It spoils no later state: what comes next in its sequence, if anything, begins an episode.
     """
-    steps, bootstrap = trajectories.steps, trajectories.bootstrap
+    steps, bootstrap = trajectories.steps, _followed(trajectories)
     row, time = bootstrap["row"], bootstrap["time"]
     size, length = steps.leading_shape
     added = torch.zeros(size, length, dtype=torch.int64, device=steps.device)

@@ -10,6 +10,7 @@ from rlx.agent.replay import replay, replay_next, replay_with_values, values
 from rlx.batcher import Batcher
 from rlx.data import DictTensor, Trajectories
 from rlx.env import make
+from rlx.errors import AgentError
 from tests.agent.agents import SPECS, Recurrent, actor_critic, steps_of
 from tests.batcher.ledger import ID
 
@@ -306,3 +307,41 @@ def test_several_values_come_out_of_the_same_pass_each_as_alone(recurrent: bool)
 def test_a_value_that_the_agent_does_not_put_out_is_named() -> None:
     with pytest.raises(KeyError, match="intrnsic"):
         values(Counted(actor_critic()), steps_of([2], 2), output=["value", "intrnsic"])
+
+
+def test_values_of_sequences_that_nothing_says_what_follows_are_refused() -> None:
+    agent, trajectories = Recurrent(SPECS), steps_of([6, 6], 6)
+    trajectories.info = DictTensor({"agent_state/hidden": torch.zeros(2, 6)})
+    alone = actor_critic(SPECS)
+    for cut in (trajectories.split_steps(), next(trajectories.minibatches(6, torch.Generator()))):
+        with pytest.raises(AgentError, match=r"take the values before minibatches\(\) and split_steps\(\)"):
+            values(alone, cut)
+    with pytest.raises(AgentError, match="nothing says what follows"):
+        values(agent, next(trajectories.minibatches(6, torch.Generator())))
+
+
+@pytest.mark.parametrize("make_agent", [actor_critic, Recurrent], ids=["stateless", "recurrent"])
+def test_trajectories_made_by_hand_have_the_values_of_the_piece_that_they_repeat(make_agent) -> None:
+    with Batcher(
+        make_agent, partial(make, ID), num_workers=1, envs_per_worker=3, num_steps=30, seed=0, workers="local"
+    ) as batcher:
+        torch.manual_seed(1)
+        agent = make_agent(batcher.specs)
+        batcher.publish(agent)
+        piece = batcher.collect()
+        assert piece.steps["next/truncated"].any()
+        again = Trajectories(piece.info, piece.steps.clone())
+        for found, expected in zip(values(agent, again), values(agent, piece), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_sequences_that_begin_with_their_episodes_need_no_state() -> None:
+    agent, trajectories = Recurrent(SPECS), steps_of([6, 6], 6)
+    trajectories.steps["env/is_first"][:, 0] = True
+    trajectories.info = DictTensor({"agent_state/hidden": torch.full((2, 6), 0.1)})
+    expected = replay(agent, trajectories)["logits"]
+    trajectories.info = DictTensor.empty(2)
+    assert torch.equal(replay(agent, trajectories)["logits"], expected)
+    trajectories.steps["env/is_first"][1, 0] = False
+    with pytest.raises(AgentError, match=r"Recurrent has a state \(hidden\).*expected info with 'agent_state/hidden'"):
+        replay(agent, trajectories)
