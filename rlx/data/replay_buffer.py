@@ -134,7 +134,8 @@ class ReplayBuffer:
 
         Args:
             trajectories: `[B, T]`; rows may be of different lengths. They are copied to the host, wherever they lie.
-                Where `env/is_first` is true an episode begins, whether or not the one before has ended.
+                Where `env/is_first` is true an episode begins, whether or not the one before has ended. A piece that
+                does not begin with the observation that its row's last one ended with follows nothing that is here.
 
         Returns:
             Slots `[N]` of the new steps, in the order of `trajectories.steps.flatten()`: for `update_priorities`, where

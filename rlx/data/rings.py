@@ -156,7 +156,7 @@ class Rings:
         ended = (steps["next/terminated"].numpy() | steps["next/truncated"].numpy()) & valid
         is_first = steps["env/is_first"].numpy()
         begins = is_first & valid
-        begins[:, 0] |= ~self._is_open & valid[:, 0]
+        begins[:, 0] |= ~(self._is_open & self._joins(steps)) & valid[:, 0]
         # An episode that was cut off (by a reset) keeps the slot behind its last step, too.
         cut = begins.copy()
         cut[:, 0] &= self._is_open
@@ -203,6 +203,21 @@ class Rings:
                 f"replay: a piece takes {taken} slots of an environment, and there are {self.size} of each: "
                 "raise algo.buffer_size"
             )
+
+    def _joins(self, steps: TemporalDictTensor) -> Array:
+        """Return `[B]` bool, whether each piece begins with the observation that its row's last one ended with.
+
+        Where pieces were left out, or come in another order, what is kept behind the last step is not what led here.
+        """
+        joins, behind = np.ones(self.num_envs, np.bool_), self._slot(self._head, self._row)
+        for key in self._observation:
+            memory = self.fields[f"env/{key}"]
+            kept, shown = memory[behind], self._newest_frame(key, steps[f"env/{key}"].numpy()[:, 0])
+            differs = kept != shown.astype(memory.dtype, copy=False)
+            if differs.any():
+                differs &= (kept == kept) | (shown == shown)  # NaN is NaN
+                joins &= ~differs.reshape(self.num_envs, -1).any(1)
+        return joins
 
     def _check_fields(self, trajectories: Trajectories) -> None:
         """Refuse a piece, which may be made by hand, whose numbers would be cast or stretched in silence."""

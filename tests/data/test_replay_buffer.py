@@ -518,3 +518,21 @@ def test_a_piece_without_steps_changes_nothing() -> None:
     buffer.add(stream.piece([0, 0]))
     buffer.add(stream.piece([0, 2]))
     assert len(buffer) == before + 2
+
+
+@pytest.mark.parametrize("specs", [PLAIN, STACKED, STACKED_LAST], ids=["plain", "stacked", "stacked_last"])
+def test_pieces_that_are_left_out_or_come_in_another_order_make_up_no_transition(specs: EnvSpecs) -> None:
+    stream = Stream(specs, 3, 0, end=0.02)
+    pieces = [stream.piece([5, 5, 5]) for _ in range(8)]
+    buffer = ReplayBuffer(specs, capacity=600, num_envs=3)
+    for number in (0, 1, 3, 2, 7, 5, 6):
+        buffer.add(pieces[number])
+    places = stream.by_reward()
+    steps = drawn(buffer).steps
+    for i, reward in enumerate(steps["next/reward"][:, 0].tolist()):
+        row, t = places[reward]
+        for key in specs.observation:
+            assert torch.equal(steps[f"env/{key}"][i, 0], stream.rows[row][t].obs[key])
+            assert torch.equal(steps[f"next/{key}"][i, 0], stream.rows[row][t].next_obs[key])
+    # Those that follow one another are still one: a sequence goes on over the border between 0 and 1, 5 and 6.
+    assert buffer.sample_sequences(400, torch.Generator().manual_seed(0), num_steps=10).steps.lengths.max() == 10
