@@ -31,6 +31,13 @@ _CHECKED_EVERY = 256
 _NOTHING: Any = object()
 
 
+_NO_OPTIONS = (
+    ". It got no options (no task): where it needs some, batcher.env_info gives them in training and evaluation alike, "
+    "reset(env_info=...) to one batcher alone"
+)
+"""What is said of a reset that raises where it finds nothing in its options: an evaluation has no learner's tasks."""
+
+
 class GymVecEnv(VecEnv):
     """B Gymnasium environments, one instance a row.
 
@@ -116,7 +123,8 @@ class GymVecEnv(VecEnv):
             except RlxError:
                 raise
             except Exception as error:
-                raise self._fault(row, raised("reset", error)) from error
+                hint = _NO_OPTIONS if options is None and isinstance(error, TypeError | LookupError) else ""
+                raise self._fault(row, raised("reset", error) + hint) from error
             if _length(answer) != 2:
                 raise self._fault(row, f"reset returned {_named(answer)}; expected (observation, info)")
             wrong = self._writer.write_row(answer[0], out.obs_np, row)

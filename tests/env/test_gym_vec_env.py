@@ -187,6 +187,28 @@ def test_env_info_reaches_reset_as_options() -> None:
     assert env.envs[0].unwrapped.options[-1] is None
 
 
+class Tasked(gymnasium.Env):
+    """Cannot begin without a level."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.full(1, options["level"], np.float32), {}  # type: ignore[index]
+
+
+def test_a_reset_that_misses_its_task_says_where_tasks_come_from() -> None:
+    with GymVecEnv(Tasked, 1, name="Tasked-v0") as env:
+        out = env.allocate()
+        with pytest.raises(
+            EnvironmentFault, match=r"TypeError: .*\. It got no options \(no task\).* batcher\.env_info"
+        ):
+            env.reset(out)
+        with pytest.raises(EnvironmentFault, match=r"KeyError: 'level'$"):  # another is given: that is what is wrong
+            env.reset(out, env_info=DictTensor({"levle": torch.ones(1)}))
+        env.reset(out, env_info=DictTensor({"level": torch.ones(1)}))
+
+
 def test_answers_go_straight_into_memory_that_the_caller_owns() -> None:
     """Rows of a larger block, some of them with a stride, as the shared buffer of the workers has them."""
     env = make("CartPole-v1", 2)
