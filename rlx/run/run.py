@@ -93,7 +93,7 @@ class Run:
         """Return the calls of `log` so far."""
         return self._counters.iteration
 
-    def track(self, *, agent: nn.Module | None = None, batcher: Batcher | None = None, **others: Tracked) -> None:
+    def track(self, *, agent: nn.Module, batcher: Batcher, **others: Tracked) -> None:
         """Name what the run is made of: what checkpoints hold, and where episodes and weights go.
 
         A resumed run takes up its state here. Publishes the agent's weights to the batcher. The run directory is
@@ -103,10 +103,11 @@ class Run:
             agent: what learns; `rlx eval` rebuilds it from checkpoints.
             batcher: what collects.
             others: all else that decides what follows: optimisers, schedules, target networks, replay buffers (anything
-                with `state_dict` and `load_state_dict`), generators, and dictionaries of an algorithm's own counters.
+                with `state_dict` and `load_state_dict`), generators, and tensors and dictionaries of an algorithm's own
+                numbers, which it changes in place.
 
         Raises:
-            UserError: agent or batcher is missing, a checkpoint cannot hold something, or it is called again.
+            UserError: a checkpoint cannot hold something, or it is called again.
             ConfigError: the run is to be compiled or in mixed precision, and the algorithm does not see to it.
             RunDirectoryError: the run directory exists.
             RunWriteError: nothing can be written there; it has been removed again.
@@ -115,7 +116,7 @@ class Run:
         """
         if self._batcher is not None:
             raise UserError("run.track() came before; expected one call that names everything")
-        agent, batcher = check_tracked(agent, batcher, others)
+        check_tracked(agent, batcher, others)
         self.compute.check_used(self.options.title)
         self._agent, self._batcher = agent, batcher
         options = self.options

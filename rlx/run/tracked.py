@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlx.batcher.batcher import Batcher
 from rlx.errors import CheckpointError, SpecError, UserError
 from rlx.run.state import encode
 
@@ -25,46 +24,47 @@ class Stateful(Protocol):
         ...
 
 
-Tracked = Stateful | torch.Generator | dict[str, Any]
-"""What a run can keep track of; a dictionary holds an algorithm's own counters, and is changed in place."""
+Tracked = Stateful | torch.Generator | dict[str, Any] | Tensor
+"""What a run can keep track of; a dictionary of an algorithm's own counters, or a tensor, is changed in place."""
 
 
 _RESERVED = ("run",)
 """Names in a checkpoint that are the run's own; `agent` and `batcher` are parameters of `Run.track`."""
 
 
-def check_tracked(agent: object, batcher: object, others: Mapping[str, object]) -> tuple[nn.Module, Batcher]:
-    """Return agent and batcher, and refuse what `Run.track` cannot keep track of, before anything is written.
+def check_tracked(agent: object, batcher: object, others: Mapping[str, object]) -> None:
+    """Refuse what `Run.track` cannot keep track of, before anything is written.
 
     Raises:
-        UserError: it has no agent or no batcher, or something cannot be kept in a checkpoint; names it.
+        UserError: there is no agent or no batcher, or something cannot be kept in a checkpoint; names it.
     """
     if not isinstance(agent, nn.Module):
         raise UserError(f"run.track(agent=...): got {_kind(agent)}, expected the agent, a torch module")
-    if not isinstance(batcher, Batcher):
+    if batcher is None:
         raise UserError(
-            f"run.track(batcher=...): got {_kind(batcher)}, expected what make_batcher made: a run that collects "
-            "nothing has one, too, since specs, weights that are published and evaluations go by it"
+            "run.track(batcher=...): got None, expected what make_batcher made: a run that collects nothing has one, "
+            "too, since specs, weights that are published and evaluations go by it"
         )
     for name, value in others.items():
         if name in _RESERVED:
             raise UserError(f"run.track({name}=...): this name is the run's own in a checkpoint; give another one")
         if isinstance(value, dict):
             encode(value, {}, name)
-        elif not isinstance(value, torch.Generator) and not (
+        elif not isinstance(value, torch.Generator | Tensor) and not (
             callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
         ):
             raise UserError(
                 f"run.track({name}=...): got {_kind(value)}, expected something with state_dict and load_state_dict, a "
-                "torch.Generator, or a dictionary of numbers that is changed in place"
+                "torch.Generator, or a tensor or a dictionary of numbers that is changed in place"
             )
-    return agent, batcher
 
 
 def state_of(value: Tracked) -> dict[str, Any]:
     """Return a thing's state; tensors may be its own."""
     if isinstance(value, torch.Generator):
         return {"generator": value.get_state()}
+    if isinstance(value, Tensor):
+        return {"tensor": value.detach()}
     return dict(value) if isinstance(value, dict) else value.state_dict()
 
 
@@ -98,6 +98,8 @@ def load_into(name: str, value: Tracked, state: dict[str, Any]) -> None:
     try:
         if isinstance(value, torch.Generator):
             value.set_state(state["generator"])
+        elif isinstance(value, Tensor):
+            value.detach().copy_(state["tensor"])
         elif isinstance(value, dict):
             value.update(state)
         else:
@@ -140,7 +142,7 @@ def set_global_generators(state: Mapping[str, Any]) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"[:120]
+    return "None" if value is None else f"{value!r} ({type(value).__name__})"[:120]
 
 
 def _shown(value: Any) -> str:
