@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -160,7 +160,7 @@ def launch(
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
-    with join(read_learner(config.get("learner")), command) as ranks:
+    with chdir("."), join(read_learner(config.get("learner")), command) as ranks:
         _train(ranks, config, choices, command, resume, lock, side_by_side)
 
 
@@ -194,6 +194,7 @@ def _train(
         directory = resume.directory
     elif ranks.rank == 0 and is_taken(directory):
         raise RunDirectoryError(f"run_dir: '{directory}' exists already; give a path that does not exist yet")
+    directory = expanded(directory).absolute()  # from here on: an environment of this process may change where it is
     directory = Path(ranks.exchange_text(str(directory))[0])  # whose name rank 0 has made up
     torch.set_num_threads(top["num_threads"])
     keep_freed_memory()

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import pytest
 
 from rlx.run.metrics import read_metrics
 from rlx.run.sweep import Sweep
+from tests.env.environments import CountsUp
 from tests.program import COMMAND, ENVIRONMENT, ROOT, SMALL, left_in, rlx, train_here, training
 
 
@@ -231,3 +234,28 @@ def test_joblib_launcher_that_is_not_installed_is_told(tmp_path: Path) -> None:
     done = rlx(tmp_path, "train", "-m", "hydra/launcher=joblib", "seed=0,1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install 'rlx[joblib]'" in done.stderr
+
+
+class Wanders(CountsUp):
+    """Changes the working directory of its process, as some do that read their files by relative paths."""
+
+    def __init__(self, to: str) -> None:
+        self.to = to
+
+    def reset(self, **keywords: Any) -> Any:
+        os.chdir(self.to)
+        return super().reset(**keywords)
+
+
+gymnasium.register("Wanders-v0", entry_point=Wanders)
+
+
+def test_an_environment_that_changes_the_working_directory_moves_no_run(tmp_path: Path) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    env = ["env=gym", f"env.id={__name__}:Wanders-v0", f"+env.kwargs.to={elsewhere}", "batcher=local"]
+    done = rlx(here, "train", *SMALL, *env, "-m", "seed=0,1", "run_dir=many")
+    assert done.returncode == 0, done.stderr
+    assert all((here / "many" / job / "summary.json").exists() for job in "01")
+    assert not list(elsewhere.iterdir())
