@@ -2,6 +2,9 @@
 
 from rlx.errors import EnvironmentFault, message_of
 
+RAISED = (Exception, SystemExit)
+"""What is an environment's fault when it raises it: `sys.exit()`, as games have it, would end the run in silence."""
+
 
 def environment_fault(
     name: str,

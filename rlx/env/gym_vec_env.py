@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rlx.env.actions import ActionReader
-from rlx.env.fault import environment_fault, raised
+from rlx.env.fault import RAISED, environment_fault, raised
 from rlx.env.goal_env import goal_outcome
 from rlx.env.observations import ObservationWriter
 from rlx.env.raw_reward import RawReward
@@ -122,7 +122,7 @@ class GymVecEnv(VecEnv):
                 answer: Any = self.envs[row].reset(seed=seed, options=options)
             except RlxError:
                 raise
-            except Exception as error:
+            except RAISED as error:
                 hint = _NO_OPTIONS if options is None and isinstance(error, TypeError | LookupError) else ""
                 raise self._fault(row, raised("reset", error) + hint) from error
             if _length(answer) != 2:
@@ -168,7 +168,7 @@ class GymVecEnv(VecEnv):
                 self._write(observations, out)
         except RlxError:
             raise
-        except Exception as error:
+        except RAISED as error:
             if answer is not _NOTHING:
                 self._check(row, answer)
             raise self._fault(row, raised("step", error)) from error
@@ -225,7 +225,7 @@ class GymVecEnv(VecEnv):
             env = make_env()
         except RlxError:
             raise
-        except Exception as error:
+        except RAISED as error:
             raise environment_fault(self.name, raised("its constructor", error), row=row) from error
         for kind in ("observation_space", "action_space"):
             if not hasattr(env, kind):
@@ -247,7 +247,7 @@ class GymVecEnv(VecEnv):
         for row in rows:
             try:
                 answer: Any = self._steps[row](actions[row])
-            except Exception as error:
+            except RAISED as error:
                 raise self._fault(row, raised("step", error)) from error
             self._check(row, answer)
             observation, reward, terminated, truncated, _ = answer

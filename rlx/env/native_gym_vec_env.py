@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlx.data.action_mask import ACTION_MASK
 from rlx.env.actions import ActionReader
-from rlx.env.fault import environment_fault, raised
+from rlx.env.fault import RAISED, environment_fault, raised
 from rlx.env.info_mask import MaskedSpace
 from rlx.env.observations import ObservationWriter
 from rlx.env.spaces import to_specs
@@ -111,7 +111,7 @@ class NativeGymVecEnv(VecEnv):
         seed: Any = self._seed_argument(rows, seeds)
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
-        except Exception as error:
+        except RAISED as error:
             raise self._fault(raised("reset", error)) from error
         observations, info = self._unpack("reset", answer, ("observations", "info"))
         if self._masked is not None:
@@ -133,7 +133,7 @@ class NativeGymVecEnv(VecEnv):
         self._steps += 1
         try:
             answer: Any = self.env.step(actions)
-        except Exception as error:
+        except RAISED as error:
             raise self._fault(raised("step", error)) from error
         names = ("observations", "rewards", "terminated", "truncated", "info")
         observations, rewards, terminated, truncated, info = self._unpack("step", answer, names)

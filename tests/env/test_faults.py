@@ -28,7 +28,7 @@ class _Answer(Answers):
         good = super().step(action)
         if self.steps < self.from_step:
             return good
-        if isinstance(self.bad, Exception):
+        if isinstance(self.bad, BaseException):
             raise self.bad
         return self.bad
 
@@ -53,6 +53,7 @@ _OTHERS = [
     ((GOOD, "much", False, False, {}), "the reward 'much'; expected a number"),
     ((GOOD, 0.0, np.zeros(2, bool), False, {}), "terminated=array.*expected True or False"),
     (ValueError("boom"), "step raised ValueError: boom"),
+    (SystemExit(0), "step raised SystemExit: 0"),  # as games do whose window is closed
 ]
 _ALL = [*(((bad, 0.0, False, False, {}), said) for bad, said in _OBSERVATIONS), *_OTHERS]
 
