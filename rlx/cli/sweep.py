@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
+from rlx.cli.members import config_directory
 from rlx.errors import ConfigError, MissingPackageError, RlxError
 from rlx.run.cores import find_cores
 from rlx.run.files import expanded
@@ -32,6 +33,10 @@ others meanwhile.
 """
 OWN = "command-line"
 """What Hydra calls where --config-dir came from."""
+_RLXS = "main"
+"""And where rlx's own configuration did, or what --config-path gives in its place."""
+PRIMARY = "config"
+"""The primary configuration, unless --config-name says another."""
 _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "joblib"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "submitit"),
@@ -129,8 +134,15 @@ def job_of(config: DictConfig, settings: Any) -> tuple[Sweep, int]:
 
 def own_flags(settings: Any) -> list[str]:
     """Return the flags that a job's command needs, as they hold in any working directory."""
-    paths = [source.path for source in settings.runtime.config_sources if source.provider == OWN]
-    return [f"--config-dir={os.path.abspath(path)}" for path in paths]
+    flags: list[str] = []
+    for source in settings.runtime.config_sources:
+        path = os.path.abspath(source.path)
+        if source.provider == OWN:
+            flags.append(f"--config-dir={path}")
+        elif source.provider == _RLXS and path != str(config_directory()):
+            flags.append(f"--config-path={path}")
+    name = settings.job.config_name
+    return flags if name in (None, PRIMARY) else [*flags, f"--config-name={name}"]
 
 
 def tell_failed() -> str | None:

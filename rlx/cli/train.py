@@ -31,6 +31,7 @@ from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.cli.sweep import (
     OWN,
+    PRIMARY,
     SweepError,
     is_joblib,
     job_of,
@@ -122,7 +123,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         multirun=known.multirun or (mode is not None and str(mode.value()).upper() == RunMode.MULTIRUN.name),
         config_dir=known.config_dir,
         config_path=known.config_path,
-        config_name=known.config_name or "config",
+        config_name=known.config_name or PRIMARY,
     )
 
 
@@ -158,8 +159,11 @@ def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | Non
     if parsed.multirun and (message := explain_sweep(composition)):
         raise ConfigError(message)
     OmegaConf.register_new_resolver("rlx_groups", partial(_list_groups, composition), replace=True)
+    flags = parsed.flags
+    if parsed.config_path is not None and "://" not in parsed.config_path:  # which Hydra looks for beside this file
+        flags = [*flags, f"--config-path={os.path.abspath(parsed.config_path)}"]
     try:
-        with _hydra_process(["rlx", *overrides, *parsed.flags]):
+        with _hydra_process(["rlx", *overrides, *flags]):
             hydra.main(version_base="1.3", config_path=conf, config_name="config")(task or job)()
     except JobError as carrier:
         raise carrier.error from carrier.error.__cause__

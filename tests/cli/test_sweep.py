@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import shlex
+import shutil
 import weakref
 from pathlib import Path
 
 import pytest
 
-from rlx.cli.start import run_train
+from rlx.cli.members import config_directory
+from rlx.cli.start import run_job, run_train
 from rlx.errors import ConfigError
 from rlx.run.signals import StopRequested, signal
 from rlx.run.sweep import Sweep
@@ -166,6 +169,18 @@ def test_jobs_that_work_elsewhere_belong_to_the_sweep_of_the_command(
     assert [job.state for job in Sweep("here").jobs()] == ["done", "failed", "done", "failed"]
     assert {Path(job["run_dir"]).parent for job in launches} == {Path("here").absolute()}
     assert "Error: 2 jobs failed, all others ran; see '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["-cd", "own", "-cn", "lab"], ["-cp", "own", "-cn", "lab"]])
+def test_a_job_by_itself_has_the_configuration_that_its_sweep_began_with(launches: Launches, flags: list[str]) -> None:
+    shutil.copytree(config_directory(), "own")
+    Path("own/lab.yaml").write_text("defaults:\n  - config\n  - _self_\ntotal_steps: 64\n")
+    run_train(["-m", *flags, *ASKED[1:]])
+    Path("here/jobs/1.json").unlink()
+    run_job(Path("here"), 1, requeue=False)
+    assert [job["total_steps"] for job in launches] == [64] * 5
+    run_train(shlex.split(launches[-1]["command"])[2:])  # which is what log.txt tells
+    assert launches[-1]["total_steps"] == 64
 
 
 def test_hydras_mode_is_a_multirun_as_the_flag_is(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
