@@ -36,9 +36,13 @@ def reported_errors() -> Generator[None]:
             _leave_it_to_rank_0()
         raise SystemExit(error.exit_status) from None
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno == errno.ENAMETOOLONG:
+            message = f"'{error.filename}': {error.strerror}"  # whichever argument it was
+        elif error.errno == errno.ENOENT and _nowhere():
+            message = "the working directory is gone; go to one that is there"
+        else:
             raise
-        sys.stderr.write(f"Error: '{error.filename}': {error.strerror}\n")  # whichever argument it was
+        sys.stderr.write(f"Error: {message}\n")
         raise SystemExit(UserError.exit_status) from None
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
         sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
@@ -69,6 +73,15 @@ def end_at_once() -> Generator[None]:
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _nowhere() -> bool:
+    """Return whether somebody has removed the working directory."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _leave_it_to_rank_0() -> None:

@@ -134,11 +134,12 @@ class RunLock:
 def _own() -> dict[str, Any]:
     own: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
     if "SLURM_JOB_ID" in os.environ:
-        own |= {"slurm_job": os.environ["SLURM_JOB_ID"], "restarts": _restarts()}
+        own |= {"slurm_job": os.environ["SLURM_JOB_ID"], "restarts": restarts()}
     return own
 
 
-def _restarts() -> int:
+def restarts() -> int:
+    """Return how often SLURM has begun this process's job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
@@ -147,7 +148,7 @@ def _is_gone(owner: dict[str, Any]) -> bool:
     if owner.get("host") == platform.node() and not is_running(owner.get("pid")):
         return True
     same_job = "slurm_job" in owner and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID")
-    return same_job and owner.get("restarts", 0) < _restarts()
+    return same_job and owner.get("restarts", 0) < restarts()
 
 
 def _owner(descriptor: int) -> dict[str, Any]:

@@ -156,7 +156,8 @@ def git_commit() -> str | None:
 def _git(*arguments: str) -> str:
     # Without locks, so that a run never stands in the way of what the user does with git at that moment.
     command = ["git", "--no-optional-locks", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, timeout=_GIT_SECONDS, check=True)
+    return done.stdout.decode(errors="replace").strip()  # names of files may be in any encoding
 
 
 def _versions() -> Iterator[str]:

@@ -24,7 +24,7 @@ from typing import Any, cast
 from rlx.errors import RlxError, RunDirectoryError, RunWriteError, message_of
 from rlx.run.directory import PREPARED, is_run_directory, read_summary
 from rlx.run.files import expanded, reason_of, write_json_atomic
-from rlx.run.lock import RunLock
+from rlx.run.lock import RunLock, restarts
 
 PLAN = "sweep.json"
 _OTHERS = (PREPARED, "multirun.yaml")
@@ -266,7 +266,7 @@ class Sweep:
         """
         now: dict[str, Any] = {"began": time.time(), "host": platform.node(), "process": os.getpid(), "state": RUNNING}
         if "SLURM_JOB_ID" in os.environ:
-            now |= {"slurm_job": slurm_name(), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+            now |= {"slurm_job": slurm_name(), "restarts": restarts()}
         if job.attempts and job.attempts[-1]["state"] == RUNNING:
             job.attempts[-1] |= {"state": FAILED, "reason": "it was killed"}
         job.attempts.append(now)

@@ -110,6 +110,15 @@ def test_value_that_needs_quotes_is_told_so_and_taken_with_them(
     assert launches[0]["run_dir"] == value
 
 
+def test_a_working_directory_that_is_gone_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert fails(capsys, "batcher=local", "seed=3") == "the working directory is gone; go to one that is there"
+
+
 def test_unknown_key_of_a_mapping_says_how_to_add_one(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, "env.kwargs.foo=1").endswith("To add one: +env.kwargs.foo=1")
 

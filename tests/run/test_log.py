@@ -1,6 +1,7 @@
 """`log.txt` of whole runs: how it began, what it was warned of, how it ended."""
 
 import logging
+import os
 import re
 import subprocess
 import warnings
@@ -11,7 +12,7 @@ import torch
 
 import rlx as package
 from rlx.errors import EnvironmentFault
-from rlx.run.log import RunLog
+from rlx.run.log import RunLog, git_commit
 from tests.batcher.ledger import ID
 from tests.program import own, rlx_train
 from tests.run.jobs import SMALL, train
@@ -82,6 +83,18 @@ def test_uncommitted_changes_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     train(tmp_path / "run", *SMALL, "total_steps=64")
     (told,) = (line for line in lines(tmp_path / "run") if line.startswith("INFO git: "))
     assert told.endswith(" (with changes that are not committed)")
+
+
+def test_changed_files_may_be_named_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init")
+    git(tmp_path, "config", "core.quotePath", "false")
+    named = os.fsdecode(b"caf\xe9.py")
+    (tmp_path / named).write_text("")
+    git(tmp_path, "add", named)
+    git(tmp_path, "commit", "--quiet", "-m", "One")
+    (tmp_path / named).write_text("pass\n")
+    monkeypatch.chdir(tmp_path)
+    assert git_commit() == f"{git(tmp_path, 'rev-parse', 'HEAD').strip()} (with changes that are not committed)"
 
 
 def test_log_of_a_run_that_failed_holds_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,16 @@ def test_what_ends_an_attempt_counts_more_than_that_it_cannot_be_noted(tmp_path:
         assert not attempt.__exit__(StopRequested, stop, None)  # and raises nothing in its place
 
 
+@pytest.mark.parametrize(("count", "told"), [("", 0), ("2", 2)])
+def test_attempt_in_slurm_knows_how_often_it_came_back(tmp_path: Path, monkeypatch, count: str, told: int) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.ask([["seed=0"]])
+    with sweep.attempt(sweep.job(0)) as noted:
+        assert noted["restarts"] == told
+
+
 def test_submissions_are_kept(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "sweep")
     sweep.ask([["seed=0"], ["seed=1"]], flags=["--config-dir=/own"])
