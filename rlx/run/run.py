@@ -108,10 +108,9 @@ class Run:
 
         Raises:
             UserError: a checkpoint cannot hold something, or it is called again.
-            ConfigError: the run is to be compiled or in mixed precision, and the algorithm does not see to it.
+            ConfigError: the algorithm does not see to what compile or precision ask for; or a logger does not begin.
             RunDirectoryError: the run directory exists.
             RunWriteError: nothing can be written there; it has been removed again.
-            ConfigError: a logger does not begin; likewise.
             CheckpointError: what the run is to be resumed from does not fit; names the field, and both shapes.
         """
         if self._batcher is not None:
@@ -119,8 +118,7 @@ class Run:
         check_tracked(agent, batcher, others)
         self.compute.check_used(self.options.title)
         self._agent, self._batcher = agent, batcher
-        options = self.options
-        found = options.resume
+        options, found = self.options, self.options.resume
         everything: dict[str, Tracked] = {"agent": agent, **others}
         kept = options.save_buffer
         self._tracked = {name: it for name, it in everything.items() if kept or not isinstance(it, ReplayBuffer)}
