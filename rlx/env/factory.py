@@ -122,7 +122,8 @@ def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str, *, action_m
 
     Raises:
         EnvironmentFault: a wrapper raised; the instance is closed.
-        ConfigError: its info's mask was asked for, and its observation has one already or its actions cannot have one.
+        ConfigError: a wrapper needs a package that is not installed; or the info's mask was asked for, and the
+            observation has one already or the actions cannot have one.
     """
     if wraps:
         env = RawReward(env)
@@ -132,6 +133,9 @@ def wrapped(env: GymEnv, wraps: list[tuple[str, Wrap]], env_id: str, *, action_m
         except RlxError:  # of rlx's own wrappers, which name the key
             env.close()
             raise
+        except gymnasium.error.DependencyNotInstalled as error:
+            env.close()
+            raise ConfigError(f"env.wrappers: '{name}' needs a package that is not installed: {error}") from None
         except Exception as error:
             env.close()
             raise environment_fault(env_id, raised(f"the wrapper '{name}'", error)) from error

@@ -222,6 +222,17 @@ def test_a_constructor_that_raises_is_a_fault_with_its_cause(module: str) -> Non
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def needs_a_package(env: gymnasium.Env) -> gymnasium.Env:
+    """A wrapper such as Gymnasium's AtariPreprocessing where OpenCV is not installed."""
+    raise gymnasium.error.DependencyNotInstalled("opencv-python package not installed")
+
+
+def test_a_wrapper_whose_package_is_missing_is_a_mistake_in_the_configuration() -> None:
+    name = f"{__name__}.needs_a_package"
+    with pytest.raises(ConfigError, match=f"env.wrappers: '{name}' needs a package .*: opencv-python package not inst"):
+        make("CartPole-v1", 1, wrappers=[name])
+
+
 def test_a_wrapper_that_raises_is_a_fault_that_names_the_wrapper(module: str) -> None:
     with pytest.raises(
         EnvironmentFault, match="the wrapper 'TimeAwareObservation' raised ValueError: The environment must"
