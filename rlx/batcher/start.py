@@ -17,7 +17,9 @@ from typing import Any, cast
 # What a worker needs, imported once by the server. Missing ones are passed over.
 _PRELOAD = ["torch", "numpy", "gymnasium", "rlx.batcher.serve", "rlx.env", "rlx.agent"]
 
-_STOPS: Any = {signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
+_STOPS: Any = {
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+}
 
 _prepared = False
 

@@ -31,7 +31,7 @@ def reported_errors() -> Generator[None]:
         sys.stdout.flush()
         # What is wrong with a command line is found out by every process that torchrun starts with it.
         if error.of_one_rank or not isinstance(error, UserError) or os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"{describe(error)}\n")
+            _say(describe(error))
         else:
             _leave_it_to_rank_0()
         raise SystemExit(error.exit_status) from None
@@ -42,10 +42,10 @@ def reported_errors() -> Generator[None]:
             message = "the working directory is gone; go to one that is there"
         else:
             raise
-        sys.stderr.write(f"Error: {message}\n")
+        _say(f"Error: {message}")
         raise SystemExit(UserError.exit_status) from None
     except KeyboardInterrupt as interrupt:  # a run that a signal ended brings its own status
-        sys.stderr.write(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.\n")
+        _say(f"Interrupted{f': {interrupt}' if str(interrupt) else ''}.")
         raise SystemExit(getattr(interrupt, "exit_status", 130)) from None
 
 
@@ -73,6 +73,13 @@ def end_at_once() -> Generator[None]:
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _say(text: str) -> None:
+    """Write to standard error, where anybody listens: a terminal may be closed, and the status is the same."""
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _nowhere() -> bool:

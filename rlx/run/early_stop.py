@@ -6,7 +6,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-_STOPPING = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if name in signal.Signals.__members__]
+from rlx.run.signals import STOP_SIGNALS, is_heard
+
+_STOPPING = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 
 
 class Stopped(KeyboardInterrupt):
@@ -44,7 +46,7 @@ def stoppable() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stop, here = _Stop(), [*_STOPPING]
+    stop, here = _Stop(), [*filter(is_heard, _STOPPING)]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is somebody's own, or ignored
         here.append(signal.SIGINT)
     before = {number: signal.signal(number, stop) for number in here}

@@ -42,7 +42,8 @@ class LiveView:
             refresh_per_second=_REFRESHES_A_SECOND,
             redirect_stdout=sys.stdout.isatty(),
         )
-        self._live.start(refresh=True)
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone already
+            self._live.start(refresh=True)
 
     def update(self, row: Row) -> None:
         """Show this row from the next refresh on."""

@@ -6,9 +6,11 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if name in signal.Signals.__members__
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if name in signal.Signals.__members__
 )
-"""Ctrl-C; a scheduler's end or preemption; a scheduler's early warning, and submitit's."""
+"""Ctrl-C; a scheduler's end or preemption; a scheduler's early warning, and submitit's; a terminal that is closed."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -34,8 +36,13 @@ def exit_status(number: signal.Signals) -> int:
     return 130 if number == signal.SIGINT else 143
 
 
+def is_heard(number: signal.Signals) -> bool:
+    """Return whether a signal stops a run: all do, but for that of a closed terminal where `nohup` has it ignored."""
+    return number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
+
+
 class StopSignals:
-    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a request that the run's loop obeys at its next safe point.
+    """Turns each of `STOP_SIGNALS` into a request that the run's loop obeys at its next safe point.
 
         with StopSignals() as stop:
             while ...:
@@ -95,7 +102,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_limit)
-            for number in STOP_SIGNALS:
+            for number in filter(is_heard, STOP_SIGNALS):
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,7 +115,7 @@ def test_multirun_in_a_directory_that_holds_something_is_refused(tmp_path: Path)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["metrics.csv"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_that_reaches_the_workers_too_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with training(tmp_path, "run_dir=run", "checkpoint.minutes=0") as program:
         os.killpg(program.pid, number)
@@ -124,6 +127,34 @@ def test_signal_that_reaches_the_workers_too_loses_nothing(tmp_path: Path, numbe
     done = rlx(tmp_path, "train", "resume=run", f"total_steps={steps + 1}")
     assert done.returncode == 0, done.stderr
     assert "exact=true" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "steps", "status", "summary"),
+    [
+        ('exec "$@" <{0} >{0} 2>{0}', 100_000_000, 143, "stopped"),
+        ('exec nohup "$@" <{0} >/dev/null 2>&1', 20_000, 0, "done"),
+    ],
+)
+def test_a_run_whose_terminal_is_closed_ends_behind_a_checkpoint_and_below_nohup_it_goes_on(
+    tmp_path: Path, how: str, steps: int, status: int, summary: str
+) -> None:
+    master, terminal = pty.openpty()
+    words = ["run_dir=run", f"total_steps={steps}", "checkpoint.minutes=0", "batcher=local"]
+    shell = ["sh", "-c", how.format(os.ttyname(terminal)), "sh"]  # whoever leads a session and opens a terminal has it
+    program = subprocess.Popen(
+        [*shell, *COMMAND, "train", *SMALL, *words], cwd=tmp_path, env=ENVIRONMENT, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/metrics.csv").exists() and time.monotonic() < deadline:
+        if select.select([master], [], [], 0.05)[0]:
+            os.read(master, 1 << 16)
+    os.close(terminal)
+    os.close(master)
+    assert program.wait(90) == status
+    told = json.loads((tmp_path / "run/summary.json").read_text())
+    assert told["status"] == summary
+    assert told["checkpoint"] == told["env_steps"] > 0
 
 
 SHOWING = [("list", "algos"), ("train", "--help"), ("train", "--cfg", "job"), ("train", "--info", "defaults")]
