@@ -5,8 +5,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import chdir, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -160,8 +160,19 @@ def launch(
         RlxError: something in it is wrong (nothing has been written then), or training failed.
         StopRequested: a signal ended the run.
     """
-    with chdir("."), join(read_learner(config.get("learner")), command) as ranks:
+    with _back_here(), join(read_learner(config.get("learner")), command) as ranks:
         _train(ranks, config, choices, command, resume, lock, side_by_side)
+
+
+@contextmanager
+def _back_here() -> Generator[None]:
+    """Leave the working directory as it was, where it is still there: an environment of this process may change it."""
+    here = os.getcwd()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.chdir(here)
 
 
 def _train(

@@ -75,8 +75,9 @@ def test_three_restarts_without_progress_raise_the_first_failure() -> None:
 
 
 @pytest.mark.parametrize("place", ["constructor", "reset", "step"])
-def test_an_environment_that_ends_its_process_politely_is_a_dead_worker(place: str) -> None:
-    with pytest.raises(WorkerError, match="worker 0"), sick_batcher("system exit", place, num_workers=1) as batcher:
+def test_an_environment_that_ends_its_process_politely_is_at_fault_by_name(place: str) -> None:
+    message = r"worker 0 .*\(row 0.* raised SystemExit: 3"
+    with pytest.raises(EnvironmentFault, match=message), sick_batcher("system exit", place, num_workers=1) as batcher:
         batcher.collect()
 
 
