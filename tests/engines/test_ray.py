@@ -286,10 +286,13 @@ def test_an_environment_that_cannot_be_made_is_an_error_at_once(on_ray: dict) ->
     assert "started again" not in str(caught.value)
 
 
-@pytest.mark.parametrize("way", ["exits", "system exit"])
-def test_an_environment_that_ends_its_actor_is_a_dead_worker(way: str, on_ray: dict) -> None:
+@pytest.mark.parametrize(
+    ("way", "error", "said"),
+    [("exits", WorkerError, "died"), ("system exit", EnvironmentFault, ".*raised SystemExit: 3")],
+)
+def test_an_environment_that_ends_its_actor_is_told(way: str, error: type[Exception], said: str, on_ray: dict) -> None:
     with (
-        pytest.raises(WorkerError, match=r"(?s)worker 0 \(environments 0 to 0\) died.*started again 3 times"),
+        pytest.raises(error, match=rf"(?s)worker 0 \(environments 0 to 0\).{{0,2}}{said}.*started again 3 times"),
         sick_batcher(way, "step", on_ray) as batcher,
     ):
         batcher.collect()
