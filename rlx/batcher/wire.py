@@ -10,6 +10,7 @@ import pickle
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -26,7 +27,10 @@ class StalledError(Exception):
     """The other side stopped in the middle of a message."""
 
 
-def pack(content: Any, dumps: Callable[[Any], Any] = pickle.dumps) -> bytes:
+_dumps = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def pack(content: Any, dumps: Callable[[Any], Any] = _dumps) -> bytes:
     """Return `content` as bytes that `pickle.loads` reads in another process.
 
     Args:

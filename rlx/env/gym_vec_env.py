@@ -30,7 +30,6 @@ _CHECKED_EVERY = 256
 
 _NOTHING: Any = object()
 
-
 _NO_OPTIONS = (
     ". It got no options (no task): where it needs some, batcher.env_info gives them in training and evaluation alike, "
     "reset(env_info=...) to one batcher alone"
