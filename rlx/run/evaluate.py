@@ -18,7 +18,7 @@ from rlx.batcher.crew import WorkerKind
 from rlx.batcher.episodes import check_end
 from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import Worker
-from rlx.batcher.worker_options import EnvMaker
+from rlx.batcher.worker_options import EnvMaker, check_sizes
 from rlx.data import DictTensor, EnvSpecs, Trajectories
 from rlx.run.agent_info import settled, with_fields
 from rlx.run.policy import load_policy
@@ -117,7 +117,11 @@ class Evaluator:
             env_info: draws each episode's task; None for nothing.
             kinds: how many different environments there are in one batch: the members of `env=mixed`.
             report: told after each piece how many of the episodes have ended, and how many steps were played.
+
+        Raises:
+            UserError: a number is below 1.
         """
+        check_sizes(episodes=episodes, num_workers=num_workers)
         self._makers = make_agent, make_env
         self._episodes = episodes
         self._seed = seed

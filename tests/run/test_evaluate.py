@@ -9,7 +9,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from rlx.errors import CheckpointError, RlxError
+from rlx.errors import CheckpointError, RlxError, UserError
 from rlx.run.checkpoint import load_checkpoint, save_checkpoint
 from rlx.run.evaluate import evaluate_path
 from rlx.seeding import env_seed
@@ -73,6 +73,12 @@ def test_environments_of_a_mixed_batch_count_alike(cartpole: Path, tmp_path: Pat
     found = evaluate_path(forged(cartpole, tmp_path, lambda config: config.update(env=env)), episodes=episodes)
     assert sum(value < 0 for value in found.returns) == episodes // 2
     assert len(found.returns) == episodes
+
+
+@pytest.mark.parametrize("name", ["episodes", "num_workers"])
+def test_no_episodes_and_no_workers_are_refused_by_name(cartpole: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: expected an integer >= 1, got 0"):
+        evaluate_path(cartpole, **{"episodes": 1, name: 0})
 
 
 def test_missing_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
