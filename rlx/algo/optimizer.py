@@ -7,14 +7,16 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from rlx.agent.flat import flatten_parameters
+from rlx.run.subnormal import subnormals_as_zero
 
 
 class FlatAdam:
     """Adam (Kingma and Ba 2015) over all parameters of a module, laid out as one tensor.
 
-    The same numbers as `torch.optim.Adam(fused=True)`, through the same kernel. A small network's update is a matter of
-    calls: clearing, clipping, stepping are one each here. And `torch.optim.Optimizer` imports torch's compiler when it
-    is first used, which takes as long as importing torch did; its functional form does not.
+    The same numbers as `torch.optim.Adam(fused=True)`, through the same kernel, save for moments below 1.2e-38, which
+    are zero here: `rlx.run.subnormal` says why. A small network's update is a matter of calls: clearing, clipping,
+    stepping are one each here. And `torch.optim.Optimizer` imports torch's compiler when it is first used, which takes
+    as long as importing torch did; its functional form does not.
 
     Attributes:
         parameters: `[P]`; the module's parameters and their gradients are views of it.
@@ -62,22 +64,23 @@ class FlatAdam:
         Args:
             learning_rate: usually 1e-4 to 1e-3.
         """
-        adam(
-            [self.parameters.detach()],
-            [self._gradient],
-            [self._first],
-            [self._second],
-            [],
-            [self._step],
-            fused=True,
-            amsgrad=False,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
-            lr=learning_rate,
-            weight_decay=0.0,
-            eps=self._eps,
-            maximize=False,
-        )
+        with subnormals_as_zero():
+            adam(
+                [self.parameters.detach()],
+                [self._gradient],
+                [self._first],
+                [self._second],
+                [],
+                [self._step],
+                fused=True,
+                amsgrad=False,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                lr=learning_rate,
+                weight_decay=0.0,
+                eps=self._eps,
+                maximize=False,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moments and the number of steps."""

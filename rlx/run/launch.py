@@ -34,6 +34,7 @@ from rlx.run.rendezvous import device_of, join, read_learner
 from rlx.run.resume import Resumption, check_belongs, check_left, check_run, find_resumption
 from rlx.run.run import Run
 from rlx.run.samplers import read_samplers, sampler_targets
+from rlx.run.subnormal import prepare_threads
 from rlx.run.tracked import seed_global_generators
 from rlx.seeding import derive
 from rlx.validate import Range, validate
@@ -208,6 +209,7 @@ def _train(
     directory = expanded(directory).absolute()  # from here on: an environment of this process may change where it is
     directory = Path(ranks.exchange_text(str(directory))[0])  # whose name rank 0 has made up
     torch.set_num_threads(top["num_threads"])
+    prepare_threads()
     keep_freed_memory()
     seed_global_generators(derive(top["seed"], "learner"))
     use, warning = describe_use(config, cores)

@@ -1,10 +1,21 @@
 """FlatAdam against torch's own Adam and gradient clipping."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from rlx.algo.optimizer import FlatAdam
 from tests.agent.agents import actor_critic
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Those that torch has started already do not take subnormal numbers for zero."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("max_norm", [0.05, 1e6], ids=["clipped", "whole"])
@@ -48,3 +59,15 @@ def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
         update(agent, optimizer)
     for name, value in agents[0].state_dict().items():
         assert torch.equal(value, agents[1].state_dict()[name]), name
+
+
+def test_moments_of_a_dead_unit_end_at_zero_not_among_the_subnormal_numbers(one_thread: None) -> None:
+    torch.manual_seed(0)
+    agent = actor_critic()
+    optimizer = FlatAdam(agent, eps=1e-8)
+    sum(output.sum() for output in agent.network(torch.ones(2, 3))).backward()
+    optimizer.step(1e-2)
+    optimizer.zero_grad()
+    for _ in range(1200):
+        optimizer.step(1e-2)
+    assert optimizer.state_dict()["first_moment"].count_nonzero() == 0
