@@ -17,24 +17,19 @@ from rlx.errors import AgentError, did_you_mean
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 
-# What is applied between layers, and the gain that keeps the variance of activations through it.
+# What is applied between layers, and the gain that keeps the variance of activations through it. All but SiLU, whose
+# gradient needs its input, write over what they are given: a layer's output is new memory, and large batches are a
+# matter of memory that is in the cache.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-    "tanh": (torch.tanh, math.sqrt(2)),  # PPO's published gain for tanh, not 5/3 (Andrychowicz et al. 2021)
-    "relu": (torch.relu, math.sqrt(2)),
-    "elu": (F.elu, 1.0),
+    "tanh": (torch.tanh_, math.sqrt(2)),  # PPO's published gain for tanh, not 5/3 (Andrychowicz et al. 2021)
+    "relu": (torch.relu_, math.sqrt(2)),
+    "elu": (partial(F.elu, inplace=True), 1.0),
     "silu": (F.silu, 1.0),
-}
-# The same over their own input, where no gradient needs that.
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh_,
-    "relu": torch.relu_,
-    "elu": partial(F.elu, inplace=True),
-    "silu": partial(F.silu, inplace=True),
 }
 
 
 def activation_of(name: str) -> tuple[Callable[[Tensor], Tensor], float]:
-    """Return the function of this name, and the gain of layers before it.
+    """Return the function of this name, which may write over its argument, and the gain of layers before it.
 
     Raises:
         AgentError: there is none.
@@ -145,7 +140,6 @@ class TwinMLP(nn.Module):
         super().__init__()
         self.num_outputs = tuple(num_outputs)
         self.activation, gain = activation_of(activation)
-        self._in_place = _IN_PLACE[activation]
         sizes = [num_inputs, *hidden_sizes, max(num_outputs)]
         weights: list[nn.Parameter] = []
         biases: list[nn.Parameter] = []
@@ -189,7 +183,7 @@ class TwinMLP(nn.Module):
         ]
         *inner, (last_weight, last_bias) = layers
         last_weight, last_bias = last_weight[:, :width], last_bias[:width]
-        activate, addmm = self._in_place, torch.addmm
+        activate, addmm = self.activation, torch.addmm
 
         def run(features: Tensor, out: Tensor | None = None) -> Tensor:
             for weight, bias in inner:
