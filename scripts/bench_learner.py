@@ -68,10 +68,13 @@ def dqn_updates() -> tuple[Update, Update]:
     agent = QNetwork(DISCRETE, hidden_sizes=[256, 256], activation="relu", dueling=False, num_quantiles=0)
     target, generator = deepcopy(agent), torch.Generator().manual_seed(0)
     optimizer = FlatAdam(agent, eps=1e-8)
-    batches = itertools.chain.from_iterable(buffer.batches(128, 64, generator, gamma=0.99) for _ in itertools.count())
+    look_ahead = partial(dqn.ahead, target)
+    batches = itertools.chain.from_iterable(
+        buffer.batches(128, 64, generator, gamma=0.99, also=look_ahead) for _ in itertools.count()
+    )
 
     def ours() -> None:
-        terms = dqn.loss(agent, target, next(batches), n_step=1, double=False)
+        terms = dqn.loss(agent, next(batches), n_step=1, double=False)
         math.isfinite(terms["loss/total"].item())
         optimizer.zero_grad()
         terms["loss/total"].backward()

@@ -89,10 +89,12 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ("over | (left.steps.lengths > 0)", "over | (left.steps.lengths >= 0)"),
     ],
     "dqn": [
-        ("replay_next(target, batch)", "replay_next(agent, batch)"),
-        ("(replay_next(agent, batch) if double else ahead)", "ahead"),
-        ("(replay_next(agent, batch) if double else ahead)", "replay_next(agent, batch)"),
-        ("with torch.no_grad():\n        ahead", "with torch.enable_grad():\n        ahead"),
+        ('steps["target/q"].gather', "chooser.gather"),
+        ('replay_next(agent, batch)["q"] if double else steps["target/q"]', 'steps["target/q"]'),
+        ('replay_next(agent, batch)["q"] if double else steps["target/q"]', 'replay_next(agent, batch)["q"]'),
+        ("@torch.no_grad()\ndef ahead", "def ahead"),
+        ("interval - done % interval", "interval"),
+        ("also=look_ahead if stands_still_for else None", "also=look_ahead"),
         (
             'steps["next/terminated"], steps["next/truncated"], steps',
             'steps["next/truncated"], steps["next/terminated"], steps',

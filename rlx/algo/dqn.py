@@ -11,7 +11,9 @@ Which of these it is, its numbers say: `n_step`, `double`, `prioritized_alpha`; 
 | target     | like that | the rewards of n steps, discounted, and the next value after them            |
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +45,22 @@ from rlx.seeding import derive
 from rlx.validate import Range
 
 
-def loss(agent: QAgent, target: QAgent, batch: Trajectories, *, n_step: int, double: bool) -> dict[str, Tensor]:
+@torch.no_grad()
+def ahead(target: QAgent, batch: Trajectories) -> dict[str, Tensor]:
+    """Return what the target network makes of what followed each step: fields of the batch's steps, for `loss`.
+
+    Args:
+        target: the network with older weights.
+        batch: steps `[N, T]`, of as many updates as it stands still for.
+
+    Returns:
+        `target/q` `[N, T, A]`, and of a distributional network `target/quantiles` `[N, T, A, K]`.
+    """
+    outputs = replay_next(target, batch)
+    return {f"target/{name}": outputs[name] for name in ("q", "quantiles") if name in outputs}
+
+
+def loss(agent: QAgent, batch: Trajectories, *, n_step: int, double: bool) -> dict[str, Tensor]:
     """Return the loss of a batch from the replay buffer, under `loss/total`, and what it is made of.
 
         y_t = r_t + ... + gamma^n * Q_target(s', argmax_a Q(s', a)), nothing after a termination   (double, eq. 4)
@@ -54,8 +71,8 @@ def loss(agent: QAgent, target: QAgent, batch: Trajectories, *, n_step: int, dou
 
     Args:
         agent: outputs `q`, and `quantiles` where it is distributional.
-        target: the same with older weights.
-        batch: steps `[N, T]` with `next/discount`; `info["weight"]` `[N]` counts each sequence.
+        batch: steps `[N, T]` with `next/discount` and the fields of `ahead`; `info["weight"]` `[N]` counts each
+            sequence.
         n_step: steps before the next value takes over; sequences of one step have theirs summed up already.
         double: whether the network that learns chooses the next action, or the target network does.
 
@@ -67,8 +84,8 @@ def loss(agent: QAgent, target: QAgent, batch: Trajectories, *, n_step: int, dou
     action = steps["agent/action"].unsqueeze(-1)
     outputs = replay(agent, batch)
     with torch.no_grad():
-        ahead = replay_next(target, batch)
-        best = (replay_next(agent, batch) if double else ahead)["q"].argmax(-1, keepdim=True)
+        chooser = replay_next(agent, batch)["q"] if double else steps["target/q"]
+        best = chooser.argmax(-1, keepdim=True)
 
     def returns_of(next_values: Tensor) -> Tensor:
         given = (steps["next/terminated"], steps["next/truncated"], steps["next/discount"])
@@ -77,12 +94,12 @@ def loss(agent: QAgent, target: QAgent, batch: Trajectories, *, n_step: int, dou
     q = outputs["q"].gather(-1, action).squeeze(-1)
     if "quantiles" in outputs:
         predicted = _of_action(outputs["quantiles"], action)
-        next_quantiles = _of_action(ahead["quantiles"], best)
+        next_quantiles = _of_action(steps["target/quantiles"], best)
         wanted = torch.stack([returns_of(value) for value in next_quantiles.unbind(-1)], dim=-1)
         each = quantile_huber(predicted, wanted)
         td_error = wanted.mean(-1) - q.detach()
     else:
-        wanted = returns_of(ahead["q"].gather(-1, best).squeeze(-1))
+        wanted = returns_of(steps["target/q"].gather(-1, best).squeeze(-1))
         each = F.smooth_l1_loss(q, wanted, reduction="none")
         td_error = wanted - q.detach()
     each = each * batch.info["weight"].unsqueeze(1)
@@ -120,6 +137,14 @@ def quantile_huber(predicted: Tensor, wanted: Tensor) -> Tensor:
         wanted.unsqueeze(-2).expand_as(difference), predicted.unsqueeze(-1).expand_as(difference), reduction="none"
     )
     return ((tau - (difference.detach() < 0).to(tau.dtype)).abs() * huber).mean(-1).sum(-1)
+
+
+def _stretches(number: int, done: int, interval: int | None) -> Iterator[int]:
+    """Yield numbers of updates that add up to `number`, such that what moves every `interval` stands still in each."""
+    while number > 0:
+        stretch = number if interval is None else min(number, interval - done % interval)
+        yield stretch
+        number, done = number - stretch, done + stretch
 
 
 def _of_action(quantiles: Tensor, action: Tensor) -> Tensor:
@@ -210,7 +235,9 @@ def train(
         powers = 1 + epsilon_spread * places.view(run.ranks.size, -1)[run.ranks.rank]
         counters = {"updates": 0}
         batcher.reset(DictTensor({"epsilon": at(epsilon, 0.0) ** powers}))
-        compute = run.compute(loss, agent)
+        # Its values of many batches at once cost half, but not where they depend on weights that move at each update.
+        stands_still_for = None if sequences or target_update_interval == 1 else target_update_interval
+        compute, look_ahead = run.compute(loss, agent), partial(run.compute(ahead, target), target)
         run.track(
             agent=agent,
             target=target,
@@ -231,32 +258,36 @@ def train(
             update_normalizers(target, trajectories, gather=run.ranks.gather)
             updates: list[dict[str, Tensor]] = []
             begun = run.ranks.sum(buffer.num_added) >= learning_starts
-            for drawn in buffer.batches(
-                num_updates if begun else 0,
-                batch_size,
-                generator,
-                num_steps=length,
-                n_step=n_step,
-                gamma=gamma,
-                beta=beta,
-                device=run.device,
-            ):
-                batch = burn_in(agent, drawn, sequences.burn_in) if sequences else drawn
-                terms = compute(agent, target, batch, n_step=n_step, double=double)
-                run.check_loss(terms["loss/total"], batch, agent)
-                optimizer.zero_grad()
-                terms["loss/total"].backward()
-                run.average_gradients(agent, batch.num_steps)
-                terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
-                optimizer.step(lr)
-                if prioritized_alpha is not None:
-                    told = tell_priority(drawn, batch)
-                    urgent = priority(terms["td_error"], batch.steps.lengths)
-                    buffer.update_priorities(batch.info["slot"][told], urgent[told])
-                counters["updates"] += 1
-                if counters["updates"] % target_update_interval == 0:
-                    target_parameters.lerp_(optimizer.parameters.detach(), tau)
-                updates.append({name: term.detach() for name, term in terms.items() if name != "td_error"})
+            for number in _stretches(num_updates if begun else 0, counters["updates"], stands_still_for):
+                for drawn in buffer.batches(
+                    number,
+                    batch_size,
+                    generator,
+                    num_steps=length,
+                    n_step=n_step,
+                    gamma=gamma,
+                    beta=beta,
+                    also=look_ahead if stands_still_for else None,
+                    device=run.device,
+                ):
+                    batch = burn_in(agent, drawn, sequences.burn_in) if sequences else drawn
+                    if not stands_still_for:
+                        batch = batch.with_steps(**look_ahead(batch))
+                    terms = compute(agent, batch, n_step=n_step, double=double)
+                    run.check_loss(terms["loss/total"], batch, agent)
+                    optimizer.zero_grad()
+                    terms["loss/total"].backward()
+                    run.average_gradients(agent, batch.num_steps)
+                    terms["grad_norm"] = optimizer.clip_grad_norm(max_grad_norm)
+                    optimizer.step(lr)
+                    if prioritized_alpha is not None:
+                        told = tell_priority(drawn, batch)
+                        urgent = priority(terms["td_error"], batch.steps.lengths)
+                        buffer.update_priorities(batch.info["slot"][told], urgent[told])
+                    counters["updates"] += 1
+                    if counters["updates"] % target_update_interval == 0:
+                        target_parameters.lerp_(optimizer.parameters.detach(), tau)
+                    updates.append({name: term.detach() for name, term in terms.items() if name != "td_error"})
 
             batcher.publish(agent)
             run.log(

@@ -56,12 +56,12 @@ def loss(
         `hdqn/worker_q`, the mean values of what was done, and `hdqn/achieved`, the part of `steps` that achieve their
         option.
     """
-    manager = dqn.loss(agent.manager, target.manager, _with(choices, {"agent/action": choices.steps[OPTION]}),
-                       n_step=1, double=double)  # fmt: skip
+    choices = _with(choices, {"agent/action": choices.steps[OPTION]}).with_steps(**dqn.ahead(target.manager, choices))
+    manager = dqn.loss(agent.manager, choices, n_step=1, double=double)
     reward, achieved = achieves(steps.steps["next/obs/achieved_goal"], steps.steps[OPTION])
     ended = steps.steps["next/terminated"] | achieved
-    worker = dqn.loss(agent.worker, target.worker, _with(steps, {"next/reward": reward, "next/terminated": ended}),
-                      n_step=1, double=double)  # fmt: skip
+    attempts = _with(steps, {"next/reward": reward, "next/terminated": ended})
+    worker = dqn.loss(agent.worker, attempts.with_steps(**dqn.ahead(target.worker, steps)), n_step=1, double=double)
     return {
         "loss/total": manager["loss/total"] + worker["loss/total"],
         "loss/manager": manager["loss/total"],

@@ -1,6 +1,8 @@
 """Means of what many updates of one iteration reported."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,9 +22,10 @@ def mean_terms(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     if not reported:
         return {}
     with torch.no_grad():
-        values = torch.stack([value for each in reported.values() for value in each]).cpu().double()
-    parts = torch.split(values, [len(each) for each in reported.values()])
-    return {name: float(part.mean()) for name, part in zip(reported, parts, strict=True)}  # of equal numbers: that one
+        together = torch.stack([value for each in reported.values() for value in each])
+    values = iter(cast(list[float], together.tolist()))
+    # float32 summed up in float64 is exact, so that the mean of equal numbers is that number.
+    return {name: sum(islice(values, len(each))) / len(each) for name, each in reported.items()}
 
 
 def mean_or_zero(values: Tensor) -> Tensor:

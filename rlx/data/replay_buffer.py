@@ -1,6 +1,6 @@
 """Steps kept to be learned from many times: transitions or sequences, drawn evenly or by priority."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +173,14 @@ class ReplayBuffer:
         gamma: float = 1.0,
         beta: float = 0.0,
         decision: str | None = None,
+        also: Callable[[Trajectories], Mapping[str, Tensor]] | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[Trajectories]:
         """Yield the batches of so many updates: those that `sample` or `sample_sequences` would return, to the bit.
 
         Small ones are read, and moved to the device, many at once: by itself each costs as much as a small network's
         pass. With priorities, which updates change, or hindsight it is one at a time. Nothing may be added meanwhile.
+        A small network that stands still meanwhile can be asked about many at once, too: give its answers by `also`.
 
         Args:
             number: updates.
@@ -189,6 +191,7 @@ class ReplayBuffer:
             gamma: discount of a step.
             beta: as for `sample`.
             decision: for transitions, as for `sample`.
+            also: gets what is drawn, on the device, and returns more fields `[N, T, ...]` of its steps, by full name.
             device: where the batches go.
         """
         length = 1 if num_steps is None else num_steps
@@ -200,6 +203,7 @@ class ReplayBuffer:
             draws = [self._draw(batch_size, generator, beta, decision) for _ in range(min(left, at_once))]
             slots, weight = np.concatenate([slots for slots, _ in draws]), draws[0][1]
             some = self._read(slots, weight, num_steps, gamma, n_step, decision, generator).to(device)
+            some = some if also is None else some.with_steps(**also(some))
             yield from _taken_apart(some, batch_size) if len(draws) > 1 else (some,)
 
     def sample(

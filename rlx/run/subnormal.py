@@ -1,7 +1,7 @@
 """Subnormal numbers, those below 1.2e-38 that a processor computes with some hundred times slower, taken for zero."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ _LEAST_NORMAL = sys.float_info.min
 
 
 @contextmanager
-def subnormals_as_zero() -> Iterator[None]:
+def subnormals_as_zero() -> Generator[None]:
     """Read and write subnormal numbers as zero within, in this thread; environments and agents outside keep theirs.
 
     Adam's moments need it. Where a unit is dead its gradient is zero, and its moments fall by a tenth at each update

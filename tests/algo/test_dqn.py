@@ -1,14 +1,18 @@
 """DQN's loss: by hand, by finite differences, and what must not enter it."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 
 from rlx.agent import Agent, QNetwork, burn_in, replay
-from rlx.algo.dqn import loss, priority, quantile_huber
+from rlx.algo import dqn
+from rlx.algo.dqn import ahead, priority, quantile_huber
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
+from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 from tests.agent.agents import SPECS, Recurrent, steps_of
+from tests.learning.test_ppo import trained
 
 
 class Table(Agent):
@@ -36,6 +40,11 @@ def transitions(rows: list[tuple], weight: list[float] | None = None, gamma: flo
     }
     info = DictTensor({"weight": torch.tensor(weight or [1.0] * len(rows))})
     return Trajectories(info, TemporalDictTensor(fields, [1] * len(rows)), DictTensor.empty(0))
+
+
+def loss(agent: Agent, target: Agent, batch: Trajectories, **numbers) -> dict[str, torch.Tensor]:
+    """Return DQN's loss where `target` is the target network."""
+    return dqn.loss(agent, batch.with_steps(**ahead(target, batch)), **numbers)
 
 
 ROWS = [
@@ -212,3 +221,21 @@ def test_sequences_that_burn_in_uses_up_count_nothing() -> None:
 def test_priority_is_of_the_greatest_and_the_mean_error() -> None:
     found = priority(torch.tensor([[1.0, -3.0, 0.0], [2.0, 0.0, 0.0]]), torch.tensor([2, 1]))
     assert found.tolist() == pytest.approx([0.9 * 3 + 0.1 * 2, 2.0])
+
+
+@pytest.mark.parametrize(
+    "changes", [[], ["algo.tau=0.5"], ["algo.prioritized_alpha=0.6"]], ids=["hard", "soft", "prioritised"]
+)
+def test_target_values_of_many_batches_at_once_are_those_of_each_in_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str]
+) -> None:
+    words = ["algo=dqn", "env=CartPole", "batcher=local", "batcher.envs_per_worker=2", "agent.hidden_sizes=[8]"]
+    words += ["algo.num_steps=16", "algo.num_updates=7", "algo.batch_size=8", "algo.learning_starts=32"]
+    words += ["algo.target_update_interval=5", "total_steps=320", "algo.learning_rate=0.05", *changes]
+    at_once = trained(tmp_path / "at_once", *words)
+    monkeypatch.setattr(dqn, "_stretches", lambda number, done, interval: [1] * number)
+    in_turn = trained(tmp_path / "in_turn", *words)
+    weights = [load_checkpoint(find_checkpoint(run)).state for run in (at_once, in_turn)]
+    for name in ("agent", "target"):
+        for key, value in weights[0][name].items():
+            torch.testing.assert_close(value, weights[1][name][key], rtol=1e-4, atol=1e-5)

@@ -72,6 +72,20 @@ def test_with_priorities_each_batch_sees_those_that_the_one_before_left() -> Non
     assert (next(batches).info["slot"] == favourite).float().mean() > 0.95
 
 
+def test_answers_asked_for_many_batches_at_once_are_those_of_each_step() -> None:
+    asked: list[int] = []
+
+    def also(some: Trajectories) -> dict[str, torch.Tensor]:
+        asked.append(some.batch_size)
+        return {"target/slot": some.info["slot"].unsqueeze(1) * 2}
+
+    batches = list(filled().batches(5, 16, generator(), also=also))
+    assert asked == [5 * 16]
+    for batch in batches:
+        assert torch.equal(batch.steps["target/slot"].squeeze(1), batch.info["slot"] * 2)
+        assert batch.is_full()
+
+
 def test_no_updates_draw_nothing() -> None:
     source = generator()
     assert list(ReplayBuffer(PLAIN, capacity=200, num_envs=3).batches(0, 16, source)) == []
