@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlx.agent.actor_critic import wants_mode
-from rlx.agent.agent import Agent
+from rlx.agent.agent import Agent, may_be_any
 from rlx.agent.distribution import MASKED
 from rlx.agent.masking import ActionMasking, draw_allowed
 from rlx.agent.networks import Activation, Encoder, activation_of, linear
@@ -53,11 +53,13 @@ def explore(
     Raises:
         AgentError: they are no probabilities.
     """
+    deterministic = wants_mode(agent_info)
+    if deterministic is not None and not torch.compiler.is_compiling() and not may_be_any(~deterministic):
+        return best  # without a look at the probabilities: `rlx eval` tells who gives one in vain
     epsilon = chances(agent_info, key)
     if epsilon is None:
         return best
     explores = torch.rand(best.shape, generator=generator, device=best.device) < epsilon
-    deterministic = wants_mode(agent_info)
     if deterministic is not None:
         explores &= ~deterministic
     if not bool(explores.any()):

@@ -126,6 +126,13 @@ def settled(policy: Policy, given: Sequence[str], *, deterministic: bool) -> Pol
         drawn = {} if sampler is None else dict(sampler(0, torch.Generator()))
         for agent in agents:
             try_out(agent, policy, drawn | fields, fields, asked, deterministic=deterministic)
+        if deterministic and not fields.keys() <= asked:
+            drawing = set[str]()
+            for agent in agents:
+                try_out(agent, policy, drawn | fields, fields, drawing, deterministic=False)
+            for key in fields.keys() & (drawing - asked):
+                raise ConfigError(f"--agent-info: the agent looks at '{key}' only where it draws; add --stochastic")
+            asked |= drawing
         check_asked(fields, asked)
     told: Sampler | None = sampler
     if fields:

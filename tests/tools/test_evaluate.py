@@ -116,6 +116,7 @@ def test_exploration_is_chosen_by_name_where_actions_are_drawn(trained: Trained)
         ("skills", "skill=99", "--agent-info: the agent cannot act with skill=99: agent_info['skill']: got 99, expec"),
         ("skills", "skill=[1, 2]", "--agent-info: the agent cannot act with skill=[1, 2]: RuntimeError: "),
         ("dqn", "policy=1", "--agent-info: the agent does not look at 'policy'; it looks at epsilon."),
+        ("dqn", "epsilon=0.1", "--agent-info: the agent looks at 'epsilon' only where it draws; add --stochastic"),
     ],
 )
 def test_a_wrong_agent_info_is_one_line_and_status_2(
