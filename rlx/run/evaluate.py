@@ -100,6 +100,8 @@ class Evaluator:
         agent_info: Sampler | None = None,
         env_info: Sampler | None = None,
         kinds: int = 1,
+        check_finite: bool = True,
+        step_timeout: float | None = None,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
@@ -116,6 +118,8 @@ class Evaluator:
             agent_info: draws which kind of policy plays each episode, beside `deterministic`; None for nothing.
             env_info: draws each episode's task; None for nothing.
             kinds: how many different environments there are in one batch: the members of `env=mixed`.
+            check_finite: see `Batcher`.
+            step_timeout: likewise.
             report: told after each piece how many of the episodes have ended, and how many steps were played.
 
         Raises:
@@ -128,6 +132,7 @@ class Evaluator:
         self._deterministic = deterministic
         self._samplers = agent_info, env_info
         self._kinds = kinds
+        self._watched: dict[str, Any] = {"check_finite": check_finite, "step_timeout": step_timeout}
         self._report = report
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
         self._kind: WorkerKind = workers
@@ -172,6 +177,7 @@ class Evaluator:
                 cpus_per_worker=0.0,
                 evaluation=True,
                 stop_at_episode_end=True,
+                **self._watched,
             )
         return self._batcher
 
@@ -336,8 +342,8 @@ def evaluate_path(
     """
     policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
     policy = settled(policy, agent_info, deterministic=not stochastic)
-    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic} | policy.samplers
-    options |= {"kinds": kinds_of(policy.env), "report": report}
+    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": not stochastic}
+    options |= {"kinds": kinds_of(policy.env), "report": report, **policy.samplers, **policy.watched}
     with Evaluator(policy.make_agent, policy.make_env, num_workers=num_workers, **options) as evaluator:
         policy.check_specs(evaluator.start().specs)
         return evaluator.play(policy.agent, env_steps=policy.env_steps)

@@ -27,7 +27,7 @@ from rlx.run.lock import RunLock
 from rlx.run.loggers import LoggerMaker, logger_targets, read_loggers
 from rlx.run.migrate import KEY, SCHEMA, read_stored
 from rlx.run.options import RunOptions
-from rlx.run.policy import check_trust
+from rlx.run.policy import check_trust, watched_by
 from rlx.run.rank_states import state_of_rank
 from rlx.run.ranks import Ranks
 from rlx.run.rendezvous import device_of, join, read_learner
@@ -247,6 +247,7 @@ def _train(
             seed=top["seed"],
             kinds=kinds_of(config["env"]),
             **kind,
+            **watched_by(config["batcher"]),
             **parts.samplers,
         )
     _spare_the_collector()

@@ -36,6 +36,7 @@ class Policy:
         make_agent: makes agents that its weights fit.
         agent: the agent with its weights.
         samplers: what is drawn for each episode, `agent_info` and `env_info`, where the configuration says so.
+        watched: how its environments were watched: the batcher's `check_finite` and `step_timeout`, likewise.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Policy:
     make_agent: AgentMaker
     agent: Agent
     samplers: dict[str, Any]
+    watched: dict[str, Any]
 
     @property
     def env_name(self) -> str:
@@ -121,7 +123,14 @@ def load_policy(
         make_agent=make_agent,
         agent=trained,
         samplers=samplers,
+        watched=watched_by(batcher),
     )
+
+
+def watched_by(batcher: object) -> dict[str, Any]:
+    """Return what of a batcher's configuration also holds for the environments of an evaluation."""
+    given: Mapping[str, Any] = cast("Mapping[str, Any]", batcher) if isinstance(batcher, Mapping) else {}
+    return {key: given[key] for key in ("check_finite", "step_timeout") if key in given}
 
 
 def _read(path: Path | str) -> tuple[Path, Checkpoint]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from rlx.errors import CheckpointError, RlxError, UserError
+from rlx.errors import CheckpointError, EnvironmentFault, RlxError, UserError, WorkerError
 from rlx.run.checkpoint import load_checkpoint, save_checkpoint
 from rlx.run.evaluate import evaluate_path
 from rlx.seeding import env_seed
@@ -79,6 +79,37 @@ def test_environments_of_a_mixed_batch_count_alike(cartpole: Path, tmp_path: Pat
 def test_no_episodes_and_no_workers_are_refused_by_name(cartpole: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: expected an integer >= 1, got 0"):
         evaluate_path(cartpole, **{"episodes": 1, name: 0})
+
+
+def ill(source: Path, target: Path, wrapper: str, **watched: object) -> Path:
+    """Return the run's checkpoint as one whose environment is ill, and was watched so."""
+
+    def change(config: dict) -> None:
+        config["env"]["wrappers"] = [f"tests.run.ill.{wrapper}"]
+        config["batcher"] |= watched
+
+    target.mkdir()
+    return forged(source, target, change)
+
+
+def test_numbers_that_are_none_pass_where_they_passed_in_training(cartpole: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"reward.*nan"):
+        evaluate_path(ill(cartpole, tmp_path / "checked", "PaysNothingKnown"), episodes=1, trust=True)
+    unchecked = ill(cartpole, tmp_path / "unchecked", "PaysNothingKnown", check_finite=False)
+    assert evaluate_path(unchecked, episodes=1, trust=True).lengths[0] > 0
+
+
+def test_evaluations_of_a_run_let_pass_what_its_training_lets_pass(tmp_path: Path) -> None:
+    words = ["env.wrappers=[tests.run.ill.PaysNothingKnown]", "batcher.check_finite=false", "evaluation.every=32"]
+    words += ["algo=dqn", "algo.learning_starts=1000", "evaluation.episodes=2"]
+    run = train(tmp_path / "run", *SMALL[:4], "total_steps=64", *words)
+    assert "eval/return" in (run / "metrics.csv").read_text()
+
+
+def test_an_environment_that_hangs_ends_the_evaluation_as_it_ends_training(cartpole: Path, tmp_path: Path) -> None:
+    hangs = ill(cartpole, tmp_path / "hangs", "NeverAnswers", step_timeout=0.3)
+    with pytest.raises(WorkerError, match=r"hangs\. batcher\.step_timeout=0\.3 sets"):
+        evaluate_path(hangs, episodes=1, trust=True)
 
 
 def test_missing_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
