@@ -235,8 +235,8 @@ def train(
         powers = 1 + epsilon_spread * places.view(run.ranks.size, -1)[run.ranks.rank]
         counters = {"updates": 0}
         batcher.reset(DictTensor({"epsilon": at(epsilon, 0.0) ** powers}))
-        # To ask the target network about many batches at once takes half as long as about each in its turn. It cannot be
-        # where its answers depend on weights that move at each update: its own, or those of a burn-in.
+        # To ask the target network about many batches at once takes half as long as about each in its turn. That cannot
+        # be where its answers depend on weights that move at each update: its own, or those of a burn-in.
         stands_still_for = None if sequences or target_update_interval == 1 else target_update_interval
         compute, look_ahead = run.compute(loss, agent), partial(run.compute(ahead, target), target)
         run.track(
