@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def test_multirun_in_a_directory_that_holds_something_is_refused(tmp_path: Path)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["metrics.csv"]
 
 
+@pytest.fixture
+def heeds_hangups() -> Iterator[None]:
+    """What is started hears of a closed terminal also where the tests themselves run below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeds_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_that_reaches_the_workers_too_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with training(tmp_path, "run_dir=run", "checkpoint.minutes=0") as program:
@@ -129,6 +139,7 @@ def test_signal_that_reaches_the_workers_too_loses_nothing(tmp_path: Path, numbe
     assert "exact=true" in (tmp_path / "run/log.txt").read_text()
 
 
+@pytest.mark.usefixtures("heeds_hangups")
 @pytest.mark.parametrize(
     ("how", "steps", "status", "summary"),
     [
