@@ -130,8 +130,8 @@ def settled(policy: Policy, given: Sequence[str], *, deterministic: bool) -> Pol
             drawing = set[str]()
             for agent in agents:
                 try_out(agent, policy, drawn | fields, fields, drawing, deterministic=False)
-            for key in fields.keys() & (drawing - asked):
-                raise ConfigError(f"--agent-info: the agent looks at '{key}' only where it draws; add --stochastic")
+            if vain := sorted(fields.keys() & (drawing - asked)):
+                raise ConfigError(f"--agent-info: the agent looks at '{vain[0]}' only where it draws; add --stochastic")
             asked |= drawing
         check_asked(fields, asked)
     told: Sampler | None = sampler

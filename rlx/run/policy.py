@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from rlx.agent.agent import Agent, AgentMaker
+from rlx.batcher.batcher import Batcher
 from rlx.batcher.worker_options import EnvMaker
 from rlx.data import EnvSpecs
 from rlx.errors import CheckpointError, ConfigError
@@ -17,7 +18,9 @@ from rlx.run.build import find_target, maker
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from rlx.run.files import reason_of, yaml_files
 from rlx.run.samplers import read_samplers, sampler_targets
+from rlx.validate import validate
 
+_WATCHED = ("check_finite", "step_timeout")
 _TRIES = 9
 """More, to read a checkpoint of a run that writes others meanwhile, and removes or replaces those before."""
 
@@ -102,7 +105,7 @@ def load_policy(
         env = limited(env, max_episode_steps)
     try:
         make_env, make_agent = maker("env", env), maker("agent", agent)
-        samplers = read_samplers(batcher)
+        samplers, watched = read_samplers(batcher), watched_by(batcher)
     except ConfigError as error:
         raise CheckpointError(f"'{source}' cannot be rebuilt: {error}") from error
     try:
@@ -123,14 +126,19 @@ def load_policy(
         make_agent=make_agent,
         agent=trained,
         samplers=samplers,
-        watched=watched_by(batcher),
+        watched=watched,
     )
 
 
 def watched_by(batcher: object) -> dict[str, Any]:
-    """Return what of a batcher's configuration also holds for the environments of an evaluation."""
+    """Return what of a batcher's configuration also holds for the environments of an evaluation.
+
+    Raises:
+        ConfigError: it is not what a batcher takes.
+    """
     given: Mapping[str, Any] = cast("Mapping[str, Any]", batcher) if isinstance(batcher, Mapping) else {}
-    return {key: given[key] for key in ("check_finite", "step_timeout") if key in given}
+    values = {key: given[key] for key in _WATCHED if key in given}
+    return validate(Batcher, values, "batcher", given=signature(Batcher).parameters.keys() - set(_WATCHED))
 
 
 def _read(path: Path | str) -> tuple[Path, Checkpoint]:

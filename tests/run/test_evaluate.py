@@ -112,6 +112,12 @@ def test_an_environment_that_hangs_ends_the_evaluation_as_it_ends_training(cartp
         evaluate_path(hangs, episodes=1, trust=True)
 
 
+def test_a_checkpoint_that_was_watched_in_no_known_way_is_refused(cartpole: Path, tmp_path: Path) -> None:
+    odd = ill(cartpole, tmp_path / "odd", "NeverAnswers", step_timeout="soon")
+    with pytest.raises(CheckpointError, match=r"cannot be rebuilt: batcher\.step_timeout: expected .*, got 'soon'"):
+        evaluate_path(odd, episodes=1, trust=True)
+
+
 def test_missing_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match=path.name):
