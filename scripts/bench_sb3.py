@@ -32,17 +32,17 @@ TRAIN = {
     "ppo": """
 env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
 model = PPO("MlpPolicy", env, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
-            learning_rate=lambda left: 0.001 * left, clip_range=lambda left: 0.2 * left, seed=seed, device="cpu")
+            learning_rate=lambda left: 0.001 * left, clip_range=lambda left: 0.2 * left, seed=seed, device=sys.argv[2])
 model.learn(100_000)
 """,
     "dqn": """
 model = DQN("MlpPolicy", "CartPole-v1", learning_rate=2.3e-3, batch_size=64, buffer_size=100_000, learning_starts=1000,
             gamma=0.99, target_update_interval=10, train_freq=256, gradient_steps=128, exploration_fraction=0.16,
-            exploration_final_eps=0.04, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu")
+            exploration_final_eps=0.04, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device=sys.argv[2])
 model.learn(50_000)
 """,
     "sac": """
-model = SAC("MlpPolicy", "Pendulum-v1", seed=seed, device="cpu")
+model = SAC("MlpPolicy", "Pendulum-v1", seed=seed, device=sys.argv[2])
 model.learn(5_000)
 """,
 }
@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--sb3-python", default=sys.executable)
+    parser.add_argument("--device", default="cpu", help="of both learners: cpu or cuda")
     parser.add_argument("algorithm", choices=TRAIN)
     parser.add_argument("overrides", nargs="+")
     arguments = parser.parse_args()
@@ -68,9 +69,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for pair in range(arguments.pairs):
             run = Path(scratch) / str(pair)
-            rlx = [str(Path(sys.executable).with_name("rlx")), "train", *arguments.overrides]
+            rlx = [sys.executable, "-m", "rlx", "train", *arguments.overrides, f"device={arguments.device}"]
             ours = seconds([*rlx, f"seed={pair}", f"run_dir={run}"])
-            theirs = seconds([arguments.sb3_python, "-c", SB3 + TRAIN[arguments.algorithm], str(pair)])
+            code = SB3 + TRAIN[arguments.algorithm]
+            theirs = seconds([arguments.sb3_python, "-c", code, str(pair), arguments.device])
             ratios.append((ours[0] / theirs[0], ours[1] / theirs[1]))
             print(
                 f"pair {pair}: rlx {ours[0]:.1f} s, Stable-Baselines3 {theirs[0]:.1f} s, ratio {ratios[-1][0]:.3f}; "

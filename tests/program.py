@@ -13,7 +13,7 @@ from rlx.cli.start import run_train
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-c", "from rlx.cli.main import main; main()"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 SMALL = ["batcher.envs_per_worker=2", "algo.num_steps=16", "total_steps=64"]
 """With two worker processes: 64 steps an iteration."""
 

@@ -5,8 +5,9 @@ orders work, and runs ahead. What is worked out at a piece's end is worked out t
 episodes ended, and which.
 """
 
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,8 +106,9 @@ def tally(
     done = over.nonzero().flatten()
     done = done[torch.argsort(last[done] % num_steps, stable=True)]
     found = torch.stack([(row[done] + first_row).double(), paid[done], counted[done].double()])
-    rows = cast("list[tuple[float, float, float]]", found.T.tolist())
-    return [(int(index), value, int(length)) for index, value, length in rows]
+    index, total, length = found.numpy(force=True)  # in one copy
+    columns = (index.astype(np.int64), total, length.astype(np.int64))
+    return list(zip(*(values.tolist() for values in columns), strict=True))
 
 
 def compact(piece: Piece, valid: Tensor, ended: Tensor, num_calls: int, first_row: int) -> None:

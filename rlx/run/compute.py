@@ -1,10 +1,11 @@
-"""How losses are computed: compiled by torch.compile, in mixed precision, or as they stand; and on what memory."""
+"""How losses are computed: compiled by torch.compile, in what precision, or as they stand; and on what memory."""
 
 import ctypes
 import importlib.util
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 from rlx.agent import Agent, is_stateful
 from rlx.errors import ConfigError, DeviceError
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 Loss = Callable[..., dict[str, Tensor]]
 """An algorithm's `loss`: any arguments, and terms by name."""
@@ -37,17 +38,20 @@ class Compute:
         Args:
             device: the learner's.
             compile: whether losses, forward and backward, are compiled.
-            precision: of the losses' matrix products and convolutions; `bfloat16` halves their traffic. Parameters,
-                their gradients, the optimiser and the mathematics of the loss stay float32.
+            precision: of the losses' matrix products and convolutions; `bfloat16` halves their traffic, `tf32` rounds
+                what they read to 10 bits. Parameters, their gradients, the optimiser and the mathematics of the loss
+                stay float32.
 
         Raises:
-            ConfigError: there is no compiler.
+            ConfigError: there is no compiler; or tf32 is asked of another device than a GPU.
             DeviceError: the device has no bfloat16.
         """
         self._device, self._compile, self._precision = device, compile, precision
         self._used = False
         if compile:
             _check_compiler(device)
+        if precision == "tf32" and device.type != "cuda":
+            raise ConfigError(f"precision: tf32 is a format of NVIDIA's GPUs, and device={device}; expected float32")
         if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise DeviceError(f"precision: {torch.cuda.get_device_name(device)} has no bfloat16; expected float32")
 
@@ -68,7 +72,7 @@ class Compute:
         """
         self._used = True
         computed = self._compiled(loss, agent, moving, uncompiled_since) if self._compile else loss
-        if self._precision == "float32":
+        if self._precision != "bfloat16":
             return computed
 
         @wraps(loss)
@@ -85,7 +89,7 @@ class Compute:
         Raises:
             ConfigError: it is asked for, and the algorithm does not.
         """
-        asked = {"compile=true": self._compile, f"precision={self._precision}": self._precision != "float32"}
+        asked = {"compile=true": self._compile, f"precision={self._precision}": self._precision == "bfloat16"}
         for option, on in asked.items():
             if on and not self._used:
                 raise ConfigError(f"{option}: {title} cannot do that: its train() never calls run.compute(loss, agent)")
@@ -117,6 +121,22 @@ class Compute:
                 ) from error
 
         return call
+
+
+def set_float32_products(precision: Precision) -> None:
+    """Say how a GPU computes this process's float32 products, convolutions and recurrences. Without one, nothing.
+
+    torch's default is TF32 for those of cuDNN, convolutions and recurrences, and not for matrix products: what a GRU or
+    a convolution says of a sequence is then up to 1e-3 off what it said while acting, elsewhere or step by step.
+
+    Args:
+        precision: `tf32` allows it for all of them, anything else for none.
+    """
+    if torch.cuda.is_available():
+        with warnings.catch_warnings():  # some versions advise settings that torch's own compiler cannot read
+            warnings.simplefilter("ignore", UserWarning)
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def keep_freed_memory() -> None:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rlx.batcher.batcher import Batcher
 from rlx.errors import ConfigError, DeviceError, RunDirectoryError
 from rlx.run.build import maker
-from rlx.run.compute import Precision, keep_freed_memory
+from rlx.run.compute import Precision, keep_freed_memory, set_float32_products
 from rlx.run.cores import describe_use, find_cores, fitted
 from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator, kinds_of
@@ -67,7 +67,7 @@ def top_level(
         resume: the run to go on with; None for a new one. `rlx train` looks at it before anything else.
         run_dir: where the run writes; None for a new name under `runs/`.
         compile: whether losses are compiled by torch.compile, forward and backward.
-        precision: of the losses' matrix products: `float32`, or `bfloat16`; see `rlx.run.compute`.
+        precision: of the losses' matrix products: `float32`, `tf32` or `bfloat16`; see `rlx.run.compute`.
         num_threads: threads of the learner's tensor operations; more than 1 pays for large networks only. What `auto`
             stands for is known by now: see `rlx.run.cores.fitted`.
         stop_at_return: end early once the mean return of the last 100 training episodes is at least this.
@@ -211,6 +211,7 @@ def _train(
     torch.set_num_threads(top["num_threads"])
     prepare_threads()
     keep_freed_memory()
+    set_float32_products(top["precision"])
     seed_global_generators(derive(top["seed"], "learner"))
     use, warning = describe_use(config, cores)
     options = RunOptions(

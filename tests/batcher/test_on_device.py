@@ -20,6 +20,7 @@ from rlx.batcher.slots import Layout
 from rlx.data import DictTensor, Trajectories
 from rlx.env import TorchCartPole
 from rlx.errors import RlxError
+from rlx.run.compute import set_float32_products
 from tests.device.simulated import ACCELERATORS, NEEDS_CUDA
 from tests.program import rlx
 
@@ -195,6 +196,7 @@ def test_memory_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("mode", MODES)
 def test_a_gpu_collects_what_the_host_does(mode: str, agent: str, device: str) -> None:
     """Up to the draws, which are the device's own: all rows take the best action."""
+    set_float32_products("float32")
     start = {"agent_info": DictTensor({"deterministic": torch.ones(6, dtype=torch.bool)})}
     pieces = []
     for place in ("cpu", device):

@@ -168,7 +168,7 @@ def test_users_yaml_that_is_none_is_named_with_its_line(launches: Launches, caps
         ),
         ("algo=dqn algo.epsilon=[linear,1,2]", "algo.epsilon: expected a number or a schedule", "in [0, 1]"),
         ("algo=dqn +algo.epsilon_start=1", "algo.epsilon_start: there is no such key.", "algo.epsilon"),
-        ("precision=bfloat61", "precision: expected one of 'float32', 'bfloat16'", "Did you mean 'bfloat16'?"),
+        ("precision=bfloat61", "precision: expected one of 'float32', 'tf32', 'bfloat16'", "Did you mean 'bfloat16'?"),
         ("compile=yes", "compile: expected true or false", "got 'yes'"),
         ("compile=true algo=a2c", "compile: rlx.algo.a2c cannot be compiled, since", "compile=false"),
         ("compile=true algo=reinforce", "compile: rlx.algo.reinforce cannot be compiled, since", "compile=false"),

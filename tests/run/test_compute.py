@@ -17,6 +17,7 @@ from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 from rlx.run.compute import Compute
 from rlx.run.metrics import read_metrics
 from tests.agent.agents import actor_critic, steps_of
+from tests.device.simulated import NEEDS_CUDA
 from tests.program import ENVIRONMENT
 from tests.run.jobs import SMALL, train
 
@@ -30,10 +31,7 @@ ALGORITHMS = {
     "sac": ("env=Pendulum", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
     "diayn": ("env=Pendulum", "algo.learning_starts=32", "algo.num_updates=2", "algo.batch_size=16"),
 }
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
 
 def short(directory: Path, algo: str, *overrides: str) -> Path:
@@ -74,22 +72,44 @@ def test_bfloat16_gradients_reach_what_float32_ones_do() -> None:
         torch.testing.assert_close(grads["bfloat16"][name], exact, rtol=0.1, atol=0.02, msg=name)
 
 
+def test_tf32_is_for_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"^precision: tf32 is a format of NVIDIA's GPUs, and device=cpu; expected"):
+        Compute(torch.device("cpu"), compile=False, precision="tf32")
+
+
+@NEEDS_CUDA
+def test_float32_on_a_gpu_is_float32_and_tf32_is_not(tmp_path: Path) -> None:
+    """In a run: its last setting stays behind."""
+    draws = torch.Generator("cuda").manual_seed(0)
+    frames = torch.randn(32, 64, 14, 14, device="cuda", generator=draws)
+    filters = torch.randn(64, 64, 3, 3, device="cuda", generator=draws)
+    exact = torch.nn.functional.conv2d(frames.double(), filters.double())
+    errors = {}
+    for precision in ("tf32", "float32"):
+        short(tmp_path / precision, "ppo", f"precision={precision}", "device=cuda")
+        found = torch.nn.functional.conv2d(frames, filters)
+        errors[precision] = float((found - exact).abs().max())
+    assert errors["float32"] < 1e-4 < 1e-3 < errors["tf32"]
+
+
 def test_off_the_very_loss_is_called() -> None:
     assert Compute(torch.device("cpu"), compile=False, precision="float32")(ppo.loss, actor_critic()) is ppo.loss
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
-def test_a_compiled_run_of_ppo_has_the_numbers_of_a_plain_one(tmp_path: Path) -> None:
+def test_a_compiled_run_of_ppo_has_the_numbers_of_a_plain_one(tmp_path: Path, device: str) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
     found = []
     moving = ("algo.clip_coef=[linear,0.2,0.1]", "algo.batch_size=32", "total_steps=192")
     for flag in ("true", "false"):
-        directory = train(tmp_path / flag, *SMALL, *moving, "logger=csv", f"compile={flag}")
+        directory = train(tmp_path / flag, *SMALL, *moving, "logger=csv", f"compile={flag}", f"device={device}")
         rows = read_metrics(directory / "metrics.csv")
         found.append([{key: row[key] for key in row if key.startswith(("loss/", "ppo/", "grad"))} for row in rows])
-    from torch._dynamo.utils import counters
-
     assert counters["stats"]["unique_graphs"] == 1  # forward and backward whole, and not anew for each clip_coef
     for compiled, plain in zip(*found, strict=True):
         assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-5)

@@ -15,6 +15,7 @@ from rlx.errors import CheckpointError, ConfigError
 from rlx.run.rank_states import pack, state_of_rank, unpack
 from rlx.run.ranks import Ranks
 from rlx.run.rendezvous import Place, find_place, first_host, join, read_learner
+from tests.device.simulated import NEEDS_CUDA
 from tests.run import two_ranks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,11 +46,12 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-@pytest.fixture(scope="module")
-def found() -> list[dict[str, Any]]:
-    """What each of two ranks found, the second of which fails at the end."""
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """What each of two ranks found, the second of which fails at the end; on one GPU they take each other for hosts."""
     port = free_port()
-    both = [ended(process) for process in [start(rank, port, FAILS="1") for rank in (0, 1)]]
+    places = [{"FAILS": "1", "DEVICE": request.param, "NCCL_HOSTID": f"host {rank}"} for rank in (0, 1)]
+    both = [ended(process) for process in [start(rank, port, **place) for rank, place in enumerate(places)]]
     assert [status for status, _, _ in both] == [2, 2], both
     results = [json.loads(output) for _, output, _ in both]
     for result, (_, _, errors) in zip(results, both, strict=True):

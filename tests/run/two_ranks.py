@@ -20,7 +20,8 @@ from rlx.run.ranks import Ranks
 from rlx.run.rendezvous import join
 
 SAMPLES = (3, 1)
-VALUES = torch.arange(7.0).square()
+DEVICE = os.environ.get("DEVICE", "cpu")
+VALUES = torch.arange(7.0, device=DEVICE).square()
 OWN = (slice(0, 2), slice(2, 7))
 
 
@@ -35,11 +36,11 @@ class Two(nn.Module):
 
 def steps(values: torch.Tensor, batch_size: int = 1) -> Trajectories:
     fields = TemporalDictTensor({"env/obs": values.reshape(batch_size, -1)}, [len(values) // batch_size] * batch_size)
-    return Trajectories(DictTensor.empty(batch_size), fields, DictTensor.empty(0))
+    return Trajectories(DictTensor.empty(batch_size), fields, DictTensor.empty(0)).to(DEVICE)
 
 
 def gradients(ranks: Ranks, samples: int, flat: bool) -> list[float]:
-    module = Two()
+    module = Two().to(DEVICE)
     if flat:
         flatten_parameters(module)
     for place, parameter in enumerate(module.parameters()):
@@ -63,7 +64,7 @@ def report(ranks: Ranks) -> dict[str, Any]:
     found["sum"] = ranks.sum(rank + 1.5)
     found["mean"] = ranks.mean((2.0, 6.0)[rank], SAMPLES[rank])
     found["mean of nothing"] = ranks.mean(float("nan") if rank else 4.0, (2, 0)[rank])
-    found["gather"] = ranks.gather(torch.tensor([rank, 7])).tolist()
+    found["gather"] = ranks.gather(torch.tensor([rank, 7], device=DEVICE)).tolist()
     moments = ranks.std_mean(VALUES[OWN[rank]])
     assert moments is not None
     found["std_mean"] = [float(value) for value in moments]
@@ -71,7 +72,7 @@ def report(ranks: Ranks) -> dict[str, Any]:
     assert moments is not None
     found["std_mean of one's"] = [float(value) for value in moments]
 
-    module, seen = Two(), Normalizer(())
+    module, seen = Two().to(DEVICE), Normalizer(()).to(DEVICE)
     update_normalizers(module, steps(VALUES[OWN[rank]]), gather=ranks.gather)
     update_normalizers(module, steps(VALUES + 3 if rank else VALUES[:0]), gather=ranks.gather)
     seen.update(torch.cat([VALUES, VALUES + 3]))
@@ -84,13 +85,13 @@ def report(ranks: Ranks) -> dict[str, Any]:
     found["data"] = [data.decode() for data in ranks.collect(b"" if rank else b"first")]
     with torch.no_grad():
         module.weight.fill_(rank + 1)
-    module.register_buffer("flag", torch.tensor([rank == 0]))
+    module.register_buffer("flag", torch.tensor([rank == 0], device=DEVICE))
     ranks.broadcast(module)
     found["broadcast"] = [float(module.weight.mean()), bool(module.flag)]
 
     episodes = [(0, 1.5, 3)] if rank == 0 else [(1, -2.0, 4), (0, 0.25, 5)]
     terms = {
-        "loss/total": torch.tensor((1.0, 5.0)[rank]),
+        "loss/total": torch.tensor((1.0, 5.0)[rank], device=DEVICE),
         "count": (2, 3)[rank],
         "rate": 0.1,
         "of one": (float("nan"), 0.25)[rank],
@@ -108,11 +109,15 @@ def report(ranks: Ranks) -> dict[str, Any]:
     except RankError as error:
         found["other terms"] = str(error)
 
-    state = {"agent": {"w": torch.ones(2)}, "draws": {"seed": torch.tensor([rank])}, "note": ("a", None, 1.5)}
+    state = {
+        "agent": {"w": torch.ones(2, device=DEVICE)},
+        "draws": {"seed": torch.tensor([rank])},
+        "note": ("a", None, 1.5),
+    }
     whole = gather_states(ranks, state, ["agent"])
     found["state"] = None if whole is None else [sorted(whole), whole["ranks"]["1"]["draws"]["seed"].tolist()]
     try:
-        gather_states(ranks, {**state, "agent": {"w": torch.full((2,), 1 + 1e-7 * rank)}}, ["agent"])
+        gather_states(ranks, {**state, "agent": {"w": torch.full((2,), 1 + 1e-7 * rank, device=DEVICE)}}, ["agent"])
     except RankError as error:
         found["drifted"] = str(error)
     return found
