@@ -14,7 +14,8 @@ from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 
 Mask = NDArray[np.bool_]
 Array = NDArray[Any]
-Places = NDArray[np.int64] | Tensor
+Indices = NDArray[np.int64]
+Places = Indices | Tensor
 
 Episode = tuple[int, float, int]
 """Row among all environments, return, length."""
@@ -183,7 +184,7 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     lengths = valid.sum(axis=0)
     position = valid.astype(np.int32).cumsum(axis=0, dtype=np.int32) - 1  # a fifth of the time that int64 takes
     if piece.finals_by_call:
-        times, rows = np.nonzero(ended & valid)
+        times, rows = np.divmod(np.flatnonzero(ended & valid), valid.shape[1])  # a sixth of the time of `nonzero`
         finals = {key: torch.from_numpy(value.numpy()[times + 1, rows]) for key, value in slot.obs.items()}
         piece.num_finals = 0
         piece.add_finals(position[times, rows], rows + first_row, finals)
@@ -195,8 +196,9 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     row = np.arange(size, dtype=np.int64)
     source = np.arange(valid.size)
     source[(position * size + row)[valid]] = np.flatnonzero(valid)
-    moved = np.flatnonzero(source != np.arange(valid.size))
-    target = np.divmod(moved, size)
+    moved = source != np.arange(valid.size)
+    few = 2 * np.count_nonzero(moved) < moved.size
+    target = np.divmod(np.flatnonzero(moved), size) if few else None
     last_call = source[np.maximum(lengths - 1, 0) * size + row] // size
     for block in (*slot.outputs.values(), *slot.sampled.values(), slot.reward, slot.terminated, slot.truncated):
         _gather(block.numpy()[:num_calls], source, target)
@@ -208,13 +210,13 @@ def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: i
     return lengths
 
 
-def _gather(block: Array, source: NDArray[np.int64], target: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+def _gather(block: Array, source: Indices, target: tuple[Indices, Indices] | None) -> None:
     """Put at each place of a block `[T, B, ...]` what was at place `source` `[T * B]` of it.
 
-    `target` are the times and rows of the places that change: where these are few, the others are not touched.
+    `target` are the times and rows of the places that change, where these are few: the others are not touched.
     """
     size = block.shape[1]
-    if 2 * len(target[0]) < len(source):
+    if target is not None:
         block[target] = block[np.divmod(source.reshape(-1, size)[target], size)]
     else:
         flat = block.reshape(len(source), *block.shape[2:])  # not -1: a part of the observation may hold nothing
