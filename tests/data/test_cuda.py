@@ -84,6 +84,13 @@ def test_a_copy_to_a_gpu_does_not_see_what_is_written_behind_it(device: str) -> 
     assert there["a"].stride() == values.stride()  # copied as it lies
 
 
+def test_rows_that_lie_upon_each_other_are_copied_to_a_gpu(device: str) -> None:
+    data = DictTensor({"same": torch.ones(1).expand(4), "sliding": torch.arange(6.0).unfold(0, 3, 1)})
+    there = data.to(device)
+    for key, value in data.items():
+        assert torch.equal(there[key].cpu(), value)
+
+
 def test_gradients_pass_through_a_copy_to_a_gpu(device: str) -> None:
     leaf = torch.ones(3, requires_grad=True)
     DictTensor({"a": leaf}).to(device)["a"].sum().backward()
