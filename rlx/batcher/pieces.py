@@ -162,7 +162,10 @@ def tally(
     returns[:], lengths[:] = 0.0, 0
     returns[row[~over]], lengths[row[~over]] = paid[~over], counted[~over]
     done = np.flatnonzero(over)
-    done = done[np.argsort(last[done] % num_steps, kind="stable")]
+    time = last[done] % num_steps
+    if num_steps <= 2**16:
+        time = time.astype(np.uint16)  # sorted digit by digit: a quarter of the time
+    done = done[np.argsort(time, kind="stable")]
     found = (row[done] + first_row, paid[done], counted[done])
     return list(zip(*(values.tolist() for values in found), strict=True))
 

@@ -247,7 +247,7 @@ def moved(value: Tensor, device: torch.device | str, non_blocking: bool) -> Tens
     """Return a tensor on `device`, itself where it is there; see `Fields.to`."""
     device = torch.device(device)
     if device.type == "cuda" and value.is_cpu and value.numel() and not (value.requires_grad or value.is_pinned()):
-        # As it lies, where it lies densely; `pin_memory()` refuses what `expand` made. torch keeps this until it is read.
+        # `pin_memory()` would refuse what `expand` made. torch keeps the pinned copy until it has been read.
         pinned = torch.empty_like(value, pin_memory=True, memory_format=torch.preserve_format)
         return pinned.copy_(value).to(device, non_blocking=True)
     return value.to(device, non_blocking=non_blocking)

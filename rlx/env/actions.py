@@ -32,6 +32,7 @@ class ActionReader:
         self.leaves = leaves(space, "action")
         self._space = space
         self._num_envs = num_envs
+        self._shapes = {leaf.key: (num_envs, *leaf.spec.shape) for leaf in self.leaves}
         only = self.leaves[0] if not self.leaves[0].path else None
         self._scalars: dict[int, Any] | None = None
         if only is not None and only.spec.kind == "discrete" and only.spec.nvec[0] <= _MOST_SCALARS:
@@ -86,9 +87,9 @@ class ActionReader:
         tensor = action.get(leaf.key)
         if tensor is None:
             raise _missing(leaf, action)
-        if tensor.shape != (self._num_envs, *leaf.spec.shape):
+        if tensor.shape != self._shapes[leaf.key]:
             raise self._mismatch(leaf, tensor)
-        values: Array = tensor.detach().numpy().astype(leaf.dtype)
+        values: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy().astype(leaf.dtype)
         if leaf.spec.low:
             box = cast("spaces.Box[Any]", leaf.space)
             return np.clip(values, box.low, box.high, out=values)
@@ -106,7 +107,7 @@ class ActionReader:
         return AgentError(f"the action '{leaf.key}' of row {row} is {number}; expected 0 to {count - 1}")
 
     def _mismatch(self, leaf: Leaf, tensor: Tensor) -> AgentError:
-        expected = (self._num_envs, *leaf.spec.shape)
+        expected = self._shapes[leaf.key]
         return AgentError(f"the action '{leaf.key}' has shape {tuple(tensor.shape)}; expected {expected}")
 
 

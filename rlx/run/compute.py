@@ -103,8 +103,8 @@ class Compute:
                 f"compile: {type(agent).__name__} has a memory, which torch.compile cannot follow; expected "
                 "compile=false, or an agent without one"
             )
-        # On a GPU the kernels of an update are launched together, as one graph, forward and backward: for small networks
-        # launching them takes most of the time. What such a graph returns lies where the next call writes.
+        # On a GPU the kernels of an update are launched together, as a graph, forward and backward: with small networks
+        # launching takes most of the time. What such a graph returns lies where the next call writes.
         in_graphs = self._device.type == "cuda"
         compiled = torch.compile(loss, fullgraph=True, mode="reduce-overhead" if in_graphs else None)
 
