@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -41,7 +42,7 @@ CASES = [
 ]
 
 # Environments that reset their rows themselves: what a row's call spends on that is no step.
-RESETTING = ("Vec", "Torch", "envpool")
+RESETTING = ("Vec", "Torch", "envpool", "gpu")
 
 
 @pytest.mark.parametrize("overrides", CASES)
@@ -61,6 +62,8 @@ def test_every_shipped_configuration_trains_two_iterations(overrides: str, tmp_p
         known = [f"algo.{key}={value}" for key, value in fewer.items() if key in config["algo"]]
         config = compose("config", overrides=[*words, *small, *known])
     values = OmegaConf.to_container(config, resolve=True)
+    if values["device"] == "cuda" and not torch.cuda.is_available():
+        values["device"] = values["env"]["device"] = "cpu"
     values["total_steps"] = 2 * 8 * values["batcher"]["num_workers"] * 2
     if any(name in overrides for name in RESETTING):  # the second iteration may fall short, and a third be made
         values["total_steps"] -= 8
