@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from rlx.batcher.handles import Handle
 from rlx.batcher.sampler import Info, rows_like
 from rlx.batcher.worker import Worker
 from rlx.data import DictTensor
+from rlx.seeding import derive
+
+
+def is_of_another_device(generator: torch.Generator, state: torch.Tensor) -> bool:
+    """Return whether the state is of a generator of another kind of device, whose draws are others."""
+    return generator.get_state().shape != state.shape
 
 
 def get_state(worker: Worker) -> dict[str, Any]:
@@ -32,18 +40,22 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
     """Bring a worker to where another one was.
 
     Returns:
-        None; or why its environments begin new episodes instead.
+        None; or why its environments begin new episodes instead, or what else is not as it would have been.
     """
     rollout, options = worker.rollout, replace(worker.options, incarnation=state["incarnation"])
     worker.options, worker.apart = options, state["apart"]
-    rollout.set_state(state["rollout"])
+    own, moved = state["rollout"], None
+    if is_of_another_device(rollout.generator, own["generator"]):
+        draws = rollout.generator.manual_seed(derive(rollout.generator.initial_seed(), "resumed", own["total_steps"]))
+        own, moved = {**own, "generator": draws.get_state()}, "actions are drawn anew, by another device's generator"
+    rollout.set_state(own)
     if worker.piece_check is not None and state["check"] is not None:
         worker.piece_check.seed_again(options.seeds_of(worker.root))
         worker.piece_check.set_state(state["check"])
     env, journal = state["env"], state["journal"]
     if env is not None:
         worker.env.set_state(env)
-        return None
+        return moved
     problem = "it cannot tell its state, and its rows cannot be stepped one by one to repeat what they did"
     if rollout.journal is not None:
         problem = "an episode is too long to be repeated"

@@ -286,8 +286,9 @@ def _check_space(parameters: Sequence[Parameter], overrides: Sequence[str], conf
 
 def _check(config: Mapping[str, Any]) -> None:
     """Check a configuration as `rlx train` would, up to an agent that does not fit the environment."""
+    from rlx.run.compute import find_device
     from rlx.run.cores import find_cores, fitted
-    from rlx.run.launch import find_device, read_config
+    from rlx.run.launch import read_config
 
     parts = read_config(fitted(config, find_cores()))
     find_device(parts.top["device"])

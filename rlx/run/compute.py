@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -127,6 +127,28 @@ class Compute:
                 ) from error
 
         return call
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        DeviceError: it is not here.
+        ConfigError: there is no such kind of device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    index = cast("int | None", device.index)
+    if not count or (index is not None and index >= count):
+        raise DeviceError(f"device: got {name!r}, but this machine has {count} CUDA devices; device=cpu works anywhere")
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
 
 def set_float32_products(precision: Precision) -> None:

@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 
 from rlx.batcher.batcher import Batcher
-from rlx.errors import ConfigError, DeviceError, RunDirectoryError
+from rlx.errors import RunDirectoryError
 from rlx.run.build import maker
-from rlx.run.compute import Precision, keep_freed_memory, set_float32_products
+from rlx.run.compute import Precision, find_device, keep_freed_memory, set_float32_products
 from rlx.run.cores import describe_use, find_cores, fitted
 from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.evaluate import Evaluator, kinds_of
@@ -330,25 +330,3 @@ def resume_run(
 
 def _say_nothing(line: str) -> None:
     """Leave it to rank 0."""
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of this name.
-
-    Raises:
-        DeviceError: it is not here.
-        ConfigError: there is no such kind of device.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N") from None
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise ConfigError(f"device: got {name!r}, expected cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    index = cast("int | None", device.index)
-    if not count or (index is not None and index >= count):
-        raise DeviceError(f"device: got {name!r}, but this machine has {count} CUDA devices; device=cpu works anywhere")
-    return torch.device("cuda", torch.cuda.current_device() if index is None else index)

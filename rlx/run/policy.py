@@ -1,5 +1,6 @@
 """The policy of a checkpoint, rebuilt: what evaluation, export and recording begin with."""
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from rlx.agent.agent import Agent, AgentMaker
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.worker_options import EnvMaker
 from rlx.data import EnvSpecs
-from rlx.errors import CheckpointError, ConfigError
+from rlx.errors import CheckpointError, ConfigError, DeviceError
 from rlx.run.build import find_target, maker
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from rlx.run.compute import find_device
 from rlx.run.files import reason_of, yaml_files
 from rlx.run.samplers import read_samplers, sampler_targets
 from rlx.validate import validate
+
+_log = logging.getLogger(__name__)
 
 _WATCHED = ("check_finite", "step_timeout")
 _TRIES = 9
@@ -96,7 +100,7 @@ def load_policy(
     env, agent = checkpoint.config.get("env"), checkpoint.config.get("agent")
     if not isinstance(env, Mapping) or not isinstance(agent, Mapping) or "agent" not in checkpoint.state:
         raise CheckpointError(f"'{source}' holds no agent and environment to evaluate")
-    env, agent = cast("Mapping[str, Any]", env), cast("Mapping[str, Any]", agent)
+    env, agent = _on_what_is_here(cast("Mapping[str, Any]", env)), cast("Mapping[str, Any]", agent)
     batcher = checkpoint.config.get("batcher")
     if not trust:
         own = None if config_dir is None else Path(config_dir)
@@ -128,6 +132,19 @@ def load_policy(
         samplers=samplers,
         watched=watched,
     )
+
+
+def _on_what_is_here(env: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the group `env` of environments that are made on the CPU, where they would need a GPU that is not here."""
+    device = env.get("device")
+    if not isinstance(device, str) or not device.startswith("cuda"):
+        return env
+    try:
+        find_device(device)
+    except DeviceError:
+        _log.warning("env.device=%s is not here: the environments are made on the CPU", device)
+        return {**env, "device": "cpu"}
+    return env
 
 
 def watched_by(batcher: object) -> dict[str, Any]:

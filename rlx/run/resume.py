@@ -5,19 +5,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from rlx.batcher.batcher import Batcher
+from rlx.batcher.state import is_of_another_device
 from rlx.data import EnvSpecs, ReplayBuffer
 from rlx.errors import CheckpointError, ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, step_of
 from rlx.run.counters import Counters
 from rlx.run.directory import CHECKPOINTS, CONFIG, is_run_directory
 from rlx.run.tracked import Tracked, check_fits, load_into
+from rlx.seeding import derive
 
 MAY_CHANGE = (
     "total_steps",
     "stop_at_return",
+    "device",
+    "env.device",
     "num_threads",
     "learner.timeout",
     "logger",
@@ -36,6 +41,8 @@ MAY_CHANGE = (
     "batcher.cpus_per_worker",
 )
 """Keys that may be given with `resume=`; all others are the run's own, for good."""
+
+_DEVICES = ("device", "env.device")
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,17 @@ def check_belongs(found: Resumption, config: Any) -> None:
     Raises:
         CheckpointError: it is not; names the group, and both.
     """
-    # Of the batcher, what names code; a few of its other keys may change.
+    # Of the batcher, what names code; a few of its other keys may change, as where the environments are.
     for group in ("algo", "env", "agent", "batcher._target_", "batcher.agent_info", "batcher.env_info"):
         there, here = (_lookup(of, group.split(".")) for of in (found.checkpoint.config, config))
-        if there != here:
+        if _placeless(there) != _placeless(here):
             raise CheckpointError(
                 f"'{found.path}' belongs to another run: its {group} is {there}, this run's {CONFIG} has {here}"
             )
+
+
+def _placeless(group: Any) -> Any:
+    return {**cast("dict[str, Any]", group), "device": None} if isinstance(group, dict) else group
 
 
 def find_resumption(run: Path, changes: Mapping[str, Any], tell: Callable[[str], None]) -> Resumption:
@@ -216,10 +227,14 @@ def take_up(
     if own["evaluation"] is not None and turns is not None and turns["playing"] is not None:
         _check_names("run.evaluation.playing", {"env_steps": 0, "iteration": 0}, turns["playing"])
         check_fits("run.evaluation.weights", tracked["agent"], turns["weights"])
-    problems: list[str] = []
+    problems = [f"{key} is {new} and was {old}: sums are rounded otherwise" for key, (old, new) in _moves(found)]
     load = dict(tracked)
     for name, value in tracked.items():
-        if isinstance(value, ReplayBuffer) and name not in state and not found.buffer_was_saved:
+        if problems and isinstance(value, torch.Generator) and _was_elsewhere(value, state.get(name)):
+            problems.append(f"{name}: drawn anew, by the generator of another device")
+            value.manual_seed(derive(value.initial_seed(), "resumed", int(found.checkpoint.meta["env_steps"])))
+            del load[name]
+        elif isinstance(value, ReplayBuffer) and name not in state and not found.buffer_was_saved:
             which = "the replay buffer" if name == "buffer" else f"the replay buffer {name!r}"
             held = (
                 f"begins with {len(value):,} steps that the algorithm put there" if len(value) else "fills again first"
@@ -245,6 +260,17 @@ def take_up(
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{found.path}' lacks something that this run needs: {error!r}") from error
     return problems
+
+
+def _was_elsewhere(generator: torch.Generator, state: Any) -> bool:
+    drawn = _lookup(state, ["generator"])
+    return isinstance(drawn, torch.Tensor) and is_of_another_device(generator, drawn)
+
+
+def _moves(found: Resumption) -> list[tuple[str, tuple[str, str]]]:
+    """Return which devices are of another kind than before, with both names: `cuda:0` and `cuda:1` are of one."""
+    kinds = {key: [str(name).partition(":")[0] for name in found.changes.get(key, ())] for key in _DEVICES}
+    return [(key, found.changes[key]) for key, both in kinds.items() if len({*both}) > 1]
 
 
 def _check_names(name: str, own: Mapping[str, Any], state: Any) -> None:

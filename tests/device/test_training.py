@@ -113,6 +113,32 @@ def test_a_run_on_a_device_goes_on_from_its_checkpoint_as_one_on_the_cpu_does(na
     assert_close(rows("there"), rows("here"))
 
 
+@pytest.mark.parametrize("name", ["ppo", "sac", "dqn quantiles by priority"])
+@pytest.mark.parametrize("goes_there", [True, False])
+def test_a_run_goes_on_on_another_device(goes_there: bool, name: str, place: str) -> None:
+    """Exact it is not, and says so: a GPU's generators are others, and its sums are rounded otherwise."""
+    devices = ("cpu", place) if goes_there else (place, "cpu")
+    words = [*small(RUNS[name]), "checkpoint.buffer=true", "total_steps=256", "evaluation.every=128"]
+    assert train_here(*words, f"device={devices[0]}", "run_dir=run") == 0
+    run_train(["resume=run", "total_steps=512", f"device={devices[1]}"])
+    assert rows("run")[-1]["env_steps"] == 512
+    log = Path("run/log.txt").read_text(encoding="utf-8")
+    assert f"resume: exact=false: device is {devices[1]} and was {devices[0]}: sums are rounded otherwise" in log
+    assert ("exact=false: noise: drawn anew" in log) == (place == "cuda" and name == "sac")
+
+
+@pytest.mark.parametrize("goes_there", [True, False])
+def test_environments_go_on_on_another_device(goes_there: bool, place: str) -> None:
+    devices = ("cpu", place) if goes_there else (place, "cpu")
+    words = [*small("algo=ppo env=CartPoleTorch agent=gru"), "total_steps=256"]
+    assert train_here(*words, f"env.device={devices[0]}", "run_dir=run") == 0
+    run_train(["resume=run", "total_steps=512", f"env.device={devices[1]}"])
+    assert rows("run")[-1]["env_steps"] >= 512
+    log = Path("run/log.txt").read_text(encoding="utf-8")
+    assert f"resume: exact=false: env.device is {devices[1]} and was {devices[0]}" in log
+    assert ("actions are drawn anew" in log) == (place == "cuda")
+
+
 @pytest.mark.parametrize("learner_is_there", [True, False])
 @pytest.mark.parametrize("algo", ["ppo", "a2c", "dqn"])
 @pytest.mark.parametrize("mode", ["next_step", "same_step", "none"])

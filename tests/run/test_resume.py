@@ -11,16 +11,18 @@ from typing import Any
 
 import gymnasium
 import pytest
+import torch
 import yaml
 
 from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
 from rlx.env import make
-from rlx.errors import CheckpointError, ConfigError, RlxError, RunDirectoryError
+from rlx.errors import CheckpointError, ConfigError, DeviceError, RlxError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from rlx.run.launch import resume_run
 from rlx.run.metrics import read_metrics
 from rlx.run.migrate import KEY, SCHEMA
+from tests.program import rlx
 from tests.run.jobs import train
 from tests.run.resuming import EVALUATED, JOBS, end_of, job, resume, steps_of, stopped_at, total_steps
 
@@ -54,6 +56,54 @@ def without(state: Any, path: tuple[Any, ...]) -> Any:
         owner = owner[part]
     del owner[path[-1]]
     return state
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a run does whose GPU is not here")
+def test_a_run_of_a_gpu_goes_on_and_is_evaluated_where_there_is_none(tmp_path: Path, caplog) -> None:
+    """A GPU's generators have states of 16 bytes."""
+    words = ["algo=sac", "env=Pendulum", "batcher=local", "batcher.envs_per_worker=4", "algo.learning_starts=64"]
+    run = train(tmp_path / "run", *words, "total_steps=128", "checkpoint.buffer=true", "logger=csv")
+    path = find_checkpoint(run)
+    state, config, meta = load_checkpoint(path)
+    state["noise"]["generator"] = state["noise"]["generator"][:16].clone()
+    shutil.rmtree(path)
+    save_checkpoint(run, state, {**config, "device": "cuda:3"}, meta)
+    with pytest.raises(
+        DeviceError, match=r"device: got 'cuda:3', but this machine has 0 CUDA devices; device=cpu works"
+    ):
+        resume(run, total_steps=192)
+    with caplog.at_level(logging.WARNING):
+        resume(run, total_steps=192, device="cpu")
+    assert "exact=false: device is cpu and was cuda:3: sums are rounded otherwise" in caplog.text
+    assert "exact=false: noise: drawn anew, by the generator of another device" in caplog.text
+    assert [row["env_steps"] for row in read_metrics(run / "metrics.csv")][-1] == 192
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a run does whose GPU is not here")
+def test_environments_of_a_gpu_go_on_and_are_evaluated_where_there_is_none(tmp_path: Path, caplog) -> None:
+    words = ["env=CartPoleTorch", "batcher=local", "batcher.envs_per_worker=4", "algo.num_steps=16"]
+    run = train(tmp_path / "run", *words, "total_steps=128", "logger=csv")
+    path = find_checkpoint(run)
+    state, config, meta = load_checkpoint(path)
+    config["env"]["device"] = "cuda"
+    (worker,) = state["batcher"]["workers"]
+    worker["rollout"]["generator"] = worker["rollout"]["generator"][:16].clone()
+    shutil.rmtree(path)
+    save_checkpoint(run, state, config, meta)
+    written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    written["env"]["device"] = "cuda"
+    (run / "config.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    played = rlx(tmp_path, "eval", "run", "--episodes", "2")
+    assert played.returncode == 0, played.stderr
+    assert "env.device=cuda is not here: the environments are made on the CPU" in played.stderr
+    with caplog.at_level(logging.WARNING):
+        resume(run, total_steps=256, **{"env.device": "cpu"})
+    assert "exact=false: env.device is cpu and was cuda: sums are rounded otherwise" in caplog.text
+    assert "actions are drawn anew, by another device's generator" in caplog.text
+    assert [row["env_steps"] for row in read_metrics(run / "metrics.csv")][-1] >= 256
+    caplog.clear()
+    resume(run, total_steps=384)  # config.yaml says where the run began, and its checkpoint where it is
+    assert "exact=false" not in caplog.text
 
 
 @pytest.mark.faults
