@@ -23,6 +23,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker_options import WorkerOptions, check_env
 from rlx.data import DictTensor, EnvSpecs
+from rlx.env.on_host import on_host
 from rlx.env.registry import register
 from rlx.errors import AgentError, ConfigError, EnvironmentFault, message_of
 from rlx.seeding import derive, env_seed
@@ -84,8 +85,10 @@ class Worker:
             env_info: likewise.
             finished: in stop mode, the rows whose one episode a former incarnation has handed over already.
         """
-        options = self.options
+        options, is_on_host = self.options, memory.device.type == "cpu"
         self._check_env_info(env_info)
+        if is_on_host:
+            self.env = on_host(self.env)
         slots = [Slot(layout, memory, index, options.columns) for index in range(NUM_SLOTS)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(options.seed, "agent"))
@@ -99,8 +102,7 @@ class Worker:
             self.piece_check = PieceCheck(
                 self.env, slots, first_row=options.first_row, seeds=seeds, stop=options.stop_at_episode_end
             )
-        on_host = memory.device.type == "cpu"
-        self._rollout = (Rollout if on_host else DeviceRollout)(
+        self._rollout = (Rollout if is_on_host else DeviceRollout)(
             self.env,
             actor,
             slots,
@@ -111,7 +113,7 @@ class Worker:
             env_info=env_info if isinstance(env_info, DictTensor) else DictTensor.empty(options.num_envs),
             agent_drawn=self._drawn("agent_info", agent_info, layout, memory.device),
             env_drawn=self._drawn("env_info", env_info, layout, memory.device),
-            journal=self._journal() if on_host else None,
+            journal=self._journal() if is_on_host else None,
             stop_at_episode_end=options.stop_at_episode_end,
             words=self._words,
         )

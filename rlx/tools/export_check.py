@@ -71,7 +71,7 @@ def largest_difference(run: Run, policy: Policy, make_agent: AgentMaker, module:
         env_info=policy.samplers.get("env_info"),
     ) as batcher:
         batcher.publish(module.agent)
-        steps = batcher.collect().steps.slice_time(0, length)
+        steps = batcher.collect().to("cpu").steps.slice_time(0, length)
         assert steps.is_full()
         expected = _to_environment(steps, module, rows)
         seen = _shown(steps, module)

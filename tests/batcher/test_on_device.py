@@ -232,6 +232,8 @@ def test_training_goes_on_wherever_environments_and_learner_are(
     settings = ["run_dir=run", "total_steps=2048", "evaluation.every=1024", "evaluation.episodes=2"]
     done = rlx(tmp_path, "train", f"algo={algo}", "env=CartPoleTorch", *devices, *settings)
     assert done.returncode == 0, done.stderr
+    played = rlx(tmp_path, "eval", "run", "--episodes", "4")  # in processes, whose memory is the host's
+    assert played.returncode == 0, played.stderr
     again = rlx(tmp_path, "train", "resume=run", "total_steps=4096")
     assert again.returncode == 0, again.stderr
     assert "begin new episodes" not in again.stderr

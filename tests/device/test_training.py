@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlx.batcher.handles import LocalHandle
+from rlx.batcher.worker_options import WorkerOptions
 from rlx.cli.start import run_train
 from rlx.run import launch, load_policy
 from tests.device.simulated import ACCELERATORS
@@ -110,6 +112,25 @@ def test_a_run_on_a_device_goes_on_from_its_checkpoint_as_one_on_the_cpu_does(na
         words = [*small(RUNS[name]), f"device={device}", "checkpoint.buffer=true", "total_steps=256"]
         assert train_here(*words, f"run_dir={run}") == 0
         run_train([f"resume={run}", "total_steps=512"])
+    assert_close(rows("there"), rows("here"))
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step", "none"])
+def test_environments_on_a_device_serve_workers_whose_memory_is_the_hosts(
+    mode: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As workers in processes are; one in this process is made to. The policy acts on the CPU, to its numbers."""
+    make = LocalHandle.__init__
+
+    def make_with_memory_on_the_host(self: LocalHandle, options: WorkerOptions) -> None:
+        make(self, options)
+        self.device = torch.device("cpu")
+
+    monkeypatch.setattr(LocalHandle, "__init__", make_with_memory_on_the_host)
+    words = [*small("algo=ppo env=CartPoleTorch"), f"env.autoreset={mode}", "env.max_episode_steps=40"]
+    words += ["evaluation.every=256", "evaluation.episodes=2"]
+    assert train_here(*words, "run_dir=here") == 0
+    assert train_here(*words, f"env.device={place}", "run_dir=there") == 0
     assert_close(rows("there"), rows("here"))
 
 
