@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -40,6 +41,8 @@ from rlx.seeding import derive
 from rlx.validate import Range, validate
 
 _log = logging.getLogger(__name__)
+
+_FREEZES = count(1)
 MOST_THREADS = 4096
 """Of the learner, at most: where the system gives OpenMP fewer than it asks for, it ends the process then and there."""
 PLAIN_LOGGER_KEYS = ("console", "every")
@@ -262,9 +265,11 @@ def _spare_the_collector() -> None:
     """Leave out what was imported when garbage is looked for: it stays, and need not be walked through again and again.
 
     What an earlier run of this process has left is collected first: it would stay, too, with its memory and its files.
+    That walks through what came since; only each eighth time through all, for what has died of what was spared.
     """
     if gc.get_freeze_count():
-        gc.unfreeze()
+        if next(_FREEZES) % 8 == 0:
+            gc.unfreeze()
         gc.collect()
     gc.freeze()
 
