@@ -174,7 +174,7 @@ class MixtureAgent(ActorCriticAgent):
         """Return the members' actors, where they are alike; otherwise this agent."""
         actors = {name: member.actor() for name, member in self.router.agents.items()}
         try:
-            check_alike(actors, self._specs)
+            check_alike(actors, self._specs, next((value.device for value in self.parameters()), "cpu"))
         except AgentError:  # one leaves out what another keeps
             return self
         return _Actor(actors)
@@ -241,21 +241,21 @@ def member_maker(name: str, member: AgentMaker | Mapping[str, Any]) -> AgentMake
     return partial(kind, **{key: value for key, value in keywords.items() if not key.startswith("_")})
 
 
-def check_alike(agents: Mapping[str, Agent], specs: EnvSpecs) -> None:
-    """Ask each agent once, on observations of zeros, and compare what they put out.
+def check_alike(agents: Mapping[str, Agent], specs: EnvSpecs, device: torch.device | str = "cpu") -> None:
+    """Ask each agent once, on observations of zeros on their `device`, and compare what they put out.
 
     Raises:
         AgentError: outputs, or what `act` returns, differ in keys, shapes or dtypes; shows both.
     """
-    seen = {key: spec.zeros(1) for key, spec in specs.observation.items()}
-    seen |= {f"prev_{key}": spec.zeros(1) for key, spec in specs.action.items()}
-    seen |= {"prev_reward": torch.zeros(1), "is_first": torch.ones(1, dtype=torch.bool)}
+    seen = {key: spec.zeros(1, device=device) for key, spec in specs.observation.items()}
+    seen |= {f"prev_{key}": spec.zeros(1, device=device) for key, spec in specs.action.items()}
+    seen |= {"prev_reward": torch.zeros(1, device=device), "is_first": torch.ones(1, dtype=torch.bool, device=device)}
     nothing = DictTensor.empty(1)
     found: dict[str, tuple[dict[str, Spec], dict[str, Spec]]] = {}
     for name, agent in agents.items():
         with torch.no_grad():
             outputs, _ = agent.forward(DictTensor(seen), agent.initial_state(nothing, 1), nothing)
-            drawn = agent.act(outputs, nothing, torch.Generator().manual_seed(0))
+            drawn = agent.act(outputs, nothing, torch.Generator(device).manual_seed(0))
         found[name] = outputs.specs(), drawn.specs()
     first, *others = found
     for other in others:

@@ -40,11 +40,14 @@ class Router:
         return asked if asked is not None else torch.arange(agent_info.batch_size, device=device) % len(self.agents)
 
     def split(self, policy: Tensor) -> Iterator[tuple[str, Agent, Tensor]]:
-        """Yield each agent that has rows, with their indices `[N]` int64.
+        """Yield each agent that has rows, with their indices `[N]` int64; of no rows at all, the first agent with none.
 
         Raises:
             AgentError: an index counts no agent.
         """
+        if not len(policy):  # what is put out has its form all the same
+            yield *next(iter(self.agents.items())), policy
+            return
         found = 0
         for index, (name, agent) in enumerate(self.agents.items()):
             rows = (policy == index).nonzero().squeeze(1)
@@ -61,9 +64,8 @@ class Router:
         for name, agent in self.agents.items():
             fields |= agent.initial_state(agent_info, batch_size).add_prefix(name).to_dict()
         if self.history_length:
-            device = next(
-                (parameter.device for agent in self.agents.values() for parameter in agent.parameters()), None
-            )
+            own = (parameter for agent in self.agents.values() for parameter in agent.parameters())
+            device = next((value.device for value in (*fields.values(), *own)), None)  # actors have no parameters
             fields["policy"] = torch.full((batch_size,), -1, device=device)
         return DictTensor.trusted(fields, batch_size)
 

@@ -1,7 +1,7 @@
 """Environments that live on an accelerator, for those who hold their memory on the CPU."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ class OnHost(VecEnv):
         return self._env.goal_outcome(achieved, desired)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the environments' state; see `VecEnv.get_state`."""
-        return self._env.get_state()
+        """Return the environments' state, on the CPU: it may go where that device is not; see `VecEnv.get_state`."""
+        return _brought_over(self._env.get_state())
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there; see `VecEnv.set_state`."""
@@ -74,6 +74,15 @@ def on_host(env: VecEnv) -> VecEnv:
 def _numbers(buffer: StepBuffer) -> dict[str, Tensor]:
     flags = {"terminated": buffer.terminated, "truncated": buffer.truncated}
     return {**buffer.obs, "reward": buffer.reward, **flags}
+
+
+def _brought_over(state: Any) -> Any:
+    """Return nested plain data with its tensors on the CPU."""
+    if isinstance(state, dict):
+        return {key: _brought_over(value) for key, value in cast("dict[Any, Any]", state).items()}
+    if isinstance(state, list):
+        return [_brought_over(value) for value in cast("list[Any]", state)]
+    return state.cpu() if isinstance(state, Tensor) else state
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], rows: Sequence[int] | None) -> None:

@@ -195,12 +195,15 @@ def _train(
     parts = read_config(config)
     top, make_env, make_agent = parts.top, parts.make_env, parts.make_agent
     place = {"rank": ranks.rank} if ranks.size > 1 else {}
+    device = find_device(device_of(top["device"], ranks))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what `cuda` alone means from here on
+        here_alone = config["batcher"].get("workers") != "ray"
+        if here_alone and make_env.keywords.get("device") == "cuda":  # in this machine's other processes as well
+            make_env = partial(make_env, device=str(device))
     make_batcher = cast(
         "partial[Batcher]", partial(parts.make_batcher, make_agent, make_env, seed=top["seed"], **place)
     )
-    device = find_device(device_of(top["device"], ranks))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what `cuda` alone means from here on, such as env.device=cuda
     env_name = str(make_env.keywords.get("id", choices.get("env", "env")))
     shown = choices.get("env", env_name) if choices.get("env") != "gym" else env_name
     algo = choices.get("algo", "algo")

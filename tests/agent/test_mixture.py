@@ -52,6 +52,18 @@ def test_rows_go_to_the_member_that_they_name_and_come_back_in_order() -> None:
         torch.testing.assert_close(agent.entropy(outputs)[row], member.entropy(outputs)[row])
 
 
+def test_of_no_rows_it_puts_out_the_same_fields_as_of_some() -> None:
+    """As where every episode of a batch was terminated, and nothing is left to bootstrap from."""
+    agent = make_agent(SPECS)
+    info, obs = DictTensor({"policy": torch.tensor([2, 0, 1])}), DictTensor({"obs": torch.randn(3, 3)})
+    state = agent.initial_state(info, 3)
+    some, _ = agent.forward(obs, state, info)
+    outputs, after = agent.forward(obs[:0], state[:0], info[:0], some[:0])
+    assert outputs.specs() == some.specs()
+    assert after.specs() == state.specs()
+    assert {len(value) for value in (*outputs.values(), *after.values())} == {0}
+
+
 def test_gradients_reach_a_member_from_its_own_rows_only() -> None:
     torch.manual_seed(0)
     agent = make_agent(SPECS)

@@ -177,3 +177,19 @@ def test_environments_on_a_device_give_the_numbers_of_those_on_the_cpu(
         assert all(math.isfinite(value) for row in rows(place) for value in row.values())
     else:
         assert_close(rows(place), rows("cpu"))
+
+
+@pytest.mark.parametrize("member", ["ActorCritic", "TransformerActorCritic"])
+def test_a_population_acts_where_its_environments_are(member: str, place: str) -> None:
+    """On a GPU, which draws its own actions, that there are as many as there should be."""
+    words = [*small("algo=ppo env=CartPoleTorch agent=population"), "evaluation.every=256", "evaluation.episodes=2"]
+    if member == "TransformerActorCritic":  # one that reads its history
+        keys = "num_layers:1,window:8,model_size:16,num_heads:2,feedforward_size:16,activation:tanh"
+        keys += ",critic_hidden_sizes:[8],prev_action:false,prev_reward:false,log_std_init:0.0"
+        words += ["~agent.members.second", f"+agent.members.second={{_target_:rlx.agent.{member},{keys}}}"]
+    assert train_here(*words, "run_dir=cpu") == 0
+    assert train_here(*words, f"env.device={place}", f"run_dir={place}") == 0
+    if place == "cuda":
+        assert rows(place)[-1]["env_steps"] >= 512
+    else:
+        assert_close(rows(place), rows("cpu"))

@@ -39,6 +39,17 @@ def test_answers_are_those_on_the_host(mode: str, place: str) -> None:
     torch.testing.assert_close(there.get_state()["state"].cpu(), here.get_state()["state"])
 
 
+@pytest.mark.parametrize("place", ACCELERATORS)
+def test_their_state_is_on_the_host_too(place: str) -> None:
+    """It leaves a worker's process, for one of a machine that may have no such device."""
+    there = TorchCartPole(num_envs=2, autoreset="none", max_episode_steps=9, device=place)
+    found, own = on_host(there).get_state(), there.get_state()
+    assert found.keys() == own.keys()
+    assert {value.device.type for value in (*found["random"].values(), found["state"], found["steps"])} == {"cpu"}
+    assert found["random"].keys() == own["random"].keys()
+    torch.testing.assert_close(found["state"], own["state"].cpu())
+
+
 def test_what_is_on_the_host_stays_as_it_is() -> None:
     env = BitFlip(num_envs=2, num_bits=3)
     assert on_host(env) is env
