@@ -84,7 +84,7 @@ def list_runs(
 ) -> None:
     """Show how runs stand and what they reached: rlx runs runs/CartPole (default folder: runs)."""
     with reported_errors(), only_json_on_stdout(as_json) as emit:
-        from rlx.run.files import expanded
+        from rlx.run.files import expanded, json_ready
         from rlx.tools import runs
 
         records, problems = runs.list_runs(
@@ -96,7 +96,7 @@ def list_runs(
             descending=descending,
         )
         if as_json:
-            emit(json.dumps({"runs": [record.to_dict() for record in records], "problems": problems}))
+            emit(json.dumps(json_ready({"runs": [record.to_dict() for record in records], "problems": problems})))
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
         if records:
@@ -164,12 +164,13 @@ def compare(
 ) -> None:
     """Show what two runs were told differently, and what they reached."""
     with reported_errors(), only_json_on_stdout(as_json) as emit:
+        from rlx.run.files import json_ready
         from rlx.tools.compare import compare_runs, describe_comparison
 
         found = compare_runs(ours, theirs, metric)
         for note in found["notes"]:
             typer.echo(note, err=True)
-        emit(json.dumps(found) if as_json else "\n".join(describe_comparison(found, ours, theirs)))
+        emit(json.dumps(json_ready(found)) if as_json else "\n".join(describe_comparison(found, ours, theirs)))
 
 
 @results.command()

@@ -76,3 +76,16 @@ def errors_of_signals() -> Generator[None]:
         if not isinstance(stop, _Stop) or not stop.came:
             raise
         raise stop.came[0] from error
+
+
+def obey_lost_signal() -> None:
+    """Raise again what a signal's handler raised before, where `stoppable` is in force; whoever it passed dropped it.
+
+    torch does that to whatever comes while it imports NumPy.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    stop = signal.getsignal(_STOPPING[0])
+    if isinstance(stop, _Stop) and stop.came:
+        raise stop.came[0]

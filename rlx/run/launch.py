@@ -22,6 +22,7 @@ from rlx.run.build import maker
 from rlx.run.compute import Precision, find_device, keep_freed_memory, set_float32_products
 from rlx.run.cores import describe_use, find_cores, fitted
 from rlx.run.directory import default_run_directory, is_taken
+from rlx.run.early_stop import obey_lost_signal
 from rlx.run.evaluate import Evaluator, kinds_of
 from rlx.run.files import expanded
 from rlx.run.lock import RunLock
@@ -244,6 +245,7 @@ def _train(
         loggers=parts.loggers,
         **parts.writes,
     )
+    obey_lost_signal()
     evaluator = None
     if parts.evaluates["every"] and ranks.rank == 0:
         kind = {key: config["batcher"][key] for key in ("workers", "address") if key in config["batcher"]}

@@ -57,7 +57,8 @@ class TensorBoardSink:
         self._last_step = -1 if purge_step is None else purge_step - 1
         moment = time.time()
         # TensorBoard reads files in the order of their names: the numbers of one second's files are of one length.
-        stem = f"events.out.tfevents.{int(moment):010d}.{socket.gethostname()}.{os.getpid()}"
+        second = _second_after_others(directory, int(moment))
+        stem = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
         name = f"{stem}.{next(_file_numbers):06d}"
         self._file = RecordFile(directory / name)
         self._append(self._event(wall_time=moment, file_version="brain.Event:2"))
@@ -127,6 +128,13 @@ def _session(hparams: Mapping[str, bool | float | str], moment: float) -> Any:
         plugin_data=summaries.SummaryMetadata.PluginData(plugin_name="hparams", content=told)
     )
     return summaries.Summary.Value(tag="_hparams_/session_start_info", metadata=metadata, tensor=empty)
+
+
+def _second_after_others(directory: Path, now: int) -> int:
+    """Return the second that a new file is named by: now, or one after all others, where the clock was put back."""
+    parts = [path.name.split(".") for path in directory.glob("events.out.tfevents.*")]
+    newest = max((int(part[3]) for part in parts if part[3].isdecimal()), default=0)
+    return now if newest <= now else newest + 1
 
 
 def _cut_events(directory: Path, sizes: Mapping[str, int]) -> None:

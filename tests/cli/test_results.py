@@ -47,6 +47,21 @@ def test_json_of_runs_is_one_object(folder: Path, capfd: pytest.CaptureFixture[s
     assert len(listing["problems"]) == 1
 
 
+@pytest.mark.parametrize("command", [("runs", "odd"), ("compare", "odd/0", "odd/1")])
+def test_json_of_an_infinite_metric_is_strict(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "odd" / "0", returns=[1.0, float("inf")])
+    make_run(tmp_path / "odd" / "1", seed=1)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"JSON has no {name}")
+
+    assert call(*command, "--json") == 0
+    json.loads(capfd.readouterr().out, parse_constant=refuse)
+
+
 def test_no_runs_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("runs", "--where", "algo=sac") == 0
     assert capsys.readouterr() == ("", "no runs in 'runs' that fit\n")

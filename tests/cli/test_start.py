@@ -112,6 +112,36 @@ def test_error_that_torch_makes_of_a_signal_is_still_the_signal(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signal_that_an_import_drops_is_obeyed_before_there_is_a_directory(
+    name: str,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    drops = f"""import os
+import signal
+from contextlib import suppress
+
+from rlx.agent import ActorCritic as Agent
+
+with suppress(BaseException):  # as torch does while it imports NumPy
+    os.kill(os.getpid(), signal.{name})
+"""
+    (tmp_path / f"drops_{name}.py").write_text(drops)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, given))
+    with pytest.raises(SystemExit) as end:
+        run_train(
+            ["batcher=local", f"agent._target_=drops_{name}.Agent", f"run_dir={tmp_path / 'run'}", "total_steps=1"]
+        )
+    assert (end.value.code, capsys.readouterr().err) == (status, f"Interrupted: stopped by {name}.\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_job_of_a_sweep_whose_signal_torch_made_an_error_of_was_stopped_and_goes_back_into_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,15 @@ def test_events_after_the_point_where_a_run_was_taken_up_again_do_not_count(tmp_
     assert read(tmp_path)["x"] == [(10, 10.0), (25, 2.5)]
 
 
+def test_a_run_taken_up_again_after_the_clock_was_put_back_comes_behind_what_it_had_written(tmp_path, monkeypatch):
+    for moment, step in ((2_000_000_000.5, 10), (1_900_000_000.5, 20), (1_900_000_001.5, 30)):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        sink = TensorBoardSink(tmp_path, purge_step=step)
+        sink.write({"env_steps": step, "x": float(step)})
+        sink.close()
+    assert read(tmp_path)["x"] == [(10, 10.0), (20, 20.0), (30, 30.0)]
+
+
 def test_events_before_a_torn_one_are_read(tmp_path):
     sink = TensorBoardSink(tmp_path)
     sink.write({"env_steps": 1, "x": 1.0})
