@@ -72,12 +72,11 @@ class RecentEpisodes:
     def __init__(self, window: int) -> None:
         """Begin with none; `window` of them are kept."""
         self.count = 0
-        self._window = window
         self._kept: deque[tuple[float, int]] = deque(maxlen=window)
 
     def take(self, episodes: list[Episode]) -> None:
         """Take episodes that ended out of the list."""
-        self._kept.extend((total, length) for _, total, length in episodes[-self._window :])
+        self._kept.extend((total, length) for _, total, length in episodes[-(self._kept.maxlen or 0) :])
         self.count += len(episodes)
         episodes.clear()
 

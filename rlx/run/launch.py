@@ -44,6 +44,7 @@ from rlx.validate import Range, validate
 _log = logging.getLogger(__name__)
 
 _FREEZES = count(1)
+
 MOST_THREADS = 4096
 """Of the learner, at most: where the system gives OpenMP fewer than it asks for, it ends the process then and there."""
 PLAIN_LOGGER_KEYS = ("console", "every")

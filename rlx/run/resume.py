@@ -88,17 +88,19 @@ def check_belongs(found: Resumption, config: Any) -> None:
     Raises:
         CheckpointError: it is not; names the group, and both.
     """
-    # Of the batcher, what names code; a few of its other keys may change, as where the environments are.
+    # Of the batcher, what names code; a few of its other keys may change, as may where the environments are.
     for group in ("algo", "env", "agent", "batcher._target_", "batcher.agent_info", "batcher.env_info"):
         there, here = (_lookup(of, group.split(".")) for of in (found.checkpoint.config, config))
-        if _placeless(there) != _placeless(here):
+        if there != here and (group != "env" or _without_place(there) != _without_place(here)):
             raise CheckpointError(
                 f"'{found.path}' belongs to another run: its {group} is {there}, this run's {CONFIG} has {here}"
             )
 
 
-def _placeless(group: Any) -> Any:
-    return {**cast("dict[str, Any]", group), "device": None} if isinstance(group, dict) else group
+def _without_place(env: Any) -> Any:
+    if not isinstance(env, dict):
+        return env
+    return {key: value for key, value in cast("dict[str, Any]", env).items() if key != "device"}
 
 
 def find_resumption(run: Path, changes: Mapping[str, Any], tell: Callable[[str], None]) -> Resumption:
@@ -227,10 +229,11 @@ def take_up(
     if own["evaluation"] is not None and turns is not None and turns["playing"] is not None:
         _check_names("run.evaluation.playing", {"env_steps": 0, "iteration": 0}, turns["playing"])
         check_fits("run.evaluation.weights", tracked["agent"], turns["weights"])
-    problems = [f"{key} is {new} and was {old}: sums are rounded otherwise" for key, (old, new) in _moves(found)]
+    moves = _moves(found)
+    problems = [f"{key} is {new} and was {old}: sums are rounded otherwise" for key, (old, new) in moves]
     load = dict(tracked)
     for name, value in tracked.items():
-        if problems and isinstance(value, torch.Generator) and _was_elsewhere(value, state.get(name)):
+        if moves and isinstance(value, torch.Generator) and _was_elsewhere(value, state.get(name)):
             problems.append(f"{name}: drawn anew, by the generator of another device")
             value.manual_seed(derive(value.initial_seed(), "resumed", int(found.checkpoint.meta["env_steps"])))
             del load[name]

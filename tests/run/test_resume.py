@@ -59,7 +59,7 @@ def without(state: Any, path: tuple[Any, ...]) -> Any:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a run does whose GPU is not here")
-def test_a_run_of_a_gpu_goes_on_and_is_evaluated_where_there_is_none(tmp_path: Path, caplog) -> None:
+def test_a_run_of_a_gpu_goes_on_where_there_is_none(tmp_path: Path, caplog) -> None:
     """A GPU's generators have states of 16 bytes."""
     words = ["algo=sac", "env=Pendulum", "batcher=local", "batcher.envs_per_worker=4", "algo.learning_starts=64"]
     run = train(tmp_path / "run", *words, "total_steps=128", "checkpoint.buffer=true", "logger=csv")
