@@ -10,9 +10,9 @@ from torch import nn
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.assemble import HANDED_BACK, SlotReader
 from rlx.batcher.crew import Crew, WorkerKind
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.batcher.handles import Handle, all_ready, receive_all
 from rlx.batcher.memory import Memory
-from rlx.batcher.pieces import Episode
 from rlx.batcher.plan import plan_memory
 from rlx.batcher.probe import agreed_specs
 from rlx.batcher.restart import OnFailure
@@ -39,7 +39,7 @@ class Batcher:
         num_envs: B, over all workers.
         envs_per_worker: of each.
         make_env: makes environments like those of the workers.
-        episodes: the training episodes that ended, since somebody last emptied the list: row, return, length.
+        episodes: the training episodes that ended, since somebody last cleared them, in order of time.
         collect_seconds: time the caller has spent waiting in `get`.
         cpu_seconds: CPU time that the workers have spent on the pieces handed over.
         workers: `process`, `local` or `ray`.
@@ -104,7 +104,7 @@ class Batcher:
         self._closed, self._ended_by = False, ""
         check_least_room(workers, num_workers=num_workers, envs_per_worker=envs_per_worker, num_steps=num_steps)
         self.num_envs, self.envs_per_worker, self.num_steps = num_workers * envs_per_worker, envs_per_worker, num_steps
-        self.episodes: list[Episode] = []
+        self.episodes = EpisodeLog()
         self.collect_seconds = self.cpu_seconds = 0.0
         self.workers: WorkerKind = workers
         self.asynchronous, self.waiting = asynchronous, False
@@ -172,7 +172,7 @@ class Batcher:
         if self._in_flight and self.asynchronous:
             counted = len(self.episodes)
             self.get()  # what the workers ran ahead with is of the old episodes, and goes
-            del self.episodes[counted:]
+            self.episodes.drop(counted)
         if self._in_flight:
             raise UserError("reset() while a piece is being collected: call get() first")
         self._agent_info, self._env_info = self._rows_of("agent_info", agent_info), self._rows_of("env_info", env_info)

@@ -89,8 +89,8 @@ class PieceCheck:
             self._raise_first(slot, lengths, lengths, report.num_finals, gaps=False, masks=True)
         self._steps += slot.length.numpy(force=True)
         if report.episodes:
-            rows = np.array([row for row, _, _ in report.episodes]) - self._first_row
-            np.subtract.at(self._steps, rows, [length for _, _, length in report.episodes])
+            rows = report.episodes.rows - self._first_row
+            np.subtract.at(self._steps, rows, report.episodes.lengths)
             if not self._stop:
                 np.add.at(self._episodes, rows, 1)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.crew import WorkerKind
-from rlx.batcher.pieces import Episode
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.batcher.restart import OnFailure
 from rlx.batcher.sampler import Info
 from rlx.batcher.worker_options import EnvMaker, check_sizes
@@ -166,8 +166,7 @@ class EpisodeBatcher(Batcher):
             piece = super().get(blocking)
             if piece is None:
                 return None
-            self._rounds[-1].episodes += self.episodes[counted:]  # told of with the batch that they belong to
-            del self.episodes[counted:]
+            self._rounds[-1].episodes.extend(self.episodes.drop(counted))  # told of with the batch they belong to
             self._rounds[-1].add(piece[0])
             if not self._rounds[-1].done.all():
                 check_end(piece[1], self._rounds[-1].num_steps)
@@ -186,7 +185,7 @@ class EpisodeBatcher(Batcher):
         rounds, self._rounds = self._rounds, []
         for number, played in enumerate(rounds):
             wanted = self.num_episodes - number * self.num_envs
-            self.episodes.extend(episode for episode in played.episodes if episode[0] < wanted)
+            self.episodes.extend(played.episodes[played.episodes.rows < wanted])
         chosen = slice(0, self.num_episodes)
         info = DictTensor.cat([cast(DictTensor, played.info) for played in rounds])[chosen]
         steps = TemporalDictTensor.cat([played.steps() for played in rounds])[chosen]
@@ -211,7 +210,7 @@ class _Round:
         self.done = torch.zeros(num_envs, dtype=torch.bool, device=device)
         self.info: DictTensor | None = None
         self.finals: dict[str, Tensor] = {}
-        self.episodes: list[Episode] = []
+        self.episodes = EpisodeLog()
         self.num_steps = 0
         self._lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._fields: dict[str, Tensor] = {}

@@ -7,12 +7,12 @@ episodes ended, and which.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.batcher.pieces import Episode, Piece, drop_flags_of_resets
-from rlx.batcher.rollout import Mask, Rollout
+from rlx.batcher.episode_log import EpisodeLog
+from rlx.batcher.pieces import Mask, Piece, drop_flags_of_resets
+from rlx.batcher.rollout import Rollout
 from rlx.env.vec_env import Autoreset
 
 
@@ -44,7 +44,7 @@ class DeviceRollout(Rollout):
         self._returns = torch.zeros(self.env.num_envs, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(self.env.num_envs, dtype=torch.int64, device=device)
 
-    def _work_out(self, piece: Piece, num_calls: int, started: Mask) -> tuple[int, list[Episode]]:
+    def _work_out(self, piece: Piece, num_calls: int, started: Mask) -> tuple[int, EpisodeLog]:
         """Do the same as on the host; see `Rollout._work_out`."""
         slot = piece.slot
         ended = (slot.terminated | slot.truncated)[:num_calls]
@@ -71,7 +71,7 @@ class DeviceRollout(Rollout):
 
 def tally(
     rewards: Tensor, ended: Tensor, valid: Tensor | None, returns: Tensor, lengths: Tensor, first_row: int
-) -> list[Episode]:
+) -> EpisodeLog:
     """Return the episodes that ended, in order of time, and carry the others on; see `rlx.batcher.pieces.tally`.
 
     Args:
@@ -84,7 +84,7 @@ def tally(
     """
     num_steps = len(rewards)
     if not num_steps:
-        return []
+        return EpisodeLog()
     if valid is None:
         valid = torch.ones_like(ended)
     ends = (ended & valid).T.flatten()
@@ -106,9 +106,7 @@ def tally(
     done = over.nonzero().flatten()
     done = done[torch.argsort(last[done] % num_steps, stable=True)]
     found = torch.stack([(row[done] + first_row).double(), paid[done], counted[done].double()])
-    index, total, length = found.numpy(force=True)  # in one copy
-    columns = (index.astype(np.int64), total, length.astype(np.int64))
-    return list(zip(*(values.tolist() for values in columns), strict=True))
+    return EpisodeLog(*found.numpy(force=True))  # in one copy
 
 
 def compact(piece: Piece, valid: Tensor, ended: Tensor, num_calls: int, first_row: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.batcher.slots import Slot, views_of
 from rlx.data import DictTensor
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
@@ -16,9 +17,6 @@ Mask = NDArray[np.bool_]
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 Places = Indices | Tensor
-
-Episode = tuple[int, float, int]
-"""Row among all environments, return, length."""
 
 
 class Piece:
@@ -123,7 +121,7 @@ def tally(
     returns: NDArray[np.float64],
     lengths: NDArray[np.int64],
     first_row: int,
-) -> list[Episode]:
+) -> EpisodeLog:
     """Return the episodes that ended, in order of time, and carry the others' return and length on.
 
     Args:
@@ -136,14 +134,14 @@ def tally(
     """
     num_steps, size = rewards.shape
     if not num_steps:
-        return []
+        return EpisodeLog()
     if valid is not None:
         rewards, ended = np.where(valid, rewards, rewards.dtype.type(0)), ended & valid
     paid_by_step = rewards.T.astype(np.float64, order="C").ravel()
     if not ended.any():  # most pieces, where they are short
         returns += np.add.reduceat(paid_by_step, np.arange(0, num_steps * size, num_steps, dtype=np.int64))
         lengths += num_steps if valid is None else valid.sum(0)
-        return []
+        return EpisodeLog()
     # Row after row: what belongs to one episode lies together, and is summed by itself, so that a reward which is not
     # finite counts for its own episode alone.
     ends = ended.T.ravel()
@@ -166,8 +164,7 @@ def tally(
     if num_steps <= 2**16:
         time = time.astype(np.uint16)  # sorted digit by digit: a quarter of the time
     done = done[np.argsort(time, kind="stable")]
-    found = (row[done] + first_row, paid[done], counted[done])
-    return list(zip(*(values.tolist() for values in found), strict=True))
+    return EpisodeLog(row[done] + first_row, paid[done], counted[done])
 
 
 def compact(piece: Piece, valid: Mask, ended: Mask, num_calls: int, first_row: int) -> NDArray[np.int64]:

@@ -197,7 +197,7 @@ class RestartingHandle(ABC):
                     self._finished.clear()
             self._attachment = (layout, memory, agent_info, env_info)
             if isinstance(answer, PieceReport) and self.options.stop_at_episode_end:
-                self._finished.update(row - self.options.first_row for row, _, _ in answer.episodes)
+                self._finished.update((answer.episodes.rows - self.options.first_row).tolist())
         self.answers.append(answer)
 
     def _fail(self, error: RlxError, mendable: bool, seconds: float = 0.0) -> None:

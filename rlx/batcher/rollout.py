@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.agent.agent import Agent, may_be_any, reset_state
 from rlx.batcher.context import Context
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.batcher.heartbeat import CALLS, NUM_WORDS, RESETS, STOP, Words
 from rlx.batcher.journal import Journal
-from rlx.batcher.pieces import Episode, Piece, compact, drop_flags_of_resets, tally
+from rlx.batcher.pieces import Mask, Piece, compact, drop_flags_of_resets, tally
 from rlx.batcher.sampler import Drawn, rows_like
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
@@ -21,7 +21,6 @@ from rlx.env.fault import environment_fault, raised
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 from rlx.errors import RlxError
 
-Mask = NDArray[np.bool_]
 Seeds = Sequence[int | None] | None
 
 
@@ -40,7 +39,7 @@ class PieceReport:
     num_steps: int
     num_running: int
     num_finals: int
-    episodes: list[Episode]
+    episodes: EpisodeLog
     cpu_seconds: float = 0.0
 
 
@@ -370,7 +369,7 @@ class Rollout:
         self._total_steps += num_steps
         return PieceReport(num_steps, int(self._running.sum()), piece.num_finals, episodes)
 
-    def _work_out(self, piece: Piece, num_calls: int, started: Mask) -> tuple[int, list[Episode]]:
+    def _work_out(self, piece: Piece, num_calls: int, started: Mask) -> tuple[int, EpisodeLog]:
         """Write the lengths of a piece, close the gaps between its steps, and return how many there are and who ended.
 
         The episodes that ended are in order of time.

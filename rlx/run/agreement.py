@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.batcher.pieces import Episode
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.errors import RankError
 from rlx.run.ranks import Ranks
 from rlx.run.signals import STOP_SIGNALS
@@ -34,7 +35,7 @@ class Iteration:
     terms: Mapping[str, Tensor | float]
     env_steps: int
     samples: int
-    episodes: list[Episode]
+    episodes: EpisodeLog
     stop: signal.Signals | None
     late: bool
     restarts: int
@@ -69,15 +70,15 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
     values[ranks.rank] = torch.tensor([float(value) for value in own.terms.values()], dtype=torch.float64)
     played = torch.zeros(sum(numbers), 3, dtype=torch.float64)
     place = sum(numbers[: ranks.rank])
-    if own.episodes:
-        played[place : place + len(own.episodes)] = torch.tensor(own.episodes, dtype=torch.float64)
+    for column, values_of in enumerate((own.episodes.rows, own.episodes.returns, own.episodes.lengths)):
+        played[place : place + len(own.episodes), column] = torch.from_numpy(values_of.astype(np.float64))
     found = _sum(ranks, torch.cat([values.flatten(), played.flatten()]))
     terms: dict[str, Tensor | float] = {}
     for column, (name, value) in enumerate(own.terms.items()):
         reported = found[column : values.numel() : len(own.terms)]
         terms[name] = int(sum(reported)) if isinstance(value, int) else _mean(reported, weights)
     rows = found[values.numel() :]
-    episodes = [(int(rows[i]), rows[i + 1], int(rows[i + 2])) for i in range(0, len(rows), 3)]
+    episodes = EpisodeLog(*np.array(rows).reshape(-1, 3).T)
     stop = first_of([float(each.sum()) for each in stops_of])
     return Iteration(terms, env_steps, samples, episodes, stop, late > 0, restarts, dropped_steps)
 

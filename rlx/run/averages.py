@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlx.batcher.pieces import Episode
+from rlx.batcher.episode_log import EpisodeLog
 
 
 class Averages:
@@ -74,8 +74,8 @@ class RecentEpisodes:
         self.count = 0
         self._kept: deque[tuple[float, int]] = deque(maxlen=window)
 
-    def take(self, episodes: list[Episode]) -> None:
-        """Take episodes that ended out of the list."""
+    def take(self, episodes: EpisodeLog) -> None:
+        """Take episodes that ended out of the log."""
         self._kept.extend((total, length) for _, total, length in episodes[-(self._kept.maxlen or 0) :])
         self.count += len(episodes)
         episodes.clear()

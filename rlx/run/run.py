@@ -232,7 +232,7 @@ class Run:
     def _iteration(self, terms: Mapping[str, Tensor | float], env_steps: int, batcher: Batcher) -> Iteration:
         """Return what this rank's iteration came to, and begin the next."""
         samples, self._samples = self._samples, 0
-        episodes, batcher.episodes = batcher.episodes, []
+        episodes = batcher.episodes.drop(0)
         counts = {"restarts": batcher.restarts, "dropped_steps": batcher.dropped_steps}
         stop, late = self._signals.requested, self._late()
         return Iteration(terms, env_steps, samples, episodes, stop, late, **counts)

@@ -6,11 +6,13 @@ import signal
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from rlx.agent import Normalizer, ObservationNormalizer, update_normalizers
 from rlx.agent.flat import flatten_parameters
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.cli.report import end_at_once
 from rlx.data import DictTensor, TemporalDictTensor, Trajectories
 from rlx.errors import ConfigError, RankError
@@ -89,7 +91,8 @@ def report(ranks: Ranks) -> dict[str, Any]:
     ranks.broadcast(module)
     found["broadcast"] = [float(module.weight.mean()), bool(module.flag)]
 
-    episodes = [(0, 1.5, 3)] if rank == 0 else [(1, -2.0, 4), (0, 0.25, 5)]
+    ended = [(0, 1.5, 3)] if rank == 0 else [(1, -2.0, 4), (0, 0.25, 5)]
+    episodes, none = EpisodeLog(*np.array(ended).T), EpisodeLog()
     terms = {
         "loss/total": torch.tensor((1.0, 5.0)[rank], device=DEVICE),
         "count": (2, 3)[rank],
@@ -98,14 +101,14 @@ def report(ranks: Ranks) -> dict[str, Any]:
     }
     stop = signal.SIGTERM if rank else None
     told = agree(ranks, Iteration(terms, (4, 6)[rank], SAMPLES[rank], episodes, stop, rank == 0, 1, 2))
-    found["agreed"] = [told.terms, told.env_steps, told.episodes, told.stop == signal.SIGTERM, told.late]
+    found["agreed"] = [told.terms, told.env_steps, list(told.episodes), told.stop == signal.SIGTERM, told.late]
     found["agreed counts"] = [told.samples, told.restarts, told.dropped_steps]
-    told = agree(ranks, Iteration({"x": float("nan") if rank else 3.0}, (4, 0)[rank], 0, [], None, False, 0, 0))
+    told = agree(ranks, Iteration({"x": float("nan") if rank else 3.0}, (4, 0)[rank], 0, none, None, False, 0, 0))
     found["by steps"] = [told.terms, told.stop, told.late]
-    found["evenly"] = agree(ranks, Iteration({"x": 1.0 + rank}, 0, 0, [], None, False, 0, 0)).terms  # all resets
+    found["evenly"] = agree(ranks, Iteration({"x": 1.0 + rank}, 0, 0, none, None, False, 0, 0)).terms  # all resets
     found["stop"] = agree_on_stop(ranks, signal.SIGINT if rank == 0 else None) == signal.SIGINT
     try:
-        agree(ranks, Iteration({"this": 1.0} if rank else {"that": 1.0}, 1, 1, [], None, False, 0, 0))
+        agree(ranks, Iteration({"this": 1.0} if rank else {"that": 1.0}, 1, 1, none, None, False, 0, 0))
     except RankError as error:
         found["other terms"] = str(error)
 
