@@ -120,6 +120,8 @@ class SeededPool(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.render_mode = keywords.get("render_mode")
         self._pool: Any = None
+        self._ids = np.arange(num_envs, dtype=np.int32)
+        self._order = _order(spec)
 
     @property
     def pool(self) -> Any:
@@ -136,8 +138,18 @@ class SeededPool(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._pool.reset()
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Do one step in every row; one that ended begins its next episode instead."""
-        return self._pool.step(actions)
+        """Do one step in every row; one that ended begins its next episode instead.
+
+        The info is empty. Where an observation is one array, this is the pool's own `step` without the names that it
+        gives to all else that it tells, which take a tenth of the time of 256 CartPoles.
+        """
+        if self._order is None:
+            return *self._pool.step(actions)[:4], {}
+        places, dtype = self._order
+        self._pool._send([self._ids, self._ids, actions.astype(dtype, order="C")])
+        told = self._pool._recv()
+        obs, reward, done, truncated = (told[place] for place in places)
+        return obs, reward, done & ~truncated, truncated, {}
 
     def render(self) -> Any:
         """Return a picture of every row, or None where none are drawn."""
@@ -215,6 +227,17 @@ def _import_envpool() -> ModuleType:
             "install it with: pip install 'rlx[envpool]'"
         ) from None
     return cast(ModuleType, envpool)
+
+
+def _order(spec: Any) -> tuple[list[int], Any] | None:
+    """Return the places of observation, reward, end and truncation in what a pool tells, and the type of its actions.
+
+    None where an observation or an action is more than one array.
+    """
+    told, taken = list(spec._state_keys), list(spec._action_keys)
+    if "obs" not in told or taken[:-1] != ["env_id", "players.env_id"]:
+        return None
+    return [told.index(key) for key in ("obs", "reward", "done", "trunc")], spec._action_spec[-1][0]
 
 
 def _check_players(spec: Any, id: str) -> None:

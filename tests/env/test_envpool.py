@@ -81,6 +81,32 @@ def test_pieces_hold_the_raw_librarys_transitions_with_true_final_observations(l
 
 
 @needs_envpool
+@pytest.mark.parametrize(
+    "id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v4", "FrozenLake-v1", "Pong-v5", "CheetahRun-v1"]
+)
+def test_a_step_is_what_the_librarys_own_step_is(id: str) -> None:
+    """The pool is asked below the layer that names its answers, but where an observation is several arrays."""
+    import envpool
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        raw = envpool.make(id, env_type="gymnasium", num_envs=2, seed=[3, 4], num_threads=1)
+        raw.reset()
+    with make(id, 2) as env:
+        assert (env.env._order is None) == (id == "CheetahRun-v1")
+        env.env.reset(seed=[3, 4])
+        env.env.single_action_space.seed(0)
+        for _ in range(120):
+            actions = np.stack([env.env.single_action_space.sample() for _ in range(2)])
+            mine, theirs = env.env.step(actions), raw.step(actions)
+            assert mine[4] == {}
+            for one, other in zip(mine[:4], theirs[:4], strict=True):
+                parts = [(one[key], other[key]) for key in one] if isinstance(one, dict) else [(one, other)]
+                assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in parts)
+    raw.close()
+
+
+@needs_envpool
 def test_each_row_takes_its_own_seed_whenever_it_is_given() -> None:
     with make("CartPole-v1", 2) as env:
         out = env.allocate()
