@@ -167,6 +167,15 @@ def set_float32_products(precision: Precision) -> None:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
+def accept_scattered_weights() -> None:
+    """Leave out the advice of cuDNN to keep a recurrent layer's weights in a piece of memory that begins with them.
+
+    An optimiser of rlx keeps all weights in one (`rlx.agent.flatten_parameters`), and cuDNN copies a layer's own out of
+    it at each call.
+    """
+    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk", UserWarning)
+
+
 def keep_freed_memory() -> None:
     """Have this process keep the memory that tensors free, up to 1 GB, for the next ones. Where the C library is glibc.
 

@@ -19,7 +19,13 @@ from omegaconf import OmegaConf
 from rlx.batcher.batcher import Batcher
 from rlx.errors import RunDirectoryError
 from rlx.run.build import maker
-from rlx.run.compute import Precision, find_device, keep_freed_memory, set_float32_products
+from rlx.run.compute import (
+    Precision,
+    accept_scattered_weights,
+    find_device,
+    keep_freed_memory,
+    set_float32_products,
+)
 from rlx.run.cores import describe_use, find_cores, fitted
 from rlx.run.directory import default_run_directory, is_taken
 from rlx.run.early_stop import obey_lost_signal
@@ -220,6 +226,7 @@ def _train(
     prepare_threads()
     keep_freed_memory()
     set_float32_products(top["precision"])
+    accept_scattered_weights()
     seed_global_generators(derive(top["seed"], "learner"))
     use, warning = describe_use(config, cores)
     options = RunOptions(
