@@ -102,6 +102,12 @@ def _hint(name: str, module: str) -> str:
         known = [f"{module}:{own}" for own, entry in gymnasium.registry.items() if _package(entry) == package]
         none = " The module was imported, and registers no such id with gymnasium.register."
     else:
+        if name.startswith("ALE/") or "NoFrameskip-v" in name:
+            game = name.rpartition("/")[2].partition("-v")[0].removesuffix("NoFrameskip")
+            return (
+                f" Atari's games are env=atari env.game={game}, stepped together, or env.id=ale_py:ALE/{game}-v5; both "
+                "need: pip install 'rlx[atari]'"
+            )
         known = list(gymnasium.registry)
         none = " `rlx list envs` shows those there are; one of your own is named package.module:Name-v0."
     versions = [known_id for known_id in known if known_id.rpartition("-v")[0] == name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -67,4 +68,14 @@ def _find(name: str, key: str) -> Callable[..., GymEnv]:
 
 
 def _applied(wrapper: Callable[..., GymEnv], keywords: Mapping[str, Any]) -> Wrap:
-    return lambda env: wrapper(env, **keywords)
+    """Return what wraps an environment; lists, all that YAML has, become the tuples that it declares."""
+    declared: dict[str, str] = {}
+    with contextlib.suppress(TypeError, ValueError):
+        declared = {name: str(each.annotation) for name, each in inspect.signature(wrapper).parameters.items()}
+    told: dict[str, Any] = {
+        name: tuple(cast("list[Any]", value))
+        if isinstance(value, list) and "tuple[" in declared.get(name, "")
+        else value
+        for name, value in keywords.items()
+    }
+    return lambda env: wrapper(env, **told)

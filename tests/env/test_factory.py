@@ -165,6 +165,8 @@ def test_an_environment_of_ones_own_by_module_and_id(module: str) -> None:
         ({"id": "cartpole-v1"}, "Did you mean 'CartPole-v1'?"),
         ({"id": "CartPole"}, "there is no environment 'CartPole'. Did you mean 'CartPole-v1'?"),
         ({"id": "LunarLander-v2"}, "Did you mean 'LunarLander-v3'?"),
+        ({"id": "ALE/Pnog-v5"}, "env=atari env.game=Pnog, stepped together, or env.id=ale_py:ALE/Pnog-v5"),
+        ({"id": "PnogNoFrameskip-v4"}, "env=atari env.game=Pnog, stepped together, or env.id=ale_py:ALE/Pnog-v5"),
         ({"id": "xyzzy"}, "there is no environment 'xyzzy'. `rlx list envs` shows"),
         ({"id": "no_such.module:Foo-v0"}, "asks for the module 'no_such.module', and there is no module 'no_such'"),
         ({"id": "json:Foo-v0"}, "'json:Foo-v0'. The module was imported, and registers no such id"),
@@ -220,6 +222,13 @@ def test_a_constructor_that_raises_is_a_fault_with_its_cause(module: str) -> Non
     with pytest.raises(EnvironmentFault, match="its constructor raised ValueError: length is 0") as caught:
         make(f"{module}:Corridor-v0", 2, kwargs={"length": 0})
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_list_of_yaml_is_a_tuple_where_the_wrapper_declares_one() -> None:
+    with make("CartPole-v1", 1, wrappers=[{"ReshapeObservation": {"shape": [2, 2]}}]) as env:
+        assert env.specs.observation["obs"].shape == (2, 2)
+    with make("CartPole-v1", 1, wrappers=[{"rlx.env.SelectObservation": {"keep": [0, 2]}}]) as env:
+        assert env.specs.observation["obs"].shape == (2,)
 
 
 def needs_a_package(env: gymnasium.Env) -> gymnasium.Env:
