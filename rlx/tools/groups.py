@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import ConfigError, did_you_mean
+from rlx.errors import ConfigError, RunDirectoryError, did_you_mean
 from rlx.run.migrate import told_together
 from rlx.tools.record import env_name, read_config, target_name
 
@@ -67,15 +67,25 @@ def group_runs(
     Args:
         directories: run directories.
         by: keys that tell groups apart, instead of those found; the environment always does.
-        notes: takes a line where runs of an older rlx are among them.
+        notes: takes a line where runs of an older rlx are among them, and one for each that is left out, since its
+            configuration cannot be read.
 
     Raises:
         ConfigError: a key of `by` that no run has.
-        RunDirectoryError: a configuration cannot be read.
+        RunDirectoryError: a configuration cannot be read, and nobody takes notes; or none of them can.
     """
-    runs = [RunConfig(directory, *read_config(directory)) for directory in directories]
+    runs: list[RunConfig] = []
+    damaged: list[RunDirectoryError] = []
+    for directory in directories:
+        try:
+            runs.append(RunConfig(directory, *read_config(directory)))
+        except RunDirectoryError as error:
+            damaged.append(error)
+    if damaged and (notes is None or not runs):
+        raise damaged[0]
     if notes is not None:
         notes.extend(told_together([run.older for run in runs if run.older is not None]))
+        notes.extend(f"left out: {error}" for error in damaged)
     if by is None:
         keys = differing_keys(runs)
         algos = len({run.algo for run in runs}) > 1

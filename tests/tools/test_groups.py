@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, RunDirectoryError
 from rlx.tools.groups import group_runs
 
 from .made_runs import make_run
@@ -56,3 +56,16 @@ def test_groups_that_differ_in_much_are_called_by_their_folders(tmp_path: Path) 
     ]
     assert labels(runs) == [("CartPole-v1", "trial-3", 2), ("CartPole-v1", "trial-4", 2)]
     assert labels(runs[::2])[0][1].startswith("a_long_key_1=3"), "of one run each, both folders are called seed-0"
+
+
+def test_one_that_cannot_be_read_is_left_out_and_named_where_others_can(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    (runs[1] / "config.yaml").write_text("::: [")
+    notes: list[str] = []
+    (group,) = group_runs(runs, notes=notes)
+    assert group.runs == (runs[0], runs[2])
+    assert len(notes) == 1
+    assert notes[0].startswith(f"left out: '{runs[1] / 'config.yaml'}' is not valid YAML")
+    for given, told in ((runs, None), (runs[1:2], [])):
+        with pytest.raises(RunDirectoryError, match="is not valid YAML"):
+            group_runs(given, notes=told)
