@@ -253,13 +253,17 @@ def take_up(
         raise CheckpointError(f"'{found.path}' holds '{unknown[0]}', which this algorithm does not have")
     try:
         Counters().load_state_dict(state["run"]["counters"])  # the run does so itself, when it is too late to refuse
+        others = {name: value for name, value in load.items() if isinstance(value, Batcher)}
         for name, value in load.items():
-            load_into(name, value, state[name])
+            if name not in others:
+                load_into(name, value, state[name])
         agent = tracked["agent"]
         assert isinstance(agent, nn.Module)
         batcher.publish(agent)
-        told = batcher.load_state_dict(state["batcher"], int(found.checkpoint.meta["env_steps"]))
-        problems.extend(dict.fromkeys(told))  # once, whoever says the same
+        for name, each in {"batcher": batcher, **others}.items():
+            told = each.load_state_dict(state[name], int(found.checkpoint.meta["env_steps"]))
+            about = "" if each is batcher else f"{name}: "
+            problems.extend(about + problem for problem in dict.fromkeys(told))  # once, whoever says the same
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{found.path}' lacks something that this run needs: {error!r}") from error
     return problems

@@ -103,8 +103,8 @@ class Run:
             agent: what learns; `rlx eval` rebuilds it from checkpoints.
             batcher: what collects.
             others: all else that decides what follows: optimisers, schedules, target networks, replay buffers (anything
-                with `state_dict` and `load_state_dict`), generators, and tensors and dictionaries of an algorithm's own
-                numbers, which it changes in place.
+                with `state_dict` and `load_state_dict`), generators, further batchers (once they have weights), and
+                tensors and dictionaries of an algorithm's own numbers, which it changes in place.
 
         Raises:
             UserError: a checkpoint cannot hold something, or it is called again.
@@ -241,7 +241,7 @@ class Run:
         """Begin to write a checkpoint of everything tracked; the run waits while it is copied only.
 
         Args:
-            between_pieces: whether the batcher is; else its state is not there to be saved.
+            between_pieces: whether the batchers are; else their state is not there to be saved.
 
         Raises:
             RunWriteError: neither this checkpoint nor the last one could be written; those before are as they were.
@@ -249,8 +249,8 @@ class Run:
         """
         assert self._batcher is not None, "track() comes first"
         self._clock.saved = time.perf_counter()
-        state: dict[str, Any] = {name: state_of(value) for name, value in self._tracked.items()}
-        state["batcher"] = self._batcher.state_dict(between_pieces=between_pieces)
+        everything: dict[str, Tracked] = {**self._tracked, "batcher": self._batcher}
+        state: dict[str, Any] = {name: state_of(it, between_pieces=between_pieces) for name, it in everything.items()}
         state["run"] = self._own_state()
         same = [name for name, value in self._tracked.items() if isinstance(value, nn.Module)]
         whole = gather_states(self.ranks, state, same)

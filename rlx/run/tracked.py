@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlx.batcher.batcher import Batcher
 from rlx.errors import CheckpointError, SpecError, UserError
 from rlx.run.state import encode
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimisers, schedules, replay buffers."""
+    """What a checkpoint can hold: modules, optimisers, schedules, replay buffers, further batchers."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides the future."""
@@ -57,14 +58,21 @@ def check_tracked(agent: object, batcher: object, others: Mapping[str, object]) 
                 f"run.track({name}=...): got {_kind(value)}, expected something with state_dict and load_state_dict, a "
                 "torch.Generator, or a tensor or a dictionary of numbers that is changed in place"
             )
+        elif isinstance(value, Batcher) and not value.num_bytes:
+            raise UserError(
+                f"run.track({name}=...): got a batcher without weights, whose workers have no state yet; expected one "
+                "that was given some by publish(), before run.track()"
+            )
 
 
-def state_of(value: Tracked) -> dict[str, Any]:
-    """Return a thing's state; tensors may be its own."""
+def state_of(value: Tracked, *, between_pieces: bool = True) -> dict[str, Any]:
+    """Return a thing's state; tensors may be its own. Little, of a batcher that is not between two pieces."""
     if isinstance(value, torch.Generator):
         return {"generator": value.get_state()}
     if isinstance(value, Tensor):
         return {"tensor": value.detach()}
+    if isinstance(value, Batcher):
+        return value.state_dict(between_pieces=between_pieces)
     return dict(value) if isinstance(value, dict) else value.state_dict()
 
 
