@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlx.batcher.episode_log import EpisodeLog
 from rlx.errors import RankError
+from rlx.run.averages import number_of
 from rlx.run.ranks import Ranks
 from rlx.run.signals import STOP_SIGNALS
 
@@ -67,7 +68,7 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
     weights = cast("list[float]", weighed.tolist())
     numbers = [int(number) for number in numbers_of]
     values = torch.zeros(ranks.size, len(own.terms), dtype=torch.float64)
-    values[ranks.rank] = torch.tensor([float(value) for value in own.terms.values()], dtype=torch.float64)
+    values[ranks.rank] = torch.tensor([number_of(*term) for term in own.terms.items()], dtype=torch.float64)
     played = torch.zeros(sum(numbers), 3, dtype=torch.float64)
     place = sum(numbers[: ranks.rank])
     for column, values_of in enumerate((own.episodes.rows, own.episodes.returns, own.episodes.lengths)):

@@ -8,6 +8,24 @@ from typing import Any
 from torch import Tensor
 
 from rlx.batcher.episode_log import EpisodeLog
+from rlx.errors import UserError
+from rlx.run.metrics import FIRST_COLUMNS
+
+
+def number_of(name: str, reported: Tensor | float) -> float:
+    """Return what an algorithm reports under a name as a number.
+
+    Raises:
+        UserError: it is none, or the name is a column that tells where the run is.
+    """
+    if name in FIRST_COLUMNS:
+        raise UserError(f"run.log: {name!r} is the run's own column; expected another name, such as 'my/{name}'")
+    try:
+        return float(reported.detach() if isinstance(reported, Tensor) else reported)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers is one or the other, by its device
+        shape = f" of shape {list(reported.shape)}" if isinstance(reported, Tensor) else ""
+        got = type(reported).__name__ + shape
+        raise UserError(f"run.log: {name!r} is a {got}, expected a number or a 0-dimensional tensor") from None
 
 
 class Averages:
@@ -30,10 +48,14 @@ class Averages:
         return self.env_steps > 0 or bool(self._means)
 
     def add(self, terms: Mapping[str, Tensor | float], env_steps: int) -> None:
-        """Take what one iteration of `env_steps` steps reported: 0-dimensional tensors or numbers."""
+        """Take what one iteration of `env_steps` steps reported: 0-dimensional tensors or numbers.
+
+        Raises:
+            UserError: something is no number; names it.
+        """
         self.env_steps += env_steps
         for key, reported in terms.items():
-            value = float(reported)
+            value = number_of(key, reported)
             if isinstance(reported, int) or not self._counts.get(key):
                 self._means[key], self._counts[key] = value, int(not math.isnan(value))
             elif not math.isnan(value):

@@ -1,11 +1,15 @@
 """Rows of metrics that stand for several iterations."""
 
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from rlx.run.averages import Averages
+from rlx.errors import UserError
+from rlx.run.averages import Averages, number_of
 from rlx.run.metrics import read_metrics
 from rlx.run.migrate import bring_state_up_to_date
 from tests.run.jobs import SMALL, train
@@ -43,6 +47,26 @@ def test_means_are_over_what_is_a_number_and_equal_numbers_stay_themselves() -> 
         "clip_coef": 0.1,  # a third of the sum would be 0.10000000000000002
         "huge": math.inf,
     }
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ({"my/q": torch.zeros(3)}, r"run\.log: 'my/q' is a Tensor of shape \[3\], expected a number or a 0-dim"),
+        ({"my/name": "gru"}, r"run\.log: 'my/name' is a str, expected a number"),
+        ({"iteration": 3}, r"run\.log: 'iteration' is the run's own column; expected another name, such as 'my/it"),
+    ],
+)
+def test_what_is_no_number_and_the_runs_own_columns_are_refused_by_name(term: dict[str, Any], message: str) -> None:
+    for take in (partial(Averages().add, term, 8), partial(number_of, *next(iter(term.items())))):
+        with pytest.raises(UserError, match=message):
+            take()
+
+
+def test_a_loss_that_was_not_detached_is_taken_without_a_warning() -> None:
+    averages = Averages()
+    averages.add({"loss/total": torch.tensor(2.0, requires_grad=True)}, 8)
+    assert averages.take() == {"loss/total": 2.0}
 
 
 def test_a_row_under_way_goes_on_as_it_was() -> None:
