@@ -19,7 +19,8 @@ from rlx.batcher.episodes import check_end
 from rlx.batcher.sampler import Sampler
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker, check_sizes
-from rlx.data import DictTensor, EnvSpecs, Trajectories
+from rlx.data import DictTensor, EnvSpecs, MissingFieldError, Trajectories
+from rlx.errors import AgentError
 from rlx.run.agent_info import settled, with_fields
 from rlx.run.policy import load_policy
 
@@ -189,6 +190,7 @@ class Evaluator:
             env_steps: environment steps that they were trained for.
 
         Raises:
+            AgentError: it needs to be told more than it is told here.
             EnvironmentFault: the environment raised, or an episode does not end.
         """
         self._begin(agent, self.start())
@@ -238,7 +240,14 @@ class Evaluator:
         self._found, self._round_steps, self._steps = [], 0, 0
         self._members = list(agent.members) if isinstance(agent, MixtureAgent) else None
         batcher.call(Worker.seed_again)  # every evaluation plays the same seeds, whatever was played before
-        batcher.reset(wait=False)  # each environment begins an episode with the next piece
+        try:
+            batcher.reset(wait=False)  # each environment begins an episode with the next piece
+        except MissingFieldError as error:
+            raise AgentError(
+                f"evaluation: {error} All that an agent is told there is 'deterministic' and what batcher.agent_info "
+                "draws (or rlx eval --agent-info says), not what an algorithm gives to reset() or execute(): expected "
+                "one that acts without it"
+            ) from error
         batcher.publish(agent)
         batcher.execute()
 

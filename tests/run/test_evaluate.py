@@ -4,14 +4,19 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 
-from rlx.errors import CheckpointError, EnvironmentFault, RlxError, UserError, WorkerError
+from rlx.agent import ActorCritic
+from rlx.batcher.draws import Draws
+from rlx.env import make
+from rlx.errors import AgentError, CheckpointError, EnvironmentFault, RlxError, UserError, WorkerError
 from rlx.run.checkpoint import load_checkpoint, save_checkpoint
-from rlx.run.evaluate import evaluate_path
+from rlx.run.evaluate import Evaluator, evaluate_path
 from rlx.seeding import env_seed
 from tests.run.jobs import SMALL, train
 
@@ -177,3 +182,25 @@ def test_code_that_a_member_of_a_mixed_batch_names_is_not_imported_untrusted(car
         path = forged(cartpole, tmp_path, lambda config, env=env: config.update(env=env))
         with pytest.raises(CheckpointError, match=r"never_imported.*--trust"):
             evaluate_path(path)
+
+
+class Skilled(ActorCritic):
+    """Cannot act without a skill."""
+
+    def forward(self, observation, state, agent_info, taken=None):
+        assert agent_info["skill"].dtype is torch.int64
+        return super().forward(observation, state, agent_info, taken)
+
+    def actor(self) -> "Skilled":
+        return self
+
+
+def test_an_agent_that_needs_what_only_its_algorithm_tells_it_is_refused_with_what_it_is_told() -> None:
+    make_agent = partial(Skilled, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
+    evaluator = partial(Evaluator, make_agent, partial(make, "CartPole-v1"), episodes=2, seed=0, workers="local")
+    with evaluator(agent_info=Draws({"skill": 1}, "batcher.agent_info")) as told:
+        agent = make_agent(told.start().specs)
+        assert len(told.play(agent).returns) == 2
+    message = r"evaluation: no field 'skill' .* is 'deterministic' and what batcher\.agent_info"
+    with evaluator() as alone, pytest.raises(AgentError, match=message):
+        alone.play(agent)
