@@ -295,7 +295,7 @@ class Batcher:
 
     def state_dict(self, *, between_pieces: bool = True) -> dict[str, Any]:
         """Return where everything is; views of it change. Little, of workers that run ahead or are inside a piece."""
-        workers = self.call(get_state) if between_pieces and not self.asynchronous else []
+        workers = self.call(get_state) if between_pieces and not (self.asynchronous or self._in_flight) else []
         versions = self._versions_before + self._version_executed + 1
         return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info, versions)}
 
@@ -310,7 +310,7 @@ class Batcher:
             if state["workers"]:
                 return [problem for problem in self._receive() if problem is not None]
         self.call(Worker.begin_apart, number)
-        why = "workers ran ahead" if self.asynchronous else "the run was stopped while it waited for a piece"
+        why = "workers ran ahead" if self.asynchronous else "a piece was in the making"
         return [f"{why}, and its environments begin new episodes"]
 
     def close(self) -> None:

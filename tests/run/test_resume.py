@@ -388,7 +388,7 @@ def test_what_carries_over_and_shows_in_rewards_alone_is_noticed(tmp_path: Path,
     assert "paid something else when its actions were repeated" in caplog.text
 
 
-@pytest.mark.parametrize("how", ["ahead", "waiting"])
+@pytest.mark.parametrize("how", ["ahead", "ordered", "waiting"])
 def test_what_begins_anew_plays_nothing_twice(how: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"num_workers": 2, "envs_per_worker": 2, "num_steps": 30, "seed": 3, "workers": "local"}
     make_agent = partial(ActorCritic, hidden_sizes=[8], activation="tanh", log_std_init=0.0)
@@ -403,7 +403,9 @@ def test_what_begins_anew_plays_nothing_twice(how: str, tmp_path: Path) -> None:
             for _ in range(40):  # past the first new seeds, too
                 steps = batcher.collect().steps
                 firsts += steps["env/obs"][steps["env/is_first"]].tolist()
-            state = batcher.state_dict(between_pieces=False)
+            if how == "ordered":
+                batcher.execute()
+            state = batcher.state_dict(between_pieces=how != "waiting")
     assert len({tuple(first) for first in firsts}) == len(firsts) > 100
 
 

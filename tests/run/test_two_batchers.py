@@ -39,10 +39,7 @@ def test_a_second_batcher_that_begins_anew_is_named(tmp_path: Path, caplog) -> N
     with caplog.at_level(logging.WARNING):
         resume(tmp_path / "run")
     told = [record.getMessage() for record in caplog.records if "exact=false" in record.getMessage()]
-    assert told == [
-        "resume: exact=false: second: the run was stopped while it waited for a piece, and its environments begin new "
-        "episodes"
-    ]
+    assert told == ["resume: exact=false: second: a piece was in the making, and its environments begin new episodes"]
 
 
 def test_a_second_batcher_without_weights_is_refused_before_anything_is_written(tmp_path: Path) -> None:
