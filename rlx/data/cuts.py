@@ -52,7 +52,7 @@ class Cuts:
         """Return the information of the parts `[R]`: that of their sequence, and the state with which each begins.
 
         Args:
-            info: `[B]`.
+            info: `[B]`; where it has no states, as of experience put together by hand, `states` tells all of them.
             states: `[B, T]`, see `Trajectories.split_sequences`.
 
         Raises:
@@ -62,14 +62,15 @@ class Cuts:
         first = self.start == 0
         for key, told in self._told(info, states):
             later = told[self.row, self.start]
-            fields[key] = torch.where(first.view(-1, *[1] * (later.dim() - 1)), fields[key], later)
+            begins = first.view(-1, *[1] * (later.dim() - 1))
+            fields[key] = torch.where(begins, fields[key], later) if key in fields else later
         return DictTensor(fields, len(self.row))
 
     @staticmethod
     def _told(info: DictTensor, states: TemporalDictTensor | None) -> list[tuple[str, Tensor]]:
         """Return the key of each state in `info`, and the states `[B, T]`."""
-        wanted = [key for key in info if key.startswith(_STATE)]
         got = {} if states is None else states.to_dict()
+        wanted = [key for key in info if key.startswith(_STATE)] or [_STATE + key for key in got]
         missing = [name for key in wanted if (name := key.removeprefix(_STATE)) not in got]
         if missing:
             raise SpecError(

@@ -262,6 +262,13 @@ def test_what_is_cut_in_time_needs_the_states_and_may_lack_the_bootstrap() -> No
     assert cut.bootstrap.batch_size == 0
 
 
+def test_states_of_sequences_that_come_without_any_are_those_that_are_told() -> None:
+    steps = TemporalDictTensor({"env/obs": torch.zeros(2, 3), "env/is_first": torch.zeros(2, 3).bool()}, [3, 2])
+    states = TemporalDictTensor({"h": torch.tensor([[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]])}, [3, 2])
+    cut = Trajectories(DictTensor({}, 2), steps).split_sequences(2, states)
+    assert cut.info["agent_state/h"].tolist() == [0.0, 2.0, 5.0]
+
+
 def of_steps() -> TemporalDictTensor:
     """Return steps of four sequences: one stops, one terminates, one is truncated inside, one has none."""
     lengths, shape = [3, 2, 3, 0], (4, 3)
