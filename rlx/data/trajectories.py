@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlx.data.cuts import Cuts, bootstrap_of
 from rlx.data.dict_tensor import DictTensor
+from rlx.data.fields import check_devices, check_leading
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.errors import SpecError
 
@@ -85,10 +86,14 @@ class Trajectories:
         """Return the same trajectories with more fields `[B, T, ...]` a step, such as advantages.
 
         Raises:
-            SpecError: they have such a field already; `exclude` it first, as a reward that another takes the place of.
+            SpecError: they have such a field already (`exclude` it first, as a reward that another takes the place of),
+                or it is not of these steps.
         """
         if twice := [name for name in fields if name in self.steps]:
             raise SpecError(f"with_steps: {twice[0]!r} is there already; exclude({twice[0]!r}) first to put in another")
+        for name, field in fields.items():
+            check_leading(name, field, self.steps.leading_shape)
+        check_devices(fields, self.steps.device)
         added = TemporalDictTensor.trusted(fields, self.steps.lengths, self.steps.max_length)
         return Trajectories(self.info, self.steps | added, self._bootstrap, self.context, self._num_steps)
 

@@ -1,5 +1,7 @@
 """Trajectories: rows, single steps and minibatches keep what belongs together."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -322,3 +324,17 @@ def test_a_field_gives_way_to_another_once_it_is_excluded() -> None:
     assert list(whole.exclude("next", "agent/action").steps) == ["env/obs"]
     with pytest.raises(MissingFieldError, match="Did you mean 'next/reward'"):
         whole.exclude("next/rewad")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (torch.zeros(4), r"field 'advantage': expected the shape \[2, 3, \.\.\.\], got \[4\]"),
+        (torch.zeros(3, 2), r"field 'advantage': expected the shape \[2, 3, \.\.\.\], got \[3, 2\]"),
+        ([0.0, 1.0], r"field 'advantage': expected a tensor, got list"),
+        (torch.zeros(2, 3, device="meta"), r"field 'advantage' is on meta, but the lengths on cpu"),
+    ],
+)
+def test_a_field_that_is_not_of_these_steps_is_refused_where_it_is_added(field: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        made([3, 2], 3).with_steps(advantage=field)
