@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlx.data.fields import MissingFieldError
 from rlx.data.spec import EnvSpecs, Spec
 from rlx.data.storage import allocate
 from rlx.data.temporal_dict_tensor import TemporalDictTensor
 from rlx.data.trajectories import Trajectories
-from rlx.errors import SpecError
+from rlx.errors import SpecError, did_you_mean
 
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
@@ -224,6 +225,9 @@ class Rings:
         steps, info = trajectories.steps, trajectories.info
         for name, spec in self._given.items():
             of_row = name in self._extra and name not in steps
+            if of_row and name not in info:
+                nearest = did_you_mean(name, [*steps, *info])
+                raise MissingFieldError(f"replay: {name!r}, which extra= names, is in no step of the piece.{nearest}")
             value, leading = (info[name], 1) if of_row else (steps[name], 2)
             fits = value.dtype == spec.dtype or torch.can_cast(value.dtype, spec.dtype)
             if not fits or value.shape[leading:] != spec.shape:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlx.data import DictTensor, EnvSpecs, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
+from rlx.data import DictTensor, EnvSpecs, MissingFieldError, ReplayBuffer, Spec, TemporalDictTensor, Trajectories
 from rlx.errors import SpecError, UserError
 
 ACTION = {"action": Spec((), torch.int64, "discrete", nvec=(1000,))}
@@ -440,6 +440,13 @@ def test_a_piece_made_by_hand_is_refused_where_its_numbers_would_be_cast_or_stre
     with pytest.raises(SpecError, match=message):
         buffer.add(Trajectories(info, steps, piece.bootstrap))
     assert len(buffer) == 0
+
+
+def test_a_field_to_keep_that_no_step_has_is_refused_with_the_nearest_that_there_is() -> None:
+    buffer = ReplayBuffer(PLAIN, capacity=16, num_envs=2, extra={"agent_info/skil": Spec((), torch.int64)})
+    message = r"replay: 'agent_info/skil', which extra= names, .* Did you mean 'agent_info/skill'\?"
+    with pytest.raises(MissingFieldError, match=message):
+        buffer.add(Stream(PLAIN, 2, 0).piece([1, 1]))
 
 
 def test_counts_below_one_are_refused_by_name() -> None:
