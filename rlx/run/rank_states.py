@@ -46,7 +46,8 @@ def gather_states(ranks: Ranks, state: dict[str, Any], same: Collection[str]) ->
         raise RankError(
             f"rank {rank} has another '{wrong[0]}' than rank 0: the ranks have drifted apart, and nothing is saved. "
             "Each update has to call run.average_gradients(module, samples), with all that it moves in one module, "
-            "before anything looks at the gradients"
+            "before anything looks at the gradients; and what a module holds of data, such as moments, is that of all "
+            "ranks, by run.ranks.gather"
         )
     own = b"" if ranks.rank == 0 else pack({name: state[name] for name in packed if name in differ})
     others = ranks.collect(own)

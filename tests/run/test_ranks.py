@@ -113,7 +113,9 @@ def test_an_iteration_is_the_sum_of_the_ranks(found: list[dict[str, Any]]) -> No
 
 def test_ranks_that_went_different_ways_are_an_error(found: list[dict[str, Any]]) -> None:
     assert found[0]["other terms"] == "the ranks went different ways: rank 0 reports that"
-    assert "rank 1 has another 'agent' than rank 0" in alike(found, "drifted")
+    drifted = alike(found, "drifted")
+    assert "rank 1 has another 'agent' than rank 0" in drifted
+    assert drifted.endswith("such as moments, is that of all ranks, by run.ranks.gather")
 
 
 def test_a_checkpoint_has_what_is_alike_once_and_what_is_not_for_each_rank(found: list[dict[str, Any]]) -> None:
