@@ -40,6 +40,19 @@ def test_gae_of_a_case_worked_by_hand() -> None:
     assert found.tolist() == [[0.5 + 0.25 * 1.0, 1.0, 5.0]]
 
 
+def test_gae_of_a_discount_for_each_step_or_row_worked_by_hand() -> None:
+    # A model's chances to go on, times gamma. Errors: 1 + .5 - 1 = .5; 2 + 0 - 1 = 1; 3 + .25 * 8 - 2 = 3. lambda .5.
+    rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 2.0]])
+    next_values, never = torch.tensor([[1.0, 4.0, 8.0]]), torch.zeros(1, 3, dtype=torch.bool)
+    given = rewards, values, next_values, never, never
+    found = gae(*given, gamma=torch.tensor([[0.5, 0.0, 0.25]]), gae_lambda=0.5)
+    assert found.tolist() == [[0.5 + 0.25 * 1.0, 1.0, 3.0]]
+    two = [torch.cat([field, field]) for field in given]
+    found = gae(*two, gamma=torch.tensor([[0.9], [0.5]]), gae_lambda=0.5)
+    each = [gae(*given, gamma=gamma, gae_lambda=0.5) for gamma in (0.9, 0.5)]
+    torch.testing.assert_close(found, torch.cat(each))
+
+
 def test_vtrace_of_a_case_worked_by_hand() -> None:
     # The errors of the case above, .5, 3 and 5. Ratios .5, 4 (cut at 1) and .8.
     rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 2.0]])
