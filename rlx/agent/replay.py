@@ -264,10 +264,11 @@ def burn_in(agent: Agent, trajectories: Trajectories, num_steps: int) -> Traject
     size, length = steps.leading_shape
     if not size * length:
         return trajectories
+    drawn = _drawn(trajectories)
     skipped = (~steps["env/is_first"][:, 0]) * num_steps
     seen, taken = steps.group("env"), steps.group("agent")
     for t in range(0 if state.is_empty else min(num_steps, length)):
-        now = seen.at(t)
+        now, info = seen.at(t), info if drawn is None else drawn.at(t)
         begun = reset_state(agent, state, now["is_first"], info)
         after = agent.forward(now, begun, info, taken.at(t))[1]
         state = DictTensor.where((steps.lengths > t) & (skipped > 0), after, state)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlx.agent import Agent, GRUActorCritic, TransformerActorCritic, reset_state
-from rlx.agent.replay import replay, replay_next, replay_with_values, values
+from rlx.agent.replay import burn_in, replay, replay_next, replay_with_values, values
 from rlx.batcher import Batcher
 from rlx.data import DictTensor, Trajectories
 from rlx.env import make
@@ -212,6 +212,36 @@ def test_what_a_sampler_drew_is_replayed_at_once_unless_forward_alone_is_overrid
             assert kind.forwards == 0  # no single steps
         skills = piece.steps["agent_info/skill"]
         assert (skills[:, 1:] != skills[:, :-1]).any()
+
+
+class Moved(Recurrent):
+    """Its memory is moved by the skill."""
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, after = super().forward(observation, state, agent_info, taken)
+        return outputs, DictTensor({"hidden": after["hidden"] + 0.5 * agent_info["skill"].unsqueeze(1)})
+
+    def actor(self):
+        return self
+
+
+def test_a_burn_in_follows_the_skill_of_each_episode() -> None:
+    with Batcher(
+        Moved, partial(make, ID), num_workers=1, envs_per_worker=4, num_steps=12, seed=0, workers="local"
+    ) as batcher:
+        batcher.reset(agent_info=sample_skill)
+        agent = Moved(batcher.specs)
+        batcher.publish(agent)
+        changed = False
+        for _ in range(4):
+            piece = batcher.collect()
+            rest = burn_in(agent, piece, 6)
+            mask = rest.steps.mask()
+            torch.testing.assert_close(replay(agent, rest)["logits"][mask], rest.steps["agent/logits"][mask])
+            inside = ~piece.steps["env/is_first"][:, 0] & ~piece.steps["env/is_first"][:, 6]
+            skill = piece.steps["agent_info/skill"]
+            changed |= bool(((skill[:, 0] != skill[:, 5]) & inside).any())
+        assert changed  # in the steps that were run over, and the memory went on behind them
 
 
 class Keeping:
