@@ -97,7 +97,7 @@ class Rings:
         if len(depths) > 1:
             raise SpecError(f"replay: frames are stacked {sorted(depths)} high in one observation; expected one height")
         self._depth = depths.pop() if depths else 1
-        self._observation = tuple(specs.observation)
+        self._observation, self._actions = tuple(specs.observation), tuple(specs.action)
         self.specs = {f"env/{key}": self._one_frame(key, spec) for key, spec in specs.observation.items()}
         self.specs |= {"env/is_first": _FLAG}
         self.specs |= {f"agent/{key}": spec for key, spec in specs.action.items()}
@@ -158,9 +158,11 @@ class Rings:
         is_first = steps["env/is_first"].numpy()
         begins = is_first & valid
         begins[:, 0] |= ~(self._is_open & self._joins(steps)) & valid[:, 0]
-        # An episode that was cut off (by a reset) keeps the slot behind its last step, too.
+        # An episode that was cut off (by a reset) keeps the slot behind its last step, too; and where one goes on whose
+        # beginning is not here, there is a slot before it, for what was done and paid there.
+        alone = begins[:, 0] & ~is_first[:, 0]
         cut = begins.copy()
-        cut[:, 0] &= self._is_open
+        cut[:, 0] &= self._is_open | (alone & (self._head == 0))
         cut[:, 1:] &= ~ended[:, :-1]
         before = ended.cumsum(1) - ended + cut.cumsum(1) + begins.cumsum(1) * (self._depth - 1)
         place = self._head[:, None] + np.arange(length) + before
@@ -177,6 +179,7 @@ class Rings:
         next_at = following.nonzero()
         next_slots = self._slot(place[next_at] + 1, next_at[0])
         self._write(trajectories, at, slots, next_at, next_slots)
+        self._write_before(steps, alone.nonzero()[0], self._slot(place[alone, 0] - 1, self._row[alone]))
         gone = [next_slots, *(self._slot(head + i, self._row) for i in range(max(1, self._depth - 1) + 1))]
         if self._depth > 1:
             gone.extend(self._write_first_frames(steps, begins, place))
@@ -265,6 +268,14 @@ class Rings:
                 memory[next_slots] = self._newest_frame(key, steps[f"next/{key}"].detach().numpy()[next_at])
             else:
                 memory[slots] = of_steps(steps[name])
+
+    def _write_before(self, steps: TemporalDictTensor, rows: Index, slots: Index) -> None:
+        """Write the action and the reward before the first steps of `rows` into `slots`; zeros where nobody tells."""
+        if not len(rows):
+            return
+        names = {f"agent/{key}": f"env/prev_{key}" for key in self._actions} | {"next/reward": "env/prev_reward"}
+        for name, before in names.items():
+            self.fields[name][slots] = steps[before].detach().numpy()[rows, 0] if before in steps else 0
 
     def _newest_frame(self, key: str, observation: Array) -> Array:
         if key not in self._stacks:

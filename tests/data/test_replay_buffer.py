@@ -120,6 +120,8 @@ class Stream:
             fields[f"env/{key}"] = column(lambda s, key=key: s.obs[key], spec.zeros())
             fields[f"next/{key}"] = column(lambda s, key=key: s.next_obs[key], spec.zeros())
         fields["env/is_first"] = column(lambda s: s.is_first, torch.tensor(False))
+        fields["env/prev_action"] = column(lambda s: s.prev_action, torch.tensor(0))
+        fields["env/prev_reward"] = column(lambda s: s.prev_reward, torch.tensor(0.0))
         fields["agent/action"] = column(lambda s: s.action, torch.tensor(0))
         fields["next/reward"] = column(lambda s: s.reward, torch.tensor(0.0))
         fields["next/terminated"] = column(lambda s: s.terminated, torch.tensor(False))
@@ -277,6 +279,34 @@ def test_sequences_are_runs_of_one_episode_with_the_states_that_they_began_with(
         assert torch.equal(bootstrap["obs"], steps["next/obs"][bootstrap["row"], bootstrap["time"]])
         assert torch.equal(bootstrap["prev_reward"], steps["next/reward"][bootstrap["row"], bootstrap["time"]])
         assert torch.equal(bootstrap["prev_action"], steps["agent/action"][bootstrap["row"], bootstrap["time"]])
+
+
+@pytest.mark.parametrize("specs", [PLAIN, STACKED], ids=["plain", "stacked"])
+@pytest.mark.parametrize("told", [True, False])
+def test_what_was_done_before_a_piece_that_follows_nothing_is_as_the_piece_tells_it(
+    specs: EnvSpecs, told: bool
+) -> None:
+    stream = Stream(specs, 3, 0, end=0.05)
+    state = {"hidden": Spec((), torch.float32)}
+    buffer, again = (ReplayBuffer(specs, capacity=210, num_envs=3, state=state, state_every=5) for _ in range(2))
+    alone = 0
+    for number in range(60):
+        piece = stream.piece([5, 5, 5])
+        if number % 3 == 0:  # never the first ones of an episode alone, nor those before the others
+            continue
+        piece = piece if told else piece.exclude("env/prev_action", "env/prev_reward")
+        buffer.add(piece)
+        again.load_state_dict(buffer.state_dict())
+        places, steps = stream.by_reward(), again.sample_sequences(64, torch.Generator(), num_steps=4).steps
+        for i in range(64):
+            row, t = places[steps["next/reward"][i, 0].item()]
+            step = stream.rows[row][t]
+            follows = bool(t) and (t // 5 % 3 != 1 or t % 5 > 0)  # the step before is there
+            alone += not follows and not step.is_first
+            known = told or follows
+            assert steps["env/prev_action"][i, 0] == (step.prev_action if known else 0)
+            assert steps["env/prev_reward"][i, 0] == (step.prev_reward if known else 0.0)
+    assert alone > 100
 
 
 def test_a_recurrent_agents_sequences_begin_at_every_piece_and_every_episode() -> None:
