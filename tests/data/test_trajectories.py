@@ -269,6 +269,8 @@ def test_states_of_sequences_that_come_without_any_are_those_that_are_told() -> 
     states = TemporalDictTensor({"h": torch.tensor([[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]])}, [3, 2])
     cut = Trajectories(DictTensor({}, 2), steps).split_sequences(2, states)
     assert cut.info["agent_state/h"].tolist() == [0.0, 2.0, 5.0]
+    whole = Trajectories(DictTensor({}, 2), steps).split_sequences(3, states)
+    assert whole.info["agent_state/h"].tolist() == [0.0, 5.0]
 
 
 def of_steps() -> TemporalDictTensor:
