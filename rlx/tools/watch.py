@@ -20,6 +20,7 @@ from rlx.run.build import maker
 from rlx.run.evaluate import EvaluationResult, first_policies
 from rlx.run.files import check_output, expanded, reason_of
 from rlx.run.policy import Policy, load_policy
+from rlx.run.signals import StopSignals
 from rlx.seeding import derive, env_seed
 from rlx.tools.film import Film, libraries
 from rlx.tools.rendering import RenderMode, drawing, frames_per_second, picture
@@ -75,6 +76,7 @@ def watch(
         MissingPackageError: what writes videos is not installed.
         UserError: the environment cannot draw, there is no screen for a window, or the file cannot be written.
         EnvironmentFault: the environment raised.
+        StopRequested: a signal ended it; of the episode that was played then nothing is left.
     """
     if video is None:
         require_screen()
@@ -85,27 +87,29 @@ def watch(
     policy = settled(policy, agent_info, deterministic=not stochastic)
     members = list(policy.agent.members) if isinstance(policy.agent, MixtureAgent) else None
     returns, lengths, policies, files = list[float](), list[int](), list[int](), list[Path]()
-    for row in range(episodes):
-        number = env_seed(seed, row, evaluation=True)
-        with ExitStack() as stack:
-            film: Film | None = None
+    with StopSignals() as stop:  # its own handlers: SDL, which pygame draws with, would take SIGTERM and drop it
+        stop.at_once = True
+        for row in range(episodes):
+            number = env_seed(seed, row, evaluation=True)
+            with ExitStack() as stack:
+                film: Film | None = None
 
-            def show(env: VecEnv, out: StepBuffer, total: float, step: int, stack: ExitStack = stack) -> None:
-                nonlocal film
-                if place is None:
-                    return  # the window draws itself
-                if film is None:
-                    film = stack.enter_context(Film(place.folder, frames_per_second(env)))
-                film.add(picture(env, out), f"return {total:.2f}   step {step}")
+                def show(env: VecEnv, out: StepBuffer, total: float, step: int, stack: ExitStack = stack) -> None:
+                    nonlocal film
+                    if place is None:
+                        return  # the window draws itself
+                    if film is None:
+                        film = stack.enter_context(Film(place.folder, frames_per_second(env)))
+                    film.add(picture(env, out), f"return {total:.2f}   step {step}")
 
-            mode: RenderMode = "human" if place is None else "rgb_array"
-            stack.enter_context(drawing_without_screen())
-            value, length, member = _play(policy, mode, row, number, seed, stochastic, show)
-            returns.append(value)
-            lengths.append(length)
-            policies += member
-            if place is not None and film is not None:
-                files.append(film.finish(place.of(number, value)))
+                mode: RenderMode = "human" if place is None else "rgb_array"
+                stack.enter_context(drawing_without_screen())
+                value, length, member = _play(policy, mode, row, number, seed, stochastic, show)
+                returns.append(value)
+                lengths.append(length)
+                policies += member
+                if place is not None and film is not None:
+                    files.append(film.finish(place.of(number, value)))
     result = EvaluationResult(returns, lengths, policy.env_steps, seed, not stochastic)
     return Seen(result if members is None else replace(result, policies=policies, members=members), files)
 

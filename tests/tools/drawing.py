@@ -1,5 +1,6 @@
 """Small environments that draw: well, in a size that no codec takes, and badly."""
 
+import signal
 from typing import Any
 
 import gymnasium
@@ -30,7 +31,9 @@ class Drawing(gymnasium.Env[np.ndarray, int]):
     def render(self) -> Any:
         if self._wrong == "GL":
             raise RuntimeError("could not create a GLX context\nand more of it")
-        if self._wrong and self._step == 2:
+        if self._wrong == "ended" and self._step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        elif self._wrong and self._step == 2:
             return {"none": None, "float": np.zeros((33, 51, 3)), "size": np.zeros((40, 51, 3), np.uint8)}[self._wrong]
         return np.full((33, 51, 3), 20 * self._step, np.uint8) if self.render_mode == "rgb_array" else None
 

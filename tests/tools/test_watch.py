@@ -3,6 +3,7 @@
 import ctypes.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from rlx.errors import CheckpointError, ConfigError, EnvironmentFault, MissingPackageError, RlxError, UserError
 from rlx.run.evaluate import Evaluator, evaluate_path, kinds_of
 from rlx.run.policy import limited, load_policy
+from rlx.run.signals import StopRequested
 from rlx.seeding import env_seed
 from rlx.tools.screen import drawing_without_screen
 from rlx.tools.watch import watch
@@ -31,7 +33,7 @@ KINDS = {
     "population": ["env=CartPole", "agent=population", "env.max_episode_steps=30"],
     "drawing": [*DRAWING, "env.reward_scale=0.5", "+batcher.env_info.goal={uniform: [0, 9]}"],
     "blind": ["env=gym", "env.id=tests.tools.drawing:Blind-v0"],
-    **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size", "GL")},
+    **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size", "GL", "ended")},
     "mixed": [
         "env=mixed",
         "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
@@ -102,6 +104,20 @@ def test_each_member_of_a_population_is_seen_in_its_turn_as_in_an_evaluation(tra
     second = watch(trained("population"), video=tmp_path, episodes=2, seed=SEED, agent_info=["policy=1"]).result
     assert second.policies == [1, 1]
     assert second.returns[1] == found.returns[1]
+
+
+def test_signal_ends_a_recording_at_once_and_leaves_nothing_behind(trained: Trained, tmp_path: Path) -> None:
+    """SDL takes SIGTERM for itself where nobody else has, and pygame's environments drop what it makes of it."""
+    pytest.importorskip("imageio_ffmpeg")
+    heard: list[int] = []
+    own = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with pytest.raises(StopRequested, match="SIGTERM"):
+            watch(trained("ended"), video=tmp_path, episodes=2, trust=True)
+    finally:
+        signal.signal(signal.SIGTERM, own)
+    assert not heard
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_small_pictures_of_odd_sizes_are_enlarged_and_padded(trained: Trained, tmp_path: Path) -> None:
