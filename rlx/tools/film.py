@@ -2,6 +2,8 @@
 
 import importlib
 import secrets
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +17,7 @@ Frame = NDArray[np.uint8]
 
 _LEAST_SIDE = 240  # pixels, so that the text can be read; smaller pictures are enlarged by a whole number
 _LINES = 24  # of text that would fit one below the other
-_QUALITY = 7  # of 10
+_RATE_FACTOR = 15  # of 0 to 51, x264's own 23: the less, the better
 
 
 class Film:
@@ -34,7 +36,8 @@ class Film:
         self._ffmpeg, self._image, self._draw, self._font = libraries()
         self._path = folder / f".film-{secrets.token_hex(4)}.mp4"
         self._fps = fps
-        self._writer: Any = None
+        self._encoder: subprocess.Popen[bytes] | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed on leaving)
         self._shape: tuple[int, ...] = ()
 
     def add(self, picture: Any, text: str) -> None:
@@ -49,16 +52,16 @@ class Film:
             RlxError: the file cannot be written.
         """
         frame = self._written(_enlarged(_as_frame(picture)), text)
-        height, width, _ = frame.shape
-        if self._writer is None:
-            self._shape = frame.shape
-            self._writer = self._ffmpeg.write_frames(
-                str(self._path), (width, height), fps=self._fps, quality=_QUALITY, codec="libx264", macro_block_size=1
-            )
-            self._send(None)
+        if self._encoder is None:
+            self._encoder, self._shape = self._begun(frame), frame.shape
         elif frame.shape != self._shape:
             raise EnvironmentFault(f"its pictures change their size, from {self._shape[:2]} to {frame.shape[:2]}")
-        self._send(frame)
+        assert self._encoder.stdin is not None
+        try:
+            self._encoder.stdin.write(np.ascontiguousarray(frame))
+        except OSError as error:
+            reason = self._end() or reason_of(error)
+            raise RlxError(f"cannot write a video into '{self._path.parent}': {reason}") from None
 
     def finish(self, path: Path) -> Path:
         """End the file and put it at `path`, in place of what is there.
@@ -66,9 +69,10 @@ class Film:
         Raises:
             RlxError: it cannot be written.
         """
+        reason = self._end()
+        if reason is not None:
+            raise RlxError(f"cannot write '{path}': {reason}")
         try:
-            self._writer.close()
-            self._writer = None
             self._path.replace(path)
         except OSError as error:
             raise RlxError(f"cannot write '{path}': {reason_of(error)}") from None
@@ -78,15 +82,39 @@ class Film:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._encoder is not None:
+            self._encoder.kill()
+            self._end()
+        self._said.close()
         self._path.unlink(missing_ok=True)
 
-    def _send(self, frame: Frame | None) -> None:
+    def _begun(self, frame: Frame) -> "subprocess.Popen[bytes]":
+        """Start ffmpeg, for frames like this one. imageio-ffmpeg's own way to do so does not tell whether it succeeded.
+
+        Raises:
+            RlxError: it cannot be started.
+        """
+        height, width, _ = frame.shape
+        pictures = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self._fps}", "-i", "-"]
+        coded = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{_RATE_FACTOR}"]
         try:
-            self._writer.send(frame)
+            command = [self._ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *pictures, *coded, str(self._path)]
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._said, process_group=0
+            )
         except (OSError, RuntimeError) as error:
             raise RlxError(f"cannot write a video into '{self._path.parent}': {reason_of(error)}") from None
+
+    def _end(self) -> str | None:
+        """Let ffmpeg come to its end, and return in one line what kept it from writing the whole video, if anything."""
+        assert self._encoder is not None
+        self._encoder.communicate()  # closes its input
+        status, self._encoder = self._encoder.returncode, None
+        if not status:
+            return None
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").strip()
+        return said.splitlines()[0] if said else f"ffmpeg ended with status {status}"
 
     def _written(self, frame: Frame, text: str) -> Frame:
         """Return the frame with the text on a dark ground in its corner."""

@@ -3,6 +3,7 @@
 import ctypes.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rlx.run.evaluate import Evaluator, evaluate_path, kinds_of
 from rlx.run.policy import limited, load_policy
 from rlx.run.signals import StopRequested
 from rlx.seeding import env_seed
+from rlx.tools.film import Film
 from rlx.tools.screen import drawing_without_screen
 from rlx.tools.watch import watch
 
@@ -118,6 +120,30 @@ def test_signal_ends_a_recording_at_once_and_leaves_nothing_behind(trained: Trai
         signal.signal(signal.SIGTERM, own)
     assert not heard
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_frames", [3, 400])  # the first few are written when the file is ended
+def test_video_that_the_disk_has_no_room_for_is_an_error_and_the_old_one_stays(num_frames: int, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "episode.mp4"
+    path.write_text("old")
+    draws = np.random.default_rng(0)
+    frames = [draws.integers(0, 256, (240, 240, 3), np.uint8) for _ in range(num_frames)]
+
+    def shoot() -> None:
+        with Film(tmp_path, 30) as film:
+            for frame in frames:
+                film.add(frame, "")
+            film.finish(path)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(RlxError, match=r"cannot write .*: ffmpeg ended with status -25$"):
+            shoot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"episode.mp4": "old"}
 
 
 def test_small_pictures_of_odd_sizes_are_enlarged_and_padded(trained: Trained, tmp_path: Path) -> None:
