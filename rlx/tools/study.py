@@ -9,11 +9,10 @@ STUDY/.processes/     who works on it now
 Any number of processes may work on it at once, on one machine or on several that share the directory.
 """
 
-import os
 import secrets
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +22,13 @@ import optuna
 import yaml
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError  # Optuna's own dependency
 
 from rlx.errors import ConfigError, RunDirectoryError, RunWriteError
 from rlx.run.build import maker
 from rlx.run.files import expanded, reason_of, write_text_atomic
+from rlx.tools.journal import Journal, locked
 from rlx.tools.presence import Presence
 from rlx.tools.runs import STUDY
 from rlx.tools.sampler import EXHAUSTED, SeededSampler
@@ -145,7 +144,7 @@ class Study:
         Args:
             wanted: trials in all, those that run now included.
         """
-        with self._threads, locked(self.directory):
+        with self._threads, locked(_turn(self.directory)):
             self._end_abandoned()
             if self.exhausted or sum(map(counts, self.trials())) >= wanted:
                 return None
@@ -234,7 +233,7 @@ def open_study(directory: Path, plan: Plan) -> Study:
         (directory / PROCESSES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"study_dir: cannot create '{directory}': {error.strerror}") from error
-    with writing(directory), locked(directory):
+    with writing(directory), locked(_turn(directory)):
         if is_study(directory):
             there = read_plan(directory)
             _check_same(directory, there, plan)
@@ -286,18 +285,11 @@ def writing(directory: Path) -> Generator[None]:
         raise RunWriteError(f"the study in '{directory}' cannot be written: {reason_of(error)}") from error
 
 
-@contextmanager
-def locked(directory: Path) -> Generator[None]:
-    """Keep all other processes that begin trials of a study waiting; by a link, which works over NFS, too."""
-    target = directory / PROCESSES / "turn"
-    target.touch()
-    lock = JournalFileSymlinkLock(str(target))
-    lock.acquire()
-    try:
-        yield
-    finally:
-        with suppress(RuntimeError):  # taken from us, after half a minute
-            lock.release()
+def _turn(directory: Path) -> Path:
+    """Return the file whose lock lets a process begin trials of a study."""
+    path = directory / PROCESSES / "turn"
+    path.touch()
+    return path
 
 
 def _check_same(directory: Path, there: Plan, plan: Plan) -> None:
@@ -350,9 +342,7 @@ def _storage(directory: Path, plan: Plan) -> Generator[BaseStorage]:
         ConfigError: it cannot be opened.
     """
     if plan.storage is None:
-        path = directory / JOURNAL
-        _mend(path)
-        yield JournalStorage(JournalFileBackend(str(path)))
+        yield JournalStorage(Journal(directory / JOURNAL))
         return
     database = _connect(plan.storage)
     try:
@@ -381,17 +371,3 @@ def _connect(url: str) -> RDBStorage:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if not tries or not (isinstance(error, IntegrityError) or "already exists" in reason):
                 raise ConfigError(f"--storage: '{url}' cannot be opened: {reason}") from error
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that was never finished; the next one would be appended to it, and the journal be lost."""
-    if not path.exists():
-        return
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            os.truncate(path, data.rfind(b"\n") + 1)
-    finally:
-        lock.release()

@@ -104,6 +104,29 @@ def test_half_a_line_at_the_end_of_the_journal_is_cut_off(tmp_path: Path) -> Non
         assert len(study.trials()) == 2
 
 
+def test_half_a_line_that_a_process_left_while_others_go_on_is_cut_off(tmp_path: Path) -> None:
+    with open_study(tmp_path / "study", plan()) as study:
+        assert study.begin(1) is not None
+        with open(tmp_path / "study" / JOURNAL, "ab") as file:
+            file.write(b'{"op_code": 4, "wor')
+        assert study.begin(2) is not None
+    with open_study(tmp_path / "study", plan()) as study:
+        assert len(study.trials()) == 2
+
+
+def test_disk_that_was_full_for_a_while_leaves_a_study_that_goes_on(tmp_path: Path) -> None:
+    with open_study(tmp_path / "study", plan()) as study:
+        trial = study.begin(1)
+        assert trial is not None
+        size = (tmp_path / "study" / JOURNAL).stat().st_size
+        with full_disk(size + 10), pytest.raises(OSError, match="File too large"):
+            study.end(trial, TrialState.COMPLETE, 1.0)
+        assert (tmp_path / "study" / JOURNAL).stat().st_size == size
+        study.end(trial, TrialState.FAIL)
+    with open_study(tmp_path / "study", plan()) as study:
+        assert [trial.state for trial in study.trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
 def test_database_keeps_a_study(tmp_path: Path) -> None:
     made = plan(storage=f"sqlite:///{tmp_path / 'studies.db'}", defaults={"x": "better"})
     with open_study(tmp_path / "study", made) as study:
