@@ -11,7 +11,7 @@ from types import FrameType
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from rlx.errors import RlxError, UserError
+from rlx.errors import RlxError, RunWriteError, UserError
 from rlx.run.files import reason_of
 from rlx.run.signals import STOP_SIGNALS, StopRequested
 from rlx.tools.search_space import as_override, show
@@ -75,7 +75,9 @@ class _Loop:
                     f"tune.sampler or tune.pruner needs {error.name}, which is not installed: pip install {error.name}"
                 ) from error
             except (OSError, StorageInternalError) as error:
-                raise RlxError(f"the study in '{self._study.directory}' cannot go on: {reason_of(error)}") from error
+                raise RunWriteError(
+                    f"the study in '{self._study.directory}' cannot go on: {reason_of(error)}"
+                ) from error
             with self._telling:
                 self._tell(self._line(trial, outcome))
             self._count(outcome)

@@ -12,13 +12,15 @@ pytest.importorskip("optuna")
 
 from optuna.trial import TrialState
 
-from rlx.errors import RlxError, UserError
+from rlx.cli.report import describe
+from rlx.errors import RlxError, RunWriteError, UserError
 from rlx.run.directory import METRICS
-from rlx.tools.study import REASON, Study, open_study
+from rlx.tools.study import JOURNAL, REASON, Study, open_study
 from rlx.tools.trial import RunProcess
 from rlx.tools.tune import OUTPUT, run_trials
 from rlx.tools.tune_report import describe_study, draw_study, table
 
+from ..disk import full_disk
 from .studies import COMMAND, plan
 
 
@@ -68,6 +70,14 @@ def test_study_ends_when_nothing_but_failures_comes(tmp_path: Path) -> None:
         tuned(tmp_path / "study", ["fails"] * 4, most_failures=2)
     with open_study(tmp_path / "study", plan(most_failures=2)) as study:
         assert len([trial for trial in study.trials() if trial.state is TrialState.FAIL]) == 2
+
+
+def test_study_that_cannot_be_written_any_more_ends_in_one_line(tmp_path: Path) -> None:
+    with open_study(tmp_path / "study", plan()) as study:
+        size = (tmp_path / "study" / JOURNAL).stat().st_size
+        with full_disk(size), pytest.raises(RunWriteError, match=r"cannot go on: File too large$") as caught:
+            run_trials(study, trials=1, jobs=1, command=COMMAND, tell=lambda _: None)
+    assert describe(caught.value) == f"Error: {caught.value}"  # a traceback is for code of the user's own
 
 
 def test_seeds_of_a_trial_are_averaged(tmp_path: Path) -> None:
