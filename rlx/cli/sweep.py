@@ -145,6 +145,12 @@ def own_flags(settings: Any) -> list[str]:
     return flags if name in (None, PRIMARY) else [*flags, f"--config-name={name}"]
 
 
+def current_sweep() -> Sweep | None:
+    """Return the sweep of this command, None before its configuration has said where it is."""
+    current = _CURRENT.get()
+    return None if current is None else current[0]
+
+
 def tell_failed() -> str | None:
     """Return a message that lists the jobs of this command's multirun that failed, or None where none did."""
     current = _CURRENT.get()

@@ -2,16 +2,14 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import shlex
 import signal
 import sys
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -27,12 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlx.cli.explain import Composition, explain, explain_sweep, load, public_groups
+from rlx.cli.joblib_jobs import ended_with_their_command, saved_before_a_signal_ends_them
 from rlx.cli.members import config_directory, see_own_code
 from rlx.cli.report import describe
 from rlx.cli.sweep import (
     OWN,
     PRIMARY,
     SweepError,
+    current_sweep,
     is_joblib,
     job_of,
     last,
@@ -43,12 +43,11 @@ from rlx.cli.sweep import (
 )
 from rlx.errors import ConfigError, RlxError, did_you_mean
 from rlx.run.job import run_job
-from rlx.run.signals import StopRequested, exit_status
+from rlx.run.signals import StopRequested
 from rlx.run.sweep import Sweep
 
 _SUBMITITS = "SIGUSR2"
 """What submitit tells its jobs with that their time is over."""
-_LOOK_SECONDS = 1.0
 _FLAG_CUTOFF = 0.75
 """How like a flag a word must be to be a slip of one, rather than a key written as one: --seed is no --resolve."""
 
@@ -163,7 +162,12 @@ def run_hydra(arguments: Sequence[str], task: Callable[[DictConfig], None] | Non
     if parsed.config_path is not None and "://" not in parsed.config_path:  # which Hydra looks for beside this file
         flags = [*flags, f"--config-path={os.path.abspath(parsed.config_path)}"]
     try:
-        with _hydra_process(["rlx", *overrides, *flags]):
+        launcher = last(overrides, "hydra/launcher") if parsed.multirun else None
+        by_joblib = launcher is not None and launcher.value() == "joblib"
+        with (
+            _hydra_process(["rlx", *overrides, *flags]),
+            saved_before_a_signal_ends_them(current_sweep) if by_joblib else nullcontext(),
+        ):
             hydra.main(version_base="1.3", config_path=conf, config_name="config")(task or job)()
     except JobError as carrier:
         raise carrier.error from carrier.error.__cause__
@@ -204,7 +208,7 @@ def job(config: DictConfig) -> None:
     sweep, number = job_of(config, settings)
     sys.stderr.write(f"job {number}: {' '.join(sweep.job(number).overrides)}\n")
     try:
-        with _ended_with_joblib(settings):
+        with ended_with_their_command() if is_joblib(settings) else nullcontext():
             run_sweep_job(sweep, number, config, settings)
     except StopRequested as stop:
         if stop.signal.name == _SUBMITITS and callable(signal.getsignal(stop.signal)):
@@ -222,29 +226,6 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-@contextmanager
-def _ended_with_joblib(settings: Any) -> Generator[None]:
-    """Ask a job in one of joblib's processes to stop when the command is gone: it would go on, and take the next."""
-    command, ended = multiprocessing.parent_process(), threading.Event()
-    if command is None or not is_joblib(settings):
-        yield
-        return
-
-    def watch() -> None:
-        while not ended.wait(_LOOK_SECONDS):
-            if os.getppid() != command.pid:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    threading.Thread(target=watch, name="rlx-command", daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        if os.getppid() != command.pid:
-            os._exit(exit_status(signal.SIGTERM))  # all is saved; joblib would do what waits in its pipe, and linger
 
 
 def run_sweep_job(sweep: Sweep, number: int, config: DictConfig, settings: Any) -> None:

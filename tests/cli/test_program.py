@@ -271,6 +271,25 @@ def test_jobs_of_joblib_save_and_end_when_their_command_is_killed(tmp_path: Path
     assert [job.reason for job in Sweep(tmp_path / "runs").jobs()] == ["stopped by SIGTERM"] * 2
 
 
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="needs rlx[joblib]")
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # a scheduler's, and a terminal's Ctrl-C
+def test_jobs_of_joblib_save_before_a_signal_ends_their_command(send: Any, tmp_path: Path) -> None:
+    number = signal.SIGTERM if send is os.kill else signal.SIGINT
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "batcher=local", "seed=0,1,2,3", "run_dir=runs"]
+    with training(tmp_path, "-m", *words) as program:
+        assert program.stdout is not None
+        for _ in program.stdout:
+            if all((tmp_path / "runs" / job / "metrics.csv").is_file() for job in "01"):
+                break
+        send(program.pid, number)
+        assert program.wait(30) == (143 if send is os.kill else 130)
+        assert program.stdout.read().splitlines()[-1] == f"Interrupted: stopped by {number.name}."
+    assert left_in(tmp_path, seconds=10.0) == []
+    assert [job.state for job in Sweep(tmp_path / "runs").jobs()] == ["stopped", "stopped", "pending", "pending"]
+    for job in "01":
+        assert list((tmp_path / "runs" / job / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is not None, reason="rlx[joblib] is installed")
 def test_joblib_launcher_that_is_not_installed_is_told(tmp_path: Path) -> None:
     done = rlx(tmp_path, "train", "-m", "hydra/launcher=joblib", "seed=0,1")
