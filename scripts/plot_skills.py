@@ -3,9 +3,10 @@
     python scripts/plot_skills.py RUN OUT --x 0 --y 1 --labels position velocity
     python scripts/plot_skills.py RUN OUT --x angle:0,1 --y 2 --labels "angle" "angular velocity"
 
-An axis is one of the numbers that the environment shows, or `angle:COSINE,SINE`, the angle of two of them, from 0 to
-2 pi. The newest checkpoint plays new episodes, on environment seeds that training never uses, with drawn actions;
-printed is the part of their steps whose skill the discriminator finds.
+An axis is one of the numbers that the environment shows (those of a Dict one part behind the other), or
+`angle:COSINE,SINE`, the angle of two of them, from 0 to 2 pi. The newest checkpoint plays new episodes, on environment
+seeds that training never uses, with drawn actions; printed is the part of their steps whose skill the discriminator
+finds.
 """
 
 import argparse
@@ -58,6 +59,12 @@ def play(run: Path, episodes: int) -> tuple[TemporalDictTensor, Tensor, Tensor]:
     return steps, skill, taken_for
 
 
+def numbers(steps: TemporalDictTensor) -> Tensor:
+    """Return the numbers `[B, T, n]` that the environment showed: those of a Dict's parts one behind the other."""
+    parts = [steps[name] for name in steps if name.split("/")[:2] == ["env", "obs"]]
+    return torch.cat([part.reshape(*steps.leading_shape, -1).float() for part in parts], dim=-1)
+
+
 def coordinate(seen: Tensor, axis: str) -> Tensor:
     """Return one number of each observation `[..., n]`: that at a place, or the angle of a cosine and a sine."""
     if not axis.startswith("angle:"):
@@ -70,8 +77,8 @@ def draw(
     steps: TemporalDictTensor, skill: Tensor, confusion: Tensor, axes: tuple[str, str], labels: tuple[str, str]
 ) -> Any:
     """Return the figure: a panel a skill, all that the others do in grey behind it, and the confusion matrix."""
-    num_skills, mask, seen = len(confusion), steps.mask(), steps["env/obs"]
-    x, y = (coordinate(seen, axis) for axis in axes)
+    num_skills, mask, seen = len(confusion), steps.mask().numpy(), numbers(steps)
+    x, y = (coordinate(seen, axis).numpy() for axis in axes)
     rows = max(1, round(math.sqrt(num_skills / 2)))
     columns = -(-num_skills // rows)
     figure = plt.figure(figsize=(1.35 * columns + 3.2, max(2.9, 1.45 * rows)), dpi=200, layout="constrained")
@@ -80,7 +87,7 @@ def draw(
     for panel in panels.flat[num_skills:]:
         panel.set_axis_off()
     for which, panel in enumerate(panels.flat[:num_skills]):
-        own = mask & (skill == which).unsqueeze(1)
+        own = mask & (skill == which).unsqueeze(1).numpy()
         dots: dict[str, Any] = {"markersize": 1.6, "linestyle": "", "marker": ".", "markeredgewidth": 0}
         panel.plot(x[mask & ~own], y[mask & ~own], color="#D5D5D5", rasterized=True, **dots)
         panel.plot(x[own], y[own], color=COLORS[0], rasterized=True, **dots)
@@ -92,7 +99,7 @@ def draw(
     left.supylabel(labels[1], fontsize=9)
 
     matrix = right.subplots()
-    shares = confusion / confusion.sum(1, keepdim=True)
+    shares = (confusion / confusion.sum(1, keepdim=True)).numpy()
     image = matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for spine in matrix.spines.values():
         spine.set_visible(True)
