@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from rlx.errors import RlxError, RunWriteError, UserError
 from rlx.run.files import reason_of
-from rlx.run.signals import STOP_SIGNALS, StopRequested
+from rlx.run.signals import STOP_SIGNALS, StopRequested, is_heard
 from rlx.tools.search_space import as_override, show
 from rlx.tools.study import Study
 from rlx.tools.trial import Outcome, RunProcess, run_trial
@@ -27,7 +27,7 @@ _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 def run_trials(study: Study, *, trials: int, jobs: int, command: Sequence[str], tell: Callable[[str], None]) -> None:
     """Run trials until the study has enough of them, those of other processes included.
 
-    SIGINT, SIGTERM and SIGUSR1 end what runs: each run saves, and its trial is repeated when the study goes on.
+    A signal that stops a run ends what runs: each run saves, and its trial is repeated when the study goes on.
 
     Args:
         study: entered.
@@ -145,7 +145,7 @@ def _signals(stop: threading.Event) -> Generator[list[signal.Signals]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, note) for number in filter(is_heard, STOP_SIGNALS)}
     try:
         yield asked
     finally:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from optuna.trial import TrialState
 from rlx.cli.report import describe
 from rlx.errors import RlxError, RunWriteError, UserError
 from rlx.run.directory import METRICS
+from rlx.run.signals import StopRequested
 from rlx.tools.study import JOURNAL, REASON, Study, open_study
 from rlx.tools.trial import RunProcess
 from rlx.tools.tune import OUTPUT, run_trials
@@ -78,6 +81,28 @@ def test_study_that_cannot_be_written_any_more_ends_in_one_line(tmp_path: Path) 
         with full_disk(size), pytest.raises(RunWriteError, match=r"cannot go on: File too large$") as caught:
             run_trials(study, trials=1, jobs=1, command=COMMAND, tell=lambda _: None)
     assert describe(caught.value) == f"Error: {caught.value}"  # a traceback is for code of the user's own
+
+
+@pytest.mark.parametrize("below_nohup", [True, False])
+def test_closed_terminal_ends_a_study_unless_nohup_has_it_ignored(below_nohup: bool, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    own = signal.signal(signal.SIGHUP, signal.SIG_IGN if below_nohup else signal.default_int_handler)
+    stopped = None
+    try:
+        with open_study(tmp_path / "study", plan(space={"x": {"choices": ["good"]}})) as study:
+            run_trials(study, trials=2, jobs=1, command=COMMAND, tell=tell)
+    except StopRequested as stop:
+        stopped = stop.signal
+    finally:
+        signal.signal(signal.SIGHUP, own)
+    assert stopped == (None if below_nohup else signal.SIGHUP)
+    assert lines[0] == "trial 0: 35.00 (x=good)"
+    assert not below_nohup or lines[1:] == ["trial 1: 35.00 (x=good)"]
 
 
 def test_seeds_of_a_trial_are_averaged(tmp_path: Path) -> None:
