@@ -63,7 +63,7 @@ def _each(method: Callable[[Any, Any, Any], Any], achieved: Array, desired: Arra
     """Return what a method says of each pair, `[N]`, by one call where it takes them all at once."""
     try:
         answers = np.asarray(method(achieved, desired, {}))
-    except (ValueError, TypeError, IndexError):  # as one that takes a single pair would; if it is not that, it says so
+    except Exception:  # as one that takes a single pair would; if it is not that, it says so below
         answers = np.empty(0)
     if answers.shape == (len(achieved),):
         return answers

@@ -60,6 +60,14 @@ class Scalars(Line):
         return self.compute_reward(achieved_goal, desired_goal, info) == 0.0
 
 
+class Guarded(OneAtATime):
+    """The same, whose methods look at what they are given: many raise an AssertionError."""
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: dict) -> Any:
+        assert self.observation_space["achieved_goal"].contains(achieved_goal)
+        return super().compute_reward(achieved_goal, desired_goal, info)
+
+
 class Costly(Line):
     """The same, where going left costs."""
 

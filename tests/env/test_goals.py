@@ -13,7 +13,7 @@ def gym(kind: type, reward_scale: float = 1.0) -> GymVecEnv:
     return GymVecEnv(kind, 2, name=kind.__name__, reward_scale=reward_scale)
 
 
-@pytest.mark.parametrize("kind", [goal_envs.Line, goal_envs.OneAtATime, goal_envs.Scalars])
+@pytest.mark.parametrize("kind", [goal_envs.Line, goal_envs.OneAtATime, goal_envs.Scalars, goal_envs.Guarded])
 def test_a_gymnasium_environment_says_what_other_goals_would_have_paid(kind: type) -> None:
     env = gym(kind, reward_scale=2.0)
     achieved, desired = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0], [1.0], [3.2]])
