@@ -127,7 +127,7 @@ def evaluate(
             from rlx.cli.members import see_own_code
 
             see_own_code()
-        from rlx.tools.evaluate import evaluate_paths, members_of
+        from rlx.tools.evaluate import evaluate_paths, shares_of
 
         options: dict[str, Any] = {"stochastic": stochastic, "trust": trust, "config_dir": config_dir}
         options |= {"agent_info": agent_info or [], "max_episode_steps": max_episode_steps}
@@ -157,8 +157,8 @@ def evaluate(
                 f"  mean within {low:.2f} to {high:.2f} (95 % bootstrap), median {values['median']:.2f}, "
                 f"interquartile mean {values['iqm']:.2f}"
             )
-            for policy, played, mean in members_of(values):
-                emit(f"  policy {policy} of {len(values['members'])}: return {mean:.2f} over {played} episodes")
+            for line in shares_of(values):
+                emit(f"  {line}")
             for file in values.get("videos", ()):
                 emit(file)
 

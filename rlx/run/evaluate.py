@@ -43,6 +43,9 @@ class EvaluationResult:
         deterministic: whether the policy's mode was taken instead of a draw.
         policies: of a population, which member played each episode, as `agent_info["policy"]` counts them; else None.
         members: its members' names; None where the agent is one policy.
+        environments: of `env=mixed`, in which of its environments each episode was played, as `env.members` counts;
+            else None.
+        environment_names: their ids; None where there is one environment.
     """
 
     returns: list[float]
@@ -52,6 +55,8 @@ class EvaluationResult:
     deterministic: bool
     policies: list[int] | None = None
     members: list[str] | None = None
+    environments: list[int] | None = None
+    environment_names: list[str] | None = None
 
     @property
     def mean(self) -> float:
@@ -76,6 +81,8 @@ class EvaluationResult:
             "deterministic": self.deterministic,
             "policies": self.policies,
             "members": self.members,
+            "environments": self.environments,
+            "environment_names": self.environment_names,
         }
 
 
@@ -100,7 +107,7 @@ class Evaluator:
         address: str | None = None,
         agent_info: Sampler | None = None,
         env_info: Sampler | None = None,
-        kinds: int = 1,
+        kinds: Sequence[str] = (),
         check_finite: bool = True,
         step_timeout: float | None = None,
         report: Callable[[int, int], None] | None = None,
@@ -118,7 +125,7 @@ class Evaluator:
             address: of Ray's cluster; see `Batcher`.
             agent_info: draws which kind of policy plays each episode, beside `deterministic`; None for nothing.
             env_info: draws each episode's task; None for nothing.
-            kinds: how many different environments there are in one batch: the members of `env=mixed`.
+            kinds: the different environments in one batch, see `kinds_of`; none where all are alike.
             check_finite: see `Batcher`.
             step_timeout: likewise.
             report: told after each piece how many of the episodes have ended, and how many steps were played.
@@ -132,7 +139,7 @@ class Evaluator:
         self._seed = seed
         self._deterministic = deterministic
         self._samplers = agent_info, env_info
-        self._kinds = kinds
+        self._names, self._kinds = list(kinds), max(1, len(kinds))
         self._watched: dict[str, Any] = {"check_finite": check_finite, "step_timeout": step_timeout}
         self._report = report
         self._num_workers = 1 if workers == "local" else min(num_workers, episodes)
@@ -142,7 +149,8 @@ class Evaluator:
         self._learner: Batcher | None = None
         self._members: list[str] | None = None  # of a population
         self._policies: list[int] = []  # of this round's episodes, by row; empty where the agent is one policy
-        self._found: list[tuple[float, int, int]] | None = None  # return, length, policy of each episode; None: idle
+        # Return, length, policy and environment of each episode; None: idle.
+        self._found: list[tuple[float, int, int, int]] | None = None
         self._round_steps = 0  # of each environment, since the round of episodes began
         self._steps = 0  # of all of them, since the evaluation began; counted for a report only
         self._result: EvaluationResult | None = None
@@ -219,7 +227,8 @@ class Evaluator:
 
         Returns:
             `eval/return` (mean), `eval/return_std`, `eval/length` (mean), and `eval/cpu_share`: the part of the CPU
-            time of learner and workers, since the evaluation began, that its steps took.
+            time of learner and workers, since the evaluation began, that its steps took. Of `env=mixed` also
+            `eval/return/0` and so on, the mean of each of its environments that was played.
 
         Raises:
             EnvironmentFault: the environment raised, or an episode does not end.
@@ -228,8 +237,10 @@ class Evaluator:
         assert result is not None
         self._result = None
         own, all_of_us = (now - then for now, then in zip(self._cpu_seconds(), self._spent, strict=True))
+        means = {f"eval/return/{number}": mean for number, _, mean in shares(result.returns, result.environments or ())}
         return {
             "eval/return": result.mean,
+            **means,
             "eval/return_std": result.std,
             "eval/length": sum(result.lengths) / len(result.lengths),
             "eval/cpu_share": own / max(all_of_us, 1e-9),
@@ -268,7 +279,7 @@ class Evaluator:
             if not piece[1]:  # the round is over
                 self._round_steps = 0
                 ended, of = sorted(batcher.episodes, key=lambda episode: self._turn(episode[0])), self._policies
-                found.extend((value, length, of[row] if of else 0) for row, value, length in ended)
+                found.extend((value, length, of[row] if of else 0, self._turn(row)[1]) for row, value, length in ended)
                 batcher.episodes.clear()
                 if len(found) >= self._episodes:
                     break
@@ -277,9 +288,13 @@ class Evaluator:
                 check_end(piece[1], self._round_steps)
             batcher.execute()
         self._found = None
-        returns, lengths, policies = map(list, zip(*found[: self._episodes], strict=True))
+        returns, lengths, policies, environments = map(list, zip(*found[: self._episodes], strict=True))
         result = EvaluationResult(returns, lengths, None, self._seed, self._deterministic)
-        return result if self._members is None else replace(result, policies=policies, members=self._members)
+        if self._members is not None:
+            result = replace(result, policies=policies, members=self._members)
+        if self._names:
+            result = replace(result, environments=environments, environment_names=self._names)
+        return result
 
     def _turn(self, row: int) -> tuple[int, int]:
         """Return what rows are counted by: the different environments of a batch in turn, each in its own order."""
@@ -306,9 +321,23 @@ class Evaluator:
         self.close()
 
 
-def kinds_of(env: Mapping[str, Any]) -> int:
-    """Return how many different environments a batch of the group `env` has."""
-    return len(env["members"]) if env.get("_target_") == "rlx.env.make_mixed" else 1
+def kinds_of(env: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the environments that the group `env` puts into one batch; none where that is one."""
+    names = [str(member["id"]) for member in env["members"]] if env.get("_target_") == "rlx.env.make_mixed" else []
+    return names if len(names) > 1 else []
+
+
+def shares(returns: Sequence[float], of: Sequence[int]) -> list[tuple[int, int, float]]:
+    """Return for each policy, or environment, that played its number, its episodes, and their mean return.
+
+    Args:
+        returns: of each episode.
+        of: whose each episode was; empty where all are of the same.
+    """
+    own = {
+        number: [value for value, each in zip(returns, of, strict=True) if each == number] for number in sorted({*of})
+    }
+    return [(number, len(values), sum(values) / len(values)) for number, values in own.items()]
 
 
 def first_policies(piece: Trajectories) -> list[int]:

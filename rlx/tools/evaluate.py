@@ -13,12 +13,16 @@ from rlx.errors import CheckpointError, UserError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, verify_checkpoint
 from rlx.run.console import EvaluationLine
 from rlx.run.directory import CHECKPOINTS
-from rlx.run.evaluate import evaluate_path
+from rlx.run.evaluate import evaluate_path, shares
 from rlx.run.files import check_output, expanded, writing_output
 from rlx.tools.statistics import bootstrap_interval, summarize
 
 COLUMNS = ("path", "env_steps", "episode", "return", "length", "seed", "deterministic")
-"""Of the CSV file: one row an episode; and `policy` behind them where a population is among the agents."""
+"""Of the CSV file: one row an episode. Behind them `policy`, where a population is among the agents, and `environment`,
+where one was trained in several."""
+
+_SHARES = ("policy", "policies", "members"), ("environment", "environments", "environment_names")
+"""What an evaluation's episodes may be told apart by, and where their numbers and the names are."""
 
 _LEVEL = 0.95
 _DRAWS = 2000
@@ -77,29 +81,30 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the CSV file's text: one row an episode."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    mixed = any(one.get("policies") for one in found)
-    table.writerow((*COLUMNS, "policy") if mixed else COLUMNS)
+    told = [(kind, of) for kind, of, _ in _SHARES if any(one.get(of) for one in found)]
+    table.writerow((*COLUMNS, *(kind for kind, _ in told)))
     for one in found:
-        policies = one.get("policies") or [None] * len(one["returns"])
-        for number, (value, length) in enumerate(zip(one["returns"], one["lengths"], strict=True)):
+        nobody = [None] * len(one["returns"])
+        shown = [one["returns"], one["lengths"], *(one.get(of) or nobody for _, of in told)]
+        for number, (value, length, *of_whom) in enumerate(zip(*shown, strict=True)):
             same = one["seed"], one["deterministic"]
-            of = (policies[number],) if mixed else ()
-            table.writerow((one["path"], one["env_steps"], number, value, length, *same, *of))
+            table.writerow((one["path"], one["env_steps"], number, value, length, *same, *of_whom))
     return text.getvalue()
 
 
-def members_of(values: Mapping[str, Any]) -> list[tuple[str, int, float]]:
-    """Return for each member of a population that played its number and name, its episodes, and their mean return.
+def shares_of(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for each policy of a population, and for each environment of `env=mixed`, that played.
 
     Args:
-        values: of one agent, as `evaluate_paths` returns it; of a single policy there is nothing to return.
+        values: of one agent, as `evaluate_paths` returns it; of one policy in one environment there is nothing to tell.
     """
-    found = list[tuple[str, int, float]]()
-    for number, name in enumerate(values.get("members") or ()):
-        own = [value for value, of in zip(values["returns"], values["policies"], strict=True) if of == number]
-        if own:
-            found.append((f"{number} ({name})", len(own), sum(own) / len(own)))
-    return found
+    lines: list[str] = []
+    for kind, of, names in _SHARES:
+        whole = values.get(names) or ()
+        for number, played, mean in shares(values["returns"], values[of]) if whole else ():
+            share = f"{kind} {number} ({whole[number]}) of {len(whole)}"
+            lines.append(f"{share}: return {mean:.2f} over {played} episodes")
+    return lines
 
 
 def _played(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:

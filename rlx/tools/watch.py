@@ -17,7 +17,7 @@ from rlx.env.vec_env import StepBuffer, VecEnv
 from rlx.errors import ConfigError, EnvironmentFault, UserError
 from rlx.run.agent_info import settled
 from rlx.run.build import maker
-from rlx.run.evaluate import EvaluationResult, first_policies
+from rlx.run.evaluate import EvaluationResult, first_policies, kinds_of
 from rlx.run.files import check_output, expanded, reason_of
 from rlx.run.policy import Policy, load_policy
 from rlx.run.signals import StopSignals
@@ -111,7 +111,12 @@ def watch(
                 if place is not None and film is not None:
                     files.append(film.finish(place.of(number, value)))
     result = EvaluationResult(returns, lengths, policy.env_steps, seed, not stochastic)
-    return Seen(result if members is None else replace(result, policies=policies, members=members), files)
+    if members is not None:
+        result = replace(result, policies=policies, members=members)
+    if kinds := kinds_of(policy.env):  # which take turns, see `drawing`
+        turns = [row % len(kinds) for row in range(episodes)]
+        result = replace(result, environments=turns, environment_names=kinds)
+    return Seen(result, files)
 
 
 Show = Callable[[VecEnv, StepBuffer, float, int], None]

@@ -17,6 +17,7 @@ from rlx.env import make
 from rlx.errors import AgentError, CheckpointError, EnvironmentFault, RlxError, UserError, WorkerError
 from rlx.run.checkpoint import load_checkpoint, save_checkpoint
 from rlx.run.evaluate import Evaluator, evaluate_path
+from rlx.run.metrics import read_metrics
 from rlx.seeding import env_seed
 from tests.run.jobs import SMALL, train
 
@@ -78,6 +79,18 @@ def test_environments_of_a_mixed_batch_count_alike(cartpole: Path, tmp_path: Pat
     found = evaluate_path(forged(cartpole, tmp_path, lambda config: config.update(env=env)), episodes=episodes)
     assert sum(value < 0 for value in found.returns) == episodes // 2
     assert len(found.returns) == episodes
+    assert found.environment_names == ["CartPole-v1", "CartPole-v1"]
+    assert found.environments == [int(value < 0) for value in found.returns]
+
+
+def test_evaluations_beside_training_tell_the_mean_of_each_environment_of_a_mixed_batch(tmp_path: Path) -> None:
+    members = "env.members=[{id: CartPole-v1, max_episode_steps: 3}, {id: CartPole-v1, max_episode_steps: 5}]"
+    played = ("evaluation.every=32", "evaluation.episodes=3", "total_steps=32", "logger.console=false")
+    run = train(tmp_path / "run", "env=mixed", members, "batcher=local", "batcher.envs_per_worker=2", *played, *SMALL)
+    (row,) = (row for row in read_metrics(run / "metrics.csv") if row["eval/return"] is not None)
+    assert (row["eval/return/0"], row["eval/return/1"], row["eval/return"]) == (3.0, 5.0, pytest.approx(11 / 3))
+    alone = train(tmp_path / "alone", "env=CartPole", "batcher=local", "batcher.envs_per_worker=2", *played, *SMALL)
+    assert not any(key.startswith("eval/return/") for row in read_metrics(alone / "metrics.csv") for key in row)
 
 
 @pytest.mark.parametrize("name", ["episodes", "num_workers"])

@@ -11,7 +11,7 @@ import torch
 from rlx.errors import CheckpointError
 from rlx.run.agent_info import settled
 from rlx.run.policy import load_policy
-from rlx.tools.evaluate import evaluate_paths, members_of
+from rlx.tools.evaluate import evaluate_paths, shares_of
 
 from ..cli.test_commands import call
 from ..program import rlx_train
@@ -22,6 +22,10 @@ KINDS = {
     "population": ["env=CartPole", "agent=population", "batcher=local"],
     "drawn": ["env=CartPole", "agent=population", "batcher=local", "+batcher.agent_info.policy={choice: [0, 1]}"],
     "skills": ["env=Pendulum", "algo=diayn", "batcher=local", "env.max_episode_steps=40", "total_steps=300"],
+    "mixed": [
+        "env=mixed",
+        "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
+    ],
     "dqn": ["env=CartPole", "algo=dqn", "batcher=local", "total_steps=300"],
 }
 
@@ -84,13 +88,28 @@ def test_a_population_says_which_policy_played_each_episode(trained: Trained, tm
     (alone,) = evaluate_paths([trained("population")], episodes=5, agent_info=["policy=1"])
     assert alone["policies"] == [1] * 5
     assert alone["returns"][1::2] == mix["returns"][1::2]  # the same policy in the same environments
-    assert members_of(alone) == [("1 (second)", 5, alone["mean"])]
-    assert members_of(mix)[0] == ("0 (first)", 3, sum(mix["returns"][::2]) / 3)
-    assert members_of(other) == []
+    assert shares_of(alone) == [f"policy 1 (second) of 2: return {alone['mean']:.2f} over 5 episodes"]
+    assert shares_of(mix)[0] == f"policy 0 (first) of 2: return {sum(mix['returns'][::2]) / 3:.2f} over 3 episodes"
+    assert shares_of(other) == []
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["policy"] for row in rows] == ["0", "1", "0", "1", "0", *[""] * 5]
     (third,) = evaluate_paths([trained("skills")], episodes=5, agent_info=["skill=3"])
     assert third["returns"] != other["returns"]
+
+
+def test_what_was_trained_in_several_environments_says_in_which_each_episode_was(
+    trained: Trained, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    (found,) = evaluate_paths([trained("mixed")], episodes=3, csv_path=table)
+    assert (found["environment_names"], found["environments"]) == (["CartPole-v1", "CartPole-v1"], [0, 1, 0])
+    assert found["lengths"] == [5, 7, 5]
+    assert shares_of(found) == [
+        "environment 0 (CartPole-v1) of 2: return 5.00 over 2 episodes",
+        "environment 1 (CartPole-v1) of 2: return 7.00 over 1 episodes",
+    ]
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert ([row["environment"] for row in rows], "policy" in rows[0]) == (["0", "1", "0"], False)
 
 
 def test_what_is_typed_takes_the_place_of_what_the_run_draws(trained: Trained) -> None:
