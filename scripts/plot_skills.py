@@ -23,7 +23,9 @@ import matplotlib.pyplot as plt
 
 from rlx.algo.diayn import Discriminator
 from rlx.batcher import EpisodeBatcher
+from rlx.cli.report import reported_errors
 from rlx.data import DictTensor, TemporalDictTensor
+from rlx.errors import UserError
 from rlx.run.build import maker
 from rlx.run.checkpoint import find_checkpoint, load_checkpoint
 from rlx.tools.draw import COLORS, print_style
@@ -40,6 +42,8 @@ def play(run: Path, episodes: int) -> tuple[TemporalDictTensor, Tensor, Tensor]:
         The steps `[B, T]`, the skills `[B]` and the discriminator's choice at each step `[B, T]`, int64.
     """
     saved = load_checkpoint(find_checkpoint(run))
+    if "discriminator" not in saved.state:
+        raise UserError(f"'{run}' has no skills that a discriminator tells apart; expected a run of algo=diayn")
     make_env, make_agent = maker("env", saved.config["env"]), maker("agent", saved.config["agent"])
     num_skills = saved.config["agent"]["num_skills"]
     skill = torch.arange(num_skills).repeat_interleave(episodes)
@@ -67,9 +71,15 @@ def numbers(steps: TemporalDictTensor) -> Tensor:
 
 def coordinate(seen: Tensor, axis: str) -> Tensor:
     """Return one number of each observation `[..., n]`: that at a place, or the angle of a cosine and a sine."""
-    if not axis.startswith("angle:"):
-        return seen[..., int(axis)]
-    cosine, sine = (seen[..., int(place)] for place in axis.removeprefix("angle:").split(","))
+    try:
+        if not axis.startswith("angle:"):
+            return seen[..., int(axis)]
+        cosine, sine = (seen[..., int(place)] for place in axis.removeprefix("angle:").split(","))
+    except (ValueError, IndexError):
+        last = seen.shape[-1] - 1
+        raise UserError(
+            f"--x, --y: got '{axis}', expected a place from 0 to {last}, or two of them as angle:0,1"
+        ) from None
     return torch.atan2(sine, cosine) % (2 * math.pi)
 
 
@@ -134,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reported_errors():
+        main()

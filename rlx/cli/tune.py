@@ -12,7 +12,7 @@ import typer
 
 from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout, reported_errors
-from rlx.errors import ConfigError, MissingPackageError
+from rlx.errors import ConfigError, MissingPackageError, RlxError
 
 tuning = typer.Typer(rich_markup_mode=None)
 
@@ -53,7 +53,7 @@ def tune(
         from rlx.cli.plan import make_plan, read_words
         from rlx.cli.trial import CODE
         from rlx.tools.study import open_study
-        from rlx.tools.tune import run_trials
+        from rlx.tools.tune import OUTPUT, run_trials
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4 has some for common options
@@ -76,6 +76,8 @@ def tune(
                 run_trials(study, trials=trials, jobs=jobs, command=command, tell=_tell)
             found, lines = _found(study)
         emit(json.dumps(found) if as_json else "\n".join(lines))
+        if not report and found["count"].keys() == {"failed"}:
+            raise RlxError(f"every trial failed; what they printed is in '{_short(study.directory / OUTPUT)}'")
 
 
 def _join(

@@ -71,6 +71,16 @@ def test_study_from_its_beginning_to_a_recipe_that_gives_the_best_trial_again(he
     assert listed["problems"] == []
 
 
+def test_study_whose_every_trial_failed_ends_with_status_1(here: Path) -> None:
+    (here / "broken.py").write_text(
+        "import gymnasium\nclass Broken(gymnasium.Wrapper):\n    def step(self, action):\n        raise ValueError(3)\n"
+    )
+    done = rlx(here, "tune", *TINY, "env.wrappers=[broken.Broken]", "study_dir=study", "--trials", "1")
+    assert (done.returncode, "1 failed" in done.stdout) == (1, True)
+    assert done.stderr.splitlines()[-1] == "Error: every trial failed; what they printed is in 'study/.output'"
+    assert rlx(here, "tune", "study", "--report").returncode == 0
+
+
 def test_process_killed_in_the_middle_leaves_a_study_that_others_finish(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
