@@ -228,7 +228,8 @@ class Evaluator:
         Returns:
             `eval/return` (mean), `eval/return_std`, `eval/length` (mean), and `eval/cpu_share`: the part of the CPU
             time of learner and workers, since the evaluation began, that its steps took. Of `env=mixed` also
-            `eval/return/0` and so on, the mean of each of its environments that was played.
+            `eval/return/0` and so on, the mean of each of its environments that was played; of a population
+            `eval/return/NAME`, that of each member.
 
         Raises:
             EnvironmentFault: the environment raised, or an episode does not end.
@@ -237,10 +238,12 @@ class Evaluator:
         assert result is not None
         self._result = None
         own, all_of_us = (now - then for now, then in zip(self._cpu_seconds(), self._spent, strict=True))
-        means = {f"eval/return/{number}": mean for number, _, mean in shares(result.returns, result.environments or ())}
+        means = {str(number): mean for number, _, mean in shares(result.returns, result.environments or ())}
+        names, policies = result.members or [], shares(result.returns, result.policies or ())
+        means |= {names[number]: mean for number, _, mean in policies}
         return {
             "eval/return": result.mean,
-            **means,
+            **{f"eval/return/{name}": mean for name, mean in means.items()},
             "eval/return_std": result.std,
             "eval/length": sum(result.lengths) / len(result.lengths),
             "eval/cpu_share": own / max(all_of_us, 1e-9),

@@ -83,12 +83,15 @@ def test_environments_of_a_mixed_batch_count_alike(cartpole: Path, tmp_path: Pat
     assert found.environments == [int(value < 0) for value in found.returns]
 
 
-def test_evaluations_beside_training_tell_the_mean_of_each_environment_of_a_mixed_batch(tmp_path: Path) -> None:
+def test_evaluations_beside_training_tell_the_mean_of_each_environment_and_of_each_member(tmp_path: Path) -> None:
     members = "env.members=[{id: CartPole-v1, max_episode_steps: 3}, {id: CartPole-v1, max_episode_steps: 5}]"
     played = ("evaluation.every=32", "evaluation.episodes=3", "total_steps=32", "logger.console=false")
     run = train(tmp_path / "run", "env=mixed", members, "batcher=local", "batcher.envs_per_worker=2", *played, *SMALL)
     (row,) = (row for row in read_metrics(run / "metrics.csv") if row["eval/return"] is not None)
     assert (row["eval/return/0"], row["eval/return/1"], row["eval/return"]) == (3.0, 5.0, pytest.approx(11 / 3))
+    members = train(tmp_path / "members", "agent=population", "batcher=local", "batcher.envs_per_worker=2", *played)
+    (row,) = (row for row in read_metrics(members / "metrics.csv") if row["eval/return"] is not None)
+    assert (2 * row["eval/return/first"] + row["eval/return/second"]) / 3 == pytest.approx(row["eval/return"])
     alone = train(tmp_path / "alone", "env=CartPole", "batcher=local", "batcher.envs_per_worker=2", *played, *SMALL)
     assert not any(key.startswith("eval/return/") for row in read_metrics(alone / "metrics.csv") for key in row)
 
