@@ -261,8 +261,8 @@ class RestartingHandle(ABC):
         return f" after {calls} steps of its piece" if calls else ""
 
     def _where(self) -> str:
-        first = self.options.first_row
-        return f"worker {self.options.index} (environments {first} to {first + self.options.num_envs - 1})"
+        first, kind = self.options.first_row, "evaluation's worker" if self.options.evaluation else "worker"
+        return f"{kind} {self.options.index} (environments {first} to {first + self.options.num_envs - 1})"
 
 
 def _begins_anew(command: Command) -> bool:

@@ -129,7 +129,7 @@ def test_evaluations_of_a_run_let_pass_what_its_training_lets_pass(tmp_path: Pat
 
 def test_an_environment_that_hangs_ends_the_evaluation_as_it_ends_training(cartpole: Path, tmp_path: Path) -> None:
     hangs = ill(cartpole, tmp_path / "hangs", "NeverAnswers", step_timeout=0.3)
-    with pytest.raises(WorkerError, match=r"hangs\. batcher\.step_timeout=0\.3 sets"):
+    with pytest.raises(WorkerError, match=r"(?s)^evaluation's worker 0 .*hangs\. batcher\.step_timeout=0\.3 sets"):
         evaluate_path(hangs, episodes=1, trust=True)
 
 
