@@ -16,9 +16,10 @@ _NONE = np.empty(0, _EPISODE)
 class EpisodeLog(Sequence[Episode]):
     """Episodes in the order in which they ended: a sequence of `(row, return, length)` that is kept as columns.
 
-    for row, episode_return, length in batcher.episodes: ...
-    batcher.episodes.returns.mean()
+        returns = batcher.episodes.returns
+        for row, episode_return, length in batcher.episodes: ...
 
+    Columns and slices stay as they are when the log goes on.
     """
 
     __slots__ = "_episodes", "_size"
