@@ -221,6 +221,10 @@ class DiagonalGaussian(Distribution):
         bounded = (high - low).isfinite()  # not where they are the greatest numbers that there are, either
         self._center = torch.where(bounded, (low + high) / 2, 0.0)
         self._half_range = torch.where(bounded, (high - low) / 2, 1.0)
+        if not spec.dtype.is_floating_point and spec.dtype is not torch.bool:  # beyond its limits one would start again
+            limits = torch.iinfo(spec.dtype)
+            most = torch.nextafter(torch.tensor(float(limits.max)), torch.zeros(()))  # rounded, it is still the limit
+            low, high = low.clamp(min=float(limits.min)), high.minimum(most)
         self._low, self._high = low, high
 
     def outputs(self, parameters: Tensor) -> dict[str, Tensor]:

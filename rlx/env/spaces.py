@@ -156,17 +156,21 @@ def _box_spec(space: "spaces.Box[Any]", key: str) -> Spec:
         raise UnsupportedSpaceError(
             f"space '{key}' is a Box of {space.dtype.name}; expected one of {', '.join(_STORED_DTYPES)}"
         )
-    low, high = _bounds(space)
+    low, high = _bounds(space, acts=key.split("/")[0] == "action")
     return Spec(shape=tuple(space.shape), dtype=dtype, kind="continuous", low=low, high=high)
 
 
-def _bounds(space: "spaces.Box[Any]") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the bounds place by place, or nothing where they say no more than the dtype does (as for images)."""
+def _bounds(space: "spaces.Box[Any]", *, acts: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the bounds place by place, or nothing where they say no more than the dtype does (as for images).
+
+    Where it `acts`, all numbers of one or two bytes are a range to draw from: a colour's 0 to 255.
+    """
     low: Array = space.low
     high: Array = space.high
     if space.dtype.kind in "iu":
         limits = np.iinfo(space.dtype)
-        bounded = bool((low > limits.min).any() or (high < limits.max).any())
+        bounded = acts and space.dtype.itemsize <= 2
+        bounded = bounded or bool((low > limits.min).any() or (high < limits.max).any())
     elif space.dtype.kind == "b":
         bounded = False
     else:

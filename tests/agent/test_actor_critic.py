@@ -103,6 +103,18 @@ def test_bounds_so_wide_that_they_bound_nothing_let_draws_pass_as_they_are() -> 
     assert taken["action"].tolist() == [[0.5, 2.0]]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(torch.uint8, 0, 255), (torch.int8, -128, 127), (torch.int32, 0, 2**31 - 1), (torch.int64, 0, 2**63 - 1)],
+)
+def test_whole_numbers_beyond_their_dtypes_limit_stay_at_that_end(dtype: torch.dtype, low: int, high: int) -> None:
+    (box,) = make_distributions({"action": Spec((2,), dtype, low=(low, low), high=(high, high))})
+    far = {"mean": torch.tensor([[-3.0, 3.0]]), "log_std": torch.zeros(1, 2)}
+    drawn = box.sample(far, torch.tensor([True]), torch.Generator())["action"]
+    assert drawn[0, 0] == low
+    assert high - int(drawn[0, 1]) <= high * 2**-24
+
+
 def test_the_actor_acts_as_the_whole_agent_does_and_follows_its_weights() -> None:
     for spec in ACTIONS.values():
         agent = actor_critic(EnvSpecs(OBS, {"action": spec}))

@@ -43,6 +43,13 @@ def test_bounds_that_say_no_more_than_the_dtype_are_left_out() -> None:
     assert _spec(spaces.Box(np.array([-np.inf, 1.0]), np.array([np.inf, 2.0]), dtype=np.float64)).low == (-np.inf, 1.0)
 
 
+@pytest.mark.parametrize(("low", "high", "dtype"), [(0, 255, np.uint8), (-128, 127, np.int8), (0, 65535, np.uint16)])
+def test_actions_of_few_bytes_keep_bounds_that_are_their_dtypes(low: int, high: int, dtype: type) -> None:
+    action = to_specs(spaces.Discrete(2), spaces.Dict(color=spaces.Box(low, high, (2,), dtype))).action["action/color"]
+    assert (action.low, action.high) == ((low, low), (high, high))
+    assert to_specs(spaces.Discrete(2), spaces.Box(-(2**31), 2**31 - 1, (2,), np.int32)).action["action"].low == ()
+
+
 def test_discrete_kinds_begin_at_zero_whatever_their_start() -> None:
     assert _spec(spaces.Discrete(3, start=-1)) == Spec((), torch.int64, "discrete", (3,))
     assert _spec(spaces.MultiDiscrete([2, 5], start=[1, -2])) == Spec((2,), torch.int64, "multi_discrete", (2, 5))
