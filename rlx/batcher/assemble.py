@@ -104,7 +104,7 @@ class _Reading:
 
     def __init__(self, slot: Slot, columns: list[slice], num_finals: list[int]) -> None:
         self.slot = slot
-        self.revoked = False
+        self._revoked = ""  # why
         self._finals: DictTensor | None = None
         self._columns, self._num_finals = columns, num_finals
 
@@ -128,12 +128,12 @@ class _Reading:
         finals |= {key: gather(value) for key, value in slot.final_obs.items()}
         return DictTensor.trusted(finals, len(finals["row"]))
 
-    def revoke(self) -> None:
-        self.revoked = True
+    def revoke(self, message: str) -> None:
+        self._revoked = message
 
     def _check(self) -> None:
-        if self.revoked:
-            raise DataRevokedError(HANDED_BACK)
+        if self._revoked:
+            raise DataRevokedError(self._revoked)
 
     def at(self, values: Tensor, time: Tensor, row: Tensor) -> Tensor:
         """Return the values `[K, ...]` of some steps."""

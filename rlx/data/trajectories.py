@@ -35,7 +35,7 @@ class Trajectories:
         bootstrap: DictTensor | Callable[[], DictTensor] | None = None,
         context: TemporalDictTensor | None = None,
         num_steps: int | None = None,
-        on_revoke: Callable[[], None] | None = None,
+        on_revoke: Callable[[str], None] | None = None,
     ) -> None:
         """Put the parts together; nothing is copied.
 
@@ -45,7 +45,7 @@ class Trajectories:
             bootstrap: `[K]`; or what returns it, called when it is first asked for. None: what `next/` tells of it.
             context: `[B, C]`; None for none.
             num_steps: the sum of the lengths, where it is known.
-            on_revoke: called once by `revoke`.
+            on_revoke: called by `revoke`, with its message.
         """
         self.info = info
         self.steps = steps
@@ -265,7 +265,7 @@ class Trajectories:
             if not callable(part):
                 part.revoke(message)
         if self._on_revoke is not None:
-            self._on_revoke()
+            self._on_revoke(message)
 
     def __repr__(self) -> str:
         return f"Trajectories(batch_size={self.batch_size}, max_length={self.steps.max_length}, steps={self.steps!r})"

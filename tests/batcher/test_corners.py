@@ -20,7 +20,7 @@ from rlx.batcher import Batcher, EpisodeBatcher
 from rlx.batcher.on_device import DeviceRollout
 from rlx.data import DictTensor
 from rlx.env import Autoreset, GymVecEnv, TorchCartPole, VecEnv, make
-from rlx.errors import EnvironmentFault, RlxError, SpecError, UserError
+from rlx.errors import DataRevokedError, EnvironmentFault, RlxError, SpecError, UserError
 from tests.batcher.ledger import ID, Parity
 
 from ..program import ENVIRONMENT
@@ -388,3 +388,12 @@ def test_an_agent_acts_in_evaluation_mode_and_leaves_torchs_own_generator_alone(
         assert torch.equal(torch.get_rng_state(), before)
         wanted = agent.eval().layers(torch.ones(1, 1)).item()
         assert piece.steps["agent/scaled"].unique().tolist() == [pytest.approx(wanted)]
+
+
+def test_what_is_built_late_of_a_closed_batchers_piece_says_that_it_was_closed() -> None:
+    with Batcher(MLP, CARTPOLE, **SMALL) as batcher:
+        agent = MLP(batcher.specs)
+        batcher.publish(agent)
+        piece = batcher.collect()
+    with pytest.raises(DataRevokedError, match="the batcher was closed"):
+        values(agent, piece)
