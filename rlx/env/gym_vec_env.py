@@ -50,7 +50,7 @@ class GymVecEnv(VecEnv):
         reward_scale: what rewards are multiplied with.
 
     Raises:
-        EnvironmentFault: an environment cannot be built, or the rows' spaces differ.
+        EnvironmentFault: an environment cannot be built, rows share one, or their spaces differ.
         UnsupportedSpaceError: rlx has no layout for one of its spaces.
     """
 
@@ -74,6 +74,9 @@ class GymVecEnv(VecEnv):
         try:
             for row in range(num_envs):
                 self.envs.append(self._make(make_env, row))
+            bare = [getattr(env, "unwrapped", env) for env in self.envs]
+            if len({id(env) for env in bare}) < num_envs:
+                raise environment_fault(name, "rows were given the same one; make_env has to make one at each call")
             first = self.envs[0]
             self.spaces = first.observation_space, first.action_space
             self.specs = to_specs(*self.spaces)

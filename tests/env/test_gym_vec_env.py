@@ -310,3 +310,15 @@ def test_an_environment_that_declares_no_space_at_all_is_named() -> None:
 
     with pytest.raises(EnvironmentFault, match=r"'Bare' \(row 0\): it declares no observation_space"):
         GymVecEnv(Bare, 1, name="Bare")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_rows_that_share_an_environment_are_refused(wrapped: bool) -> None:
+    only = gymnasium.make("CartPole-v1")
+
+    def again() -> gymnasium.Env:
+        return gymnasium.wrappers.TimeLimit(only, 20) if wrapped else only
+
+    with pytest.raises(EnvironmentFault, match="'CartPole': rows were given the same one"):
+        GymVecEnv(again, 2, name="CartPole")
+    GymVecEnv(again, 1, name="CartPole").close()
