@@ -42,7 +42,8 @@ class RunOptions:
 
     Attributes:
         directory: where it writes; must not exist, unless it is resumed.
-        seed: root of all seeds.
+        seed: root of all seeds of the run's own. Weights of a new agent are drawn by torch's generator, whose seed is
+            set before, by `torch.manual_seed`; `rlx train` derives it from this one.
         total_steps: environment steps at which training ends.
         device: the learner's device.
         title: what runs, for the console and `log.txt`.
