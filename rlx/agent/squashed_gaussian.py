@@ -78,7 +78,7 @@ class SquashedGaussian(nn.Module):
         return torch.addcmul(self.center, self.half_range, action).to(self.spec.dtype).view(-1, *self.spec.shape)
 
     def from_space(self, action: Tensor) -> Tensor:
-        """Return actions in [-1, 1], `[..., n]`, from those of the box, `[..., *shape]`."""
-        inner = len(self.spec.shape)
+        """Return actions in [-1, 1], `[..., n]` float32, from those of the box, `[..., *shape]`."""
+        inner, action = len(self.spec.shape), action.to(self.center.dtype)
         flat = action.unsqueeze(-1) if not inner else action if inner == 1 else action.flatten(action.dim() - inner)
         return (flat - self.center) / self.half_range.masked_fill(self.half_range == 0, 1.0)  # fixed places: always 0

@@ -235,3 +235,13 @@ def test_actions_of_any_bounded_box_come_back_from_the_environments_form(
     wanted = drawn.masked_fill(fixed, 0.0)  # a place that is fixed is always in its middle
     torch.testing.assert_close(squashed.from_space(kept), wanted)
     torch.testing.assert_close(squashed.from_space(kept.view(7, 1, *shape)), wanted.view(7, 1, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_actions_of_any_precision_are_valued_in_that_of_the_critics(dtype: torch.dtype) -> None:
+    action = Spec((2,), dtype, low=(-2.0, 0.0), high=(2.0, 1.0))
+    specs = EnvSpecs({"obs": Spec((3,), torch.float32)}, {"action": action})
+    agent = SoftActorCritic(specs, hidden_sizes=[8], activation="relu", temperature_init=0.2, num_skills=0)
+    drawn = agent.distribution.to_space(torch.rand(5, 2))
+    assert drawn.dtype == dtype
+    assert agent.critics.q(torch.zeros(5, 3), agent.distribution.from_space(drawn)).dtype == torch.float32
