@@ -275,8 +275,9 @@ def make_distributions(action_specs: Mapping[str, Spec]) -> list[Distribution]:
         action_specs: `{"action": Spec}` or `{"action/<key>": Spec, ...}`.
 
     Raises:
-        AgentError: there is no action to take.
+        AgentError: there is no action to take, or a part of it has no place.
     """
-    if not action_specs:
-        raise AgentError("the environment's action space is empty: there is nothing to decide")
+    empty = next((f" ('{key}' has shape {spec.shape})" for key, spec in action_specs.items() if not spec.numel), "")
+    if empty or not action_specs:
+        raise AgentError(f"the environment's action space is empty{empty}: there is nothing to decide")
     return [KINDS[spec.kind](spec, key.removeprefix("action")) for key, spec in action_specs.items()]

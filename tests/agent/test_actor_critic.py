@@ -12,6 +12,7 @@ from rlx.agent.convolution import Convolutions
 from rlx.agent.distribution import make_distributions
 from rlx.agent.networks import TwinMLP
 from rlx.data import DictTensor, EnvSpecs, Spec
+from rlx.errors import AgentError
 from tests.agent.agents import SPECS, actor_critic
 
 OBS = {"obs": Spec((3,), torch.float32)}
@@ -113,6 +114,14 @@ def test_whole_numbers_beyond_their_dtypes_limit_stay_at_that_end(dtype: torch.d
     drawn = box.sample(far, torch.tensor([True]), torch.Generator())["action"]
     assert drawn[0, 0] == low
     assert high - int(drawn[0, 1]) <= high * 2**-24
+
+
+def test_an_action_without_a_place_is_refused_by_name() -> None:
+    nothing = Spec((0,), torch.float32)
+    with pytest.raises(AgentError, match=r"is empty \('action/arm' has shape \(0,\)\)"):
+        actor_critic(EnvSpecs(OBS, {"action/move": ACTIONS["discrete"], "action/arm": nothing}))
+    with pytest.raises(AgentError, match="is empty: there is nothing to decide"):
+        actor_critic(EnvSpecs(OBS, {}))
 
 
 def test_the_actor_acts_as_the_whole_agent_does_and_follows_its_weights() -> None:
