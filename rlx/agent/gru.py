@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlx.errors import AgentError
+
 
 def runs_here(cell: nn.Module, features: Tensor) -> bool:
     """Return whether `run_gru` is the way to run `cell` on `features`: a GRU on a CPU, in one precision."""
@@ -18,7 +20,9 @@ def runs_here(cell: nn.Module, features: Tensor) -> bool:
 
 
 def run_gru(cell: nn.Module, features: Tensor, initial: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the hidden states `[N, H]` of sequences in packed order, differentiable; those of `torch.nn.GRU`.
+    """Return the hidden states `[N, H]` of sequences in packed order, differentiable once; those of `torch.nn.GRU`.
+
+    A gradient that is to be differentiated itself, by `create_graph=True`, raises an AgentError.
 
         r, z = sigmoid(x W_ir + h W_hr), sigmoid(x W_iz + h W_hz)                      (biases left out)
         n = tanh(x W_in + r * (h W_hn)), h' = (1 - z) * n + z * h
@@ -62,6 +66,11 @@ class _Steps(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        if torch.is_grad_enabled():  # what was saved is no part of a graph: gradients of it would be wrong, not missing
+            raise AgentError(
+                "create_graph=True: rlx's GRU has no gradients of gradients; expected agent=lstm, which is torch's, or "
+                "a subclass that overrides forward() alone, which is replayed step by step"
+            )
         weight, before, reset_update, new, inner = cast("tuple[Tensor, ...]", ctx.saved_tensors)
         counts: list[int] = ctx.counts
         reset, update = reset_update.chunk(2, dim=1)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rlx.agent.gru import run_gru, runs_here
+from rlx.errors import AgentError
 
 
 def case(counts: list[int], dtype: torch.dtype) -> tuple[nn.GRU, Tensor, Tensor, Tensor]:
@@ -28,6 +29,13 @@ def test_outputs_and_gradients_are_those_of_torch(counts: list[int]) -> None:
 def test_gradients_are_those_of_finite_differences() -> None:
     cell, features, initial, _ = case([3, 2, 1], torch.float64)
     assert torch.autograd.gradcheck(lambda x, h: run_gru(cell, x, h, [3, 2, 1]), (features, initial))
+
+
+@pytest.mark.parametrize("counts", [[4], [2, 2]], ids=str)
+def test_gradients_of_gradients_are_refused(counts: list[int]) -> None:
+    cell, features, initial, _ = case(counts, torch.float64)
+    with pytest.raises(AgentError, match="no gradients of gradients"):
+        torch.autograd.grad(run_gru(cell, features, initial, counts).sum(), features, create_graph=True)
 
 
 def test_other_cells_and_mixed_precision_are_left_to_torch() -> None:
