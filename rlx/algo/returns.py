@@ -58,6 +58,7 @@ def gae(
         delta, decay = ratio.clamp(max=rho_max) * delta, ratio.clamp(max=c_max) * decay
     if mask is not None:
         delta = delta.masked_fill(~mask, 0.0)  # padding lies behind the steps: what it hands back to them is 0
+        decay = decay.masked_fill(~mask, 0.0)  # whatever stands there: 0 times NaN is NaN
     # Time first in memory, and one buffer written from the end: T calls on rows that lie together.
     delta_t, decay_t = delta.t().contiguous().unbind(0), decay.t().contiguous().unbind(0)
     advantages = torch.empty(rewards.shape[1], rewards.shape[0], dtype=delta.dtype, device=delta.device)

@@ -117,6 +117,17 @@ def test_gae_and_vtrace_equal_their_definitions(vtrace: bool, data: st.DataObjec
     torch.testing.assert_close(found, expected)
 
 
+def test_padding_may_hold_anything() -> None:
+    torch.manual_seed(0)
+    mask, never = torch.tensor([[True, True, False, False]]), torch.zeros(1, 4, dtype=torch.bool)
+    padded = torch.rand(4, 1, 4).masked_fill(~mask, torch.nan)  # rewards, values, those behind, discounts
+    *given, discount = padded
+    found = gae(*given, never, never, gamma=discount, gae_lambda=0.9, mask=mask)
+    *given, discount = padded[:, :, :2]
+    expected = gae(*given, never[:, :2], never[:, :2], gamma=discount, gae_lambda=0.9)
+    torch.testing.assert_close(found, torch.cat([expected, torch.zeros(1, 2)], dim=1))
+
+
 def test_a_piece_cut_in_two_gives_the_one_step_errors_of_the_whole() -> None:
     torch.manual_seed(0)
     rewards, values, after = torch.randn(3, 2, 6)
