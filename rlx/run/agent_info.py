@@ -1,13 +1,13 @@
 """`--agent-info KEY=VALUE`: which policy it is, where the agent is several."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlx.agent import MixtureAgent
 from rlx.agent.agent import Agent
@@ -106,11 +106,11 @@ def chosen_member(agent: MixtureAgent, info: Mapping[str, Tensor], *, needed: bo
 
 
 def settled(policy: Policy, given: Sequence[str], *, deterministic: bool) -> Policy:
-    """Return the policy that plays by what is typed; the members of a population are dealt to the rows in turn else.
+    """Return the policy that plays by what is typed, in the place of what the run draws.
 
     Args:
         policy: what was trained.
-        given: `KEY=VALUE` each: the same for all episodes, in the place of what the run draws.
+        given: `KEY=VALUE` each: the same for all episodes.
         deterministic: whether it plays in its mode: what it looks at may depend on that.
 
     Raises:
@@ -137,8 +137,6 @@ def settled(policy: Policy, given: Sequence[str], *, deterministic: bool) -> Pol
     told: Sampler | None = sampler
     if fields:
         told = partial(with_fields, sampler or _nothing, fields)
-    if isinstance(policy.agent, MixtureAgent) and "policy" not in (told or _nothing)(0, torch.Generator()):
-        told = partial(_dealt, told or _nothing, len(policy.agent.members))
     return policy if told is sampler else replace(policy, samplers={**policy.samplers, "agent_info": told})
 
 
@@ -182,8 +180,23 @@ def with_fields(
     return {**sampler(row, generator), **fields}
 
 
-def _dealt(sampler: Sampler, num_policies: int, row: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-    return {**sampler(row, generator), "policy": torch.tensor(row % num_policies)}
+def dealt(agent: nn.Module, sampler: Sampler | None, place: Callable[[int], int]) -> Sampler | None:
+    """Return a sampler that deals the members of a population in turn, where nothing else says who plays.
+
+    Args:
+        agent: what plays.
+        sampler: what draws `agent_info`, None for nothing: returned as it is where `agent` is no population.
+        place: of each row, what the members are dealt by.
+    """
+    if not isinstance(agent, MixtureAgent) or "policy" in (sampler or _nothing)(0, torch.Generator()):
+        return sampler
+    return partial(_dealt, sampler or _nothing, place, len(agent.members))
+
+
+def _dealt(
+    sampler: Sampler, place: Callable[[int], int], num_policies: int, row: int, generator: torch.Generator
+) -> Mapping[str, Tensor]:
+    return {**sampler(row, generator), "policy": torch.tensor(place(row) % num_policies)}
 
 
 def _nothing(row: int, generator: torch.Generator) -> Mapping[str, Tensor]:

@@ -16,12 +16,12 @@ from rlx.agent.agent import AgentMaker
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.crew import WorkerKind
 from rlx.batcher.episodes import check_end
-from rlx.batcher.sampler import Sampler
+from rlx.batcher.sampler import Info, Sampler
 from rlx.batcher.worker import Worker
 from rlx.batcher.worker_options import EnvMaker, check_sizes
 from rlx.data import DictTensor, EnvSpecs, MissingFieldError, Trajectories
 from rlx.errors import AgentError
-from rlx.run.agent_info import settled, with_fields
+from rlx.run.agent_info import dealt, settled, with_fields
 from rlx.run.policy import load_policy
 
 MOST_ENVS = 128
@@ -148,6 +148,7 @@ class Evaluator:
         self._batcher: Batcher | None = None
         self._learner: Batcher | None = None
         self._members: list[str] | None = None  # of a population
+        self._told: Info = DictTensor.empty(0)  # what the agent is told at each reset
         self._policies: list[int] = []  # of this round's episodes, by row; empty where the agent is one policy
         # Return, length, policy and environment of each episode; None: idle.
         self._found: list[tuple[float, int, int, int]] | None = None
@@ -170,15 +171,11 @@ class Evaluator:
             if specs is not None:
                 num_bytes = sum(spec.zeros(1).nbytes for spec in specs.observation.values())
                 steps = max(steps, min(most, _PIECE_BYTES // max(1, num_bytes * each * self._num_workers)))
-            size, (agent_info, env_info) = each * self._num_workers, self._samplers
-            mode = {"deterministic": torch.tensor(self._deterministic)}
-            rows = DictTensor({key: value.expand(size) for key, value in mode.items()}, size)
             self._batcher = Batcher(
                 *self._makers,
                 num_workers=self._num_workers,
                 envs_per_worker=each,
-                agent_info=rows if agent_info is None else partial(with_fields, agent_info, mode),
-                env_info=env_info,
+                env_info=self._samplers[1],
                 num_steps=steps,
                 seed=self._seed,
                 workers=self._kind,
@@ -253,9 +250,14 @@ class Evaluator:
         assert self._found is None, "an evaluation is under way"
         self._found, self._round_steps, self._steps = [], 0, 0
         self._members = list(agent.members) if isinstance(agent, MixtureAgent) else None
+        mode, size = torch.tensor(self._deterministic), batcher.num_envs
+        # By the place among one environment's rows, so that each member of a population plays in each of `env=mixed`.
+        drawn = dealt(agent, self._samplers[0], partial(_place, batcher.envs_per_worker, self._kinds))
+        alike = DictTensor({"deterministic": mode.expand(size)}, size)
+        self._told = alike if drawn is None else partial(with_fields, drawn, {"deterministic": mode})
         batcher.call(Worker.seed_again)  # every evaluation plays the same seeds, whatever was played before
         try:
-            batcher.reset(wait=False)  # each environment begins an episode with the next piece
+            batcher.reset(self._told, wait=False)  # each environment begins an episode with the next piece
         except MissingFieldError as error:
             raise AgentError(
                 f"evaluation: {error} All that an agent is told there is 'deterministic' and what batcher.agent_info "
@@ -286,7 +288,7 @@ class Evaluator:
                 batcher.episodes.clear()
                 if len(found) >= self._episodes:
                     break
-                batcher.reset(wait=False)
+                batcher.reset(self._told, wait=False)
             else:
                 check_end(piece[1], self._round_steps)
             batcher.execute()
@@ -301,9 +303,8 @@ class Evaluator:
 
     def _turn(self, row: int) -> tuple[int, int]:
         """Return what rows are counted by: the different environments of a batch in turn, each in its own order."""
-        worker, place = divmod(row, self.start().envs_per_worker)
-        share = self.start().envs_per_worker // self._kinds
-        return worker * share + place % share, place // share
+        size = self.start().envs_per_worker
+        return _place(size, self._kinds, row), row % size // (size // self._kinds)
 
     def _cpu_seconds(self) -> tuple[float, float]:
         """Return the CPU time of the evaluation's steps, and that of learner and workers together."""
@@ -322,6 +323,13 @@ class Evaluator:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _place(envs_per_worker: int, kinds: int, row: int) -> int:
+    """Return a row's place among those of its own environment, in all workers."""
+    worker, own = divmod(row, envs_per_worker)
+    share = envs_per_worker // kinds
+    return worker * share + own % share
 
 
 def kinds_of(env: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from rlx.batcher.sampler import first_draw
 from rlx.data import DictTensor
 from rlx.env.vec_env import StepBuffer, VecEnv
 from rlx.errors import ConfigError, EnvironmentFault, UserError
-from rlx.run.agent_info import settled
+from rlx.run.agent_info import dealt, settled
 from rlx.run.build import maker
 from rlx.run.evaluate import EvaluationResult, first_policies, kinds_of
 from rlx.run.files import check_output, expanded, reason_of
@@ -85,6 +85,10 @@ def watch(
     place = None if video is None else _Place(Path(video), episodes)
     policy = load_policy(path, trust=trust, config_dir=config_dir, max_episode_steps=max_episode_steps)
     policy = settled(policy, agent_info, deterministic=not stochastic)
+    kinds = kinds_of(policy.env)  # which take turns, see `drawing`; each with every member
+    sampler = dealt(policy.agent, policy.samplers.get("agent_info"), lambda row: row // max(1, len(kinds)))
+    if sampler is not None:
+        policy = replace(policy, samplers={**policy.samplers, "agent_info": sampler})
     members = list(policy.agent.members) if isinstance(policy.agent, MixtureAgent) else None
     returns, lengths, policies, files = list[float](), list[int](), list[int](), list[Path]()
     with StopSignals() as stop:  # its own handlers: SDL, which pygame draws with, would take SIGTERM and drop it
@@ -113,7 +117,7 @@ def watch(
     result = EvaluationResult(returns, lengths, policy.env_steps, seed, not stochastic)
     if members is not None:
         result = replace(result, policies=policies, members=members)
-    if kinds := kinds_of(policy.env):  # which take turns, see `drawing`
+    if kinds:
         turns = [row % len(kinds) for row in range(episodes)]
         result = replace(result, environments=turns, environment_names=kinds)
     return Seen(result, files)

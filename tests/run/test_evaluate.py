@@ -96,6 +96,19 @@ def test_evaluations_beside_training_tell_the_mean_of_each_environment_and_of_ea
     assert not any(key.startswith("eval/return/") for row in read_metrics(alone / "metrics.csv") for key in row)
 
 
+@pytest.mark.parametrize("episodes", [2, 6])  # of two workers with one environment each, or three
+def test_evaluations_beside_training_deal_a_population_as_those_of_its_checkpoints(
+    tmp_path: Path, episodes: int
+) -> None:
+    beside = "evaluation.every=32", f"evaluation.episodes={episodes}", "total_steps=32", "logger.console=false"
+    workers = "batcher=process", "batcher.num_workers=2", "batcher.envs_per_worker=2"
+    run = train(tmp_path / "run", "env=CartPole", "agent=population", *SMALL, *workers, *beside)
+    (row,) = (row for row in read_metrics(run / "metrics.csv") if row["eval/return"] is not None)
+    found = evaluate_path(run, episodes=episodes)
+    assert found.policies == [0, 1] * (episodes // 2)
+    assert row["eval/return"] == found.mean
+
+
 @pytest.mark.parametrize("name", ["episodes", "num_workers"])
 def test_no_episodes_and_no_workers_are_refused_by_name(cartpole: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: expected an integer >= 1, got 0"):

@@ -18,14 +18,16 @@ from ..program import rlx_train
 from .made_runs import make_run
 from .trained import Trained, trained_once
 
+MIXED = [
+    "env=mixed",
+    "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
+]
 KINDS = {
     "population": ["env=CartPole", "agent=population", "batcher=local"],
     "drawn": ["env=CartPole", "agent=population", "batcher=local", "+batcher.agent_info.policy={choice: [0, 1]}"],
     "skills": ["env=Pendulum", "algo=diayn", "batcher=local", "env.max_episode_steps=40", "total_steps=300"],
-    "mixed": [
-        "env=mixed",
-        "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
-    ],
+    "mixed": MIXED,
+    "both": [*MIXED, "agent=population", "batcher=local", "batcher.envs_per_worker=4"],
     "dqn": ["env=CartPole", "algo=dqn", "batcher=local", "total_steps=300"],
 }
 
@@ -95,6 +97,15 @@ def test_a_population_says_which_policy_played_each_episode(trained: Trained, tm
     assert [row["policy"] for row in rows] == ["0", "1", "0", "1", "0", *[""] * 5]
     (third,) = evaluate_paths([trained("skills")], episodes=5, agent_info=["skill=3"])
     assert third["returns"] != other["returns"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_each_member_of_a_population_plays_in_each_environment_of_a_mixed_batch(
+    trained: Trained, num_workers: int
+) -> None:
+    (found,) = evaluate_paths([trained("both")], episodes=6, num_workers=num_workers)
+    assert found["policies"] == [0, 0, 1, 1, 0, 0]
+    assert found["environments"] == [0, 1] * 3
 
 
 def test_what_was_trained_in_several_environments_says_in_which_each_episode_was(

@@ -28,6 +28,10 @@ from .trained import Trained, trained_once
 
 SEED = 3
 DRAWING = ["env=gym", "env.id=tests.tools.drawing:Drawing-v0"]
+MIXED = [
+    "env=mixed",
+    "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
+]
 KINDS = {
     "cartpole": ["env=CartPole", "env.max_episode_steps=30"],
     "native": ["env=CartPoleVec", "env.max_episode_steps=30"],
@@ -36,10 +40,8 @@ KINDS = {
     "drawing": [*DRAWING, "env.reward_scale=0.5", "+batcher.env_info.goal={uniform: [0, 9]}"],
     "blind": ["env=gym", "env.id=tests.tools.drawing:Blind-v0"],
     **{wrong: [*DRAWING, f"+env.kwargs.wrong={wrong}"] for wrong in ("none", "float", "size", "GL", "ended")},
-    "mixed": [
-        "env=mixed",
-        "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
-    ],
+    "mixed": MIXED,
+    "both": [*MIXED, "agent=population", "batcher.envs_per_worker=4"],
 }
 
 
@@ -161,6 +163,8 @@ def test_members_of_a_mixed_batch_take_turns(trained: Trained, tmp_path: Path) -
     result = watch(trained("mixed"), video=tmp_path, episodes=3, seed=SEED).result
     assert (result.lengths, result.environments) == ([5, 7, 5], [0, 1, 0])
     assert result.environment_names == ["CartPole-v1", "CartPole-v1"]
+    both = watch(trained("both"), video=tmp_path, episodes=4, seed=SEED).result
+    assert (both.environments, both.policies) == ([0, 1, 0, 1], [0, 0, 1, 1])
 
 
 def test_image_that_the_agent_sees_is_shown_where_nothing_is_drawn(tmp_path: Path) -> None:
