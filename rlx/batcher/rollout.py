@@ -17,7 +17,7 @@ from rlx.batcher.pieces import Mask, Piece, compact, drop_flags_of_resets, tally
 from rlx.batcher.sampler import Drawn, rows_like
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
-from rlx.env.fault import environment_fault, raised
+from rlx.env.fault import RAISED, environment_fault, raised
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 from rlx.errors import RlxError
 
@@ -286,7 +286,7 @@ class Rollout:
                 env_step(actions[t], buffer, rows)
             except RlxError:
                 raise
-            except Exception as error:
+            except RAISED as error:
                 raise environment_fault(self.env.name, raised("step", error)) from error
             words[CALLS] = t + 1
             if watches and (ended := buffer.ended_rows()):
@@ -319,7 +319,7 @@ class Rollout:
             self.env.reset(out, rows, seeds, env_info)
         except RlxError:
             raise
-        except Exception as error:
+        except RAISED as error:
             raise environment_fault(self.env.name, raised("reset", error)) from error
         self._words[RESETS] += 1
 

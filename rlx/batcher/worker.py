@@ -23,9 +23,10 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker_options import WorkerOptions, check_env
 from rlx.data import DictTensor, EnvSpecs
+from rlx.env.fault import RAISED, environment_fault, raised
 from rlx.env.on_host import on_host
 from rlx.env.registry import register
-from rlx.errors import AgentError, ConfigError, EnvironmentFault, message_of
+from rlx.errors import AgentError, ConfigError, EnvironmentFault, RlxError
 from rlx.seeding import derive, env_seed
 
 _log = logging.getLogger(__name__)
@@ -212,9 +213,9 @@ class Worker:
         self._rollout, self._weights = None, []  # its journal asks this object for seeds: a circle of references
         try:
             self.env.close()
-        except Exception as error:
-            raised = f"environment '{self.env.name}': close raised {type(error).__name__}: {message_of(error)}"
-            _log.warning("%s", error if isinstance(error, EnvironmentFault) else raised)
+        except RAISED as error:
+            told = error if isinstance(error, RlxError) else environment_fault(self.env.name, raised("close", error))
+            _log.warning("%s", told)
 
     def _check_env_info(self, env_info: Info) -> None:
         """Refuse what would stand beside each step and never reach the environment."""

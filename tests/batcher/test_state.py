@@ -11,6 +11,7 @@ from rlx.batcher import Batcher
 from rlx.batcher.journal import RESEED_AFTER
 from rlx.data import Trajectories
 from rlx.env import TorchCartPole, make
+from rlx.errors import EnvironmentFault
 from rlx.run.state import decode, encode
 from rlx.seeding import derive, env_seed
 from tests.batcher.ledger import ID, Parity
@@ -53,6 +54,47 @@ def test_a_batcher_goes_on_where_another_one_was(name: str, pieces: int) -> None
         assert second.load_state_dict(state) == []
         assert all(same(piece, second.collect()) for piece in wanted)
         assert second.episodes == episodes
+
+
+class Breaks(TorchCartPole):
+    """Raises in one of its calls."""
+
+    def __init__(self, num_envs: int, call: str, error: BaseException) -> None:
+        super().__init__(num_envs, autoreset="same_step", max_episode_steps=60, device="cpu")
+
+        def broken(*_: object) -> None:
+            raise error
+
+        setattr(self, call, broken)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("torn"), SystemExit(0)], ids=["raises", "quits"]
+)  # in silence, as games do
+@pytest.mark.parametrize("call", ["reset", "step", "get_state", "set_state"])
+def test_whatever_an_own_environment_raises_is_its_fault_and_says_in_which_call(
+    call: str, error: BaseException
+) -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 5, "seed": 3, "workers": "local"}
+    reason = f"environment '.*': {call} raised {type(error).__name__}: {error}"
+    with Batcher(make_agent, partial(Breaks, call=call, error=error), **settings) as batcher:
+        agent = make_agent(batcher.specs)
+
+        def use() -> None:
+            batcher.publish(agent)
+            batcher.collect()
+            batcher.load_state_dict(there_and_back(batcher.state_dict()))
+
+        with pytest.raises(EnvironmentFault, match=reason) as caught:
+            use()
+    assert caught.value.__cause__ is error
+
+
+def test_an_own_environment_that_quits_as_it_is_closed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 5, "seed": 3, "workers": "local"}
+    with Batcher(make_agent, partial(Breaks, call="close", error=SystemExit(0)), **settings):
+        pass
+    assert [record.message.partition(": ")[2] for record in caplog.records] == ["close raised SystemExit: 0"]
 
 
 def test_the_numbers_of_weights_go_on_where_workers_run_ahead() -> None:
