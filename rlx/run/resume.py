@@ -1,5 +1,6 @@
 """Resuming: a run goes on from its newest whole checkpoint, in its own directory, as if it had never stopped."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,10 +92,14 @@ def check_belongs(found: Resumption, config: Any) -> None:
     # Of the batcher, what names code; a few of its other keys may change, as may where the environments are.
     for group in ("algo", "env", "agent", "batcher._target_", "batcher.agent_info", "batcher.env_info"):
         there, here = (_lookup(of, group.split(".")) for of in (found.checkpoint.config, config))
-        if there != here and (group != "env" or _without_place(there) != _without_place(here)):
+        if _differ(there, here) and (group != "env" or _differ(_without_place(there), _without_place(here))):
             raise CheckpointError(
                 f"'{found.path}' belongs to another run: its {group} is {there}, this run's {CONFIG} has {here}"
             )
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return one != other and json.dumps(one) != json.dumps(other)  # where a NaN is a NaN
 
 
 def _without_place(env: Any) -> Any:

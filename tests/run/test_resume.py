@@ -238,6 +238,14 @@ def test_a_checkpoint_of_another_algorithm_is_refused_with_both(stopped: Path, t
         resume(stopped)
 
 
+def test_an_environment_that_is_told_a_number_that_is_none_is_its_own(tmp_path: Path) -> None:
+    told = "env=gym", "env.id=CartPole-v1", "+env.kwargs.sutton_barto_reward=nan"  # as true as any number but 0
+    run = train(tmp_path / "run", *job("ppo"), total_steps("ppo"), *told)
+    steps = read_metrics(run / "metrics.csv")[-1]["env_steps"]
+    resume(run, total_steps=steps + 160)
+    assert read_metrics(run / "metrics.csv")[-1]["env_steps"] == steps + 160
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
