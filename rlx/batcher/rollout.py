@@ -153,12 +153,12 @@ class Rollout:
 
     def get_state(self) -> dict[str, Any]:
         """Return what the next piece depends on besides weights and environments; tensors that later steps change."""
-        ended = torch.from_numpy(~self._running)
+        ended, rests = torch.from_numpy(~self._running), self.stop and self.env.row_step
 
         def now(values: Tensor) -> Tensor:
-            """Leave out what means nothing: rows that wait for their reset show what lay in the memory before."""
+            """Leave out what means nothing: rows that wait, and are not stepped, show what lay in the memory before."""
             shape = -1, *[1] * (values.dim() - 1)
-            return values.masked_fill(ended.to(values.device).view(shape), 0) if self.stop else values
+            return values.masked_fill(ended.to(values.device).view(shape), 0) if rests else values
 
         drawn = {"agent_info": self.agent_drawn, "env_info": self.env_drawn}
         given = {"agent_info": self.agent_info, "env_info": self.env_info}

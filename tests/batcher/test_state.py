@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from rlx.agent import ActorCritic
+from rlx.agent import ActorCritic, Agent
 from rlx.batcher import Batcher
 from rlx.batcher.journal import RESEED_AFTER
-from rlx.data import Trajectories
+from rlx.data import DictTensor, Trajectories
 from rlx.env import TorchCartPole, make
 from rlx.errors import EnvironmentFault
 from rlx.run.state import decode, encode
@@ -54,6 +54,41 @@ def test_a_batcher_goes_on_where_another_one_was(name: str, pieces: int) -> None
         assert second.load_state_dict(state) == []
         assert all(same(piece, second.collect()) for piece in wanted)
         assert second.episodes == episodes
+
+
+class Looks(Agent):
+    """Pushes to the right, but to the left where it sees nothing."""
+
+    def __init__(self, specs: object) -> None:
+        super().__init__()
+
+    def forward(self, observation, state, agent_info, taken=None) -> tuple[DictTensor, DictTensor]:
+        return DictTensor({"sees": (observation["obs"] != 0).any(-1)}), state
+
+    def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
+        return DictTensor({"action": outputs["sees"].long()})
+
+
+@pytest.mark.parametrize("name", ["none", "same_step"])
+def test_rows_that_wait_for_a_reset_and_are_stepped_all_the_same_go_on_where_they_were(name: str) -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 4, "num_steps": 1, "seed": 4, "workers": "local"}
+
+    def places(batcher: Batcher) -> torch.Tensor:
+        batcher.collect()
+        return batcher.call(lambda worker: worker.env.get_state()["state"])[0]
+
+    with Batcher(Looks, ENVIRONMENTS[name], **settings, stop_at_episode_end=True) as first:
+        running = 4
+        while running == 4:
+            first.execute()
+            _, running = first.get()
+        assert running
+        state = there_and_back(first.state_dict())
+        wanted = places(first)
+    with Batcher(Looks, ENVIRONMENTS[name], **settings, stop_at_episode_end=True) as second:
+        second.publish(Looks(second.specs))
+        assert second.load_state_dict(state) == []
+        assert torch.equal(places(second), wanted)
 
 
 class Breaks(TorchCartPole):
