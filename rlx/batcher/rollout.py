@@ -122,6 +122,7 @@ class Rollout:
         self._lengths: Any = np.zeros(size, dtype=np.int64)
         self._seeded, self._total_steps = False, 0
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Begin a new episode in every environment; the first reset seeds them, later ones go on from there."""
         for drawn in filter(None, (self.agent_drawn, self.env_drawn)):

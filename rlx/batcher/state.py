@@ -39,6 +39,7 @@ def get_state(worker: Worker) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()  # as in steps and resets: what environments make there may be written to there only
 def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
     """Bring a worker to where another one was.
 

@@ -10,7 +10,7 @@ from rlx.agent import ActorCritic, Agent
 from rlx.batcher import Batcher
 from rlx.batcher.journal import RESEED_AFTER
 from rlx.data import DictTensor, Trajectories
-from rlx.env import TorchCartPole, make
+from rlx.env import Autoreset, TorchCartPole, VecEnv, make
 from rlx.errors import EnvironmentFault
 from rlx.run.state import decode, encode
 from rlx.seeding import derive, env_seed
@@ -54,6 +54,45 @@ def test_a_batcher_goes_on_where_another_one_was(name: str, pieces: int) -> None
         assert second.load_state_dict(state) == []
         assert all(same(piece, second.collect()) for piece in wanted)
         assert second.episodes == episodes
+
+
+class Counts(VecEnv):
+    """Makes its tensors anew as it steps, and writes to them as it is reset or takes a state."""
+
+    autoreset, row_reset, own_state = Autoreset.NONE, True, True
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs, self.specs = num_envs, make("CartPole-v1", num_envs).specs
+        self.steps = torch.zeros(num_envs)
+
+    def reset(self, out, rows=None, seeds=None, env_info=None) -> None:
+        self.steps[slice(None) if rows is None else list(rows)] = 0.0
+        out.obs["obs"].copy_(self.steps.unsqueeze(1).expand(-1, 4))
+
+    def step(self, action, out, rows=None) -> None:
+        self.steps = self.steps + 1.0
+        out.obs["obs"].copy_(self.steps.unsqueeze(1).expand(-1, 4))
+        out.reward.fill_(1.0)
+        out.terminated.copy_(self.steps >= 3.0)
+        out.truncated.zero_()
+
+    def get_state(self) -> dict:
+        return {"steps": self.steps.clone()}
+
+    def set_state(self, state) -> None:
+        self.steps.copy_(state["steps"])
+
+
+def test_an_environment_in_torch_may_write_to_what_it_made_in_a_step() -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 4, "seed": 3, "workers": "local"}
+    with Batcher(make_agent, Counts, **settings) as batcher:
+        agent = make_agent(batcher.specs)
+        batcher.publish(agent)
+        batcher.collect()
+        batcher.reset()
+        assert batcher.collect().steps["env/obs"][0, :, 0].tolist() == [0.0, 1.0, 2.0, 0.0]
+        assert batcher.load_state_dict(there_and_back(batcher.state_dict())) == []
+        assert batcher.collect().steps["env/obs"][0, :, 0].tolist() == [1.0, 2.0, 0.0, 1.0]
 
 
 class Looks(Agent):
