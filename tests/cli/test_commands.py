@@ -16,6 +16,7 @@ from rlx.cli.complete import complete_override
 from rlx.cli.report import only_json_on_stdout
 from rlx.errors import CheckpointError
 from rlx.run.checkpoint import save_checkpoint
+from rlx.run.evaluate import shares
 
 RESULT = {
     "episodes": 2,
@@ -49,6 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
     module = ModuleType("rlx.run.evaluate")
     module.evaluate_path = evaluate_path  # pyright: ignore[reportAttributeAccessIssue]
+    module.shares = shares  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "rlx.run.evaluate", module)
     # What imports it is imported anew, and again after the test.
     monkeypatch.setitem(sys.modules, "rlx.tools.evaluate", ModuleType("rlx.tools.evaluate"))
