@@ -12,7 +12,7 @@ from torch import nn
 from rlx.batcher.batcher import Batcher
 from rlx.batcher.state import is_of_another_device
 from rlx.data import EnvSpecs, ReplayBuffer
-from rlx.errors import CheckpointError, ConfigError, RunDirectoryError, did_you_mean
+from rlx.errors import CheckpointError, ConfigError, EnvironmentFault, RunDirectoryError, did_you_mean
 from rlx.run.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, step_of
 from rlx.run.counters import Counters
 from rlx.run.directory import CHECKPOINTS, CONFIG, is_run_directory
@@ -271,6 +271,8 @@ def take_up(
             problems.extend(about + problem for problem in dict.fromkeys(told))  # once, whoever says the same
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{found.path}' lacks something that this run needs: {error!r}") from error
+    except EnvironmentFault as error:  # which is asked by then to be where it was
+        raise CheckpointError(f"'{found.path}' cannot be gone on from: {error}") from error
     return problems
 
 
