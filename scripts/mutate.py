@@ -29,7 +29,7 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         (", ratio.clamp(max=c_max) * decay", ", decay"),
         ("ratio.clamp(max=rho_max)", "ratio"),
         ("ratio.clamp(max=c_max)", "ratio.clamp(max=rho_max)"),
-        ("ratio if mask is None else ratio.masked_fill(~mask, 0.0)", "ratio"),
+        ("decay = decay.masked_fill(~mask, 0.0)", "pass"),
         (
             "one_step = rewards + discount * next_values.masked_fill(terminated, 0.0)",
             "one_step = rewards + discount * next_values",

@@ -40,7 +40,7 @@ def gae(
         next_values: `[B, T]`, V of the observation after each step; taken as 0 where `terminated`.
         terminated: `[B, T]` bool.
         truncated: `[B, T]` bool.
-        gamma: discount, usually 0.9 to 0.999; or what what follows each step counts, `[B, T]`, of each row `[B, 1]`.
+        gamma: discount, usually 0.9 to 0.999; or one of each step, `[B, T]`, or of each row, `[B, 1]`.
         gae_lambda: lambda, usually 0.8 to 1; 1 gives returns minus values, 0 the one-step error.
         mask: `[B, T]` bool, valid steps; None for all. Padding comes out as 0.
         ratio: `[B, T]`, pi(a_t | s_t) over the probability that the action was drawn with; None for 1.
@@ -54,7 +54,6 @@ def gae(
     delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
     decay = (torch.ones_like(delta) * (gamma * gae_lambda)).masked_fill_(terminated | truncated, 0.0)
     if ratio is not None:
-        ratio = ratio if mask is None else ratio.masked_fill(~mask, 0.0)
         delta, decay = ratio.clamp(max=rho_max) * delta, ratio.clamp(max=c_max) * decay
     if mask is not None:
         delta = delta.masked_fill(~mask, 0.0)  # padding lies behind the steps: what it hands back to them is 0
