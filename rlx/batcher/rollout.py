@@ -17,7 +17,7 @@ from rlx.batcher.pieces import Mask, Piece, compact, drop_flags_of_resets, tally
 from rlx.batcher.sampler import Drawn, rows_like
 from rlx.batcher.slots import Slot
 from rlx.data import DictTensor
-from rlx.env.fault import RAISED, environment_fault, raised
+from rlx.env.fault import RAISED, asked, environment_fault, raised
 from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
 from rlx.errors import RlxError
 
@@ -316,12 +316,7 @@ class Rollout:
         self._reset_env(piece.buffers[t], rows, seeds, env_info)
 
     def _reset_env(self, out: StepBuffer, rows: list[int] | None, seeds: Seeds, env_info: DictTensor | None) -> None:
-        try:
-            self.env.reset(out, rows, seeds, env_info)
-        except RlxError:
-            raise
-        except RAISED as error:
-            raise environment_fault(self.env.name, raised("reset", error)) from error
+        asked(self.env, "reset", out, rows, seeds, env_info)
         self._words[RESETS] += 1
 
     def _draw(self, drawn: Drawn, piece: Piece, t: int, rows: list[int]) -> None:

@@ -15,9 +15,7 @@ from rlx.batcher.handles import Handle
 from rlx.batcher.sampler import Info, rows_like
 from rlx.batcher.worker import Worker
 from rlx.data import DictTensor
-from rlx.env.fault import RAISED, environment_fault, raised
-from rlx.env.vec_env import VecEnv
-from rlx.errors import RlxError
+from rlx.env.fault import asked
 from rlx.seeding import derive
 
 
@@ -31,7 +29,7 @@ def get_state(worker: Worker) -> dict[str, Any]:
     rollout = worker.rollout
     return {
         "rollout": rollout.get_state(),
-        "env": _asked(worker.env, "get_state") if worker.env.own_state else None,
+        "env": asked(worker.env, "get_state") if worker.env.own_state else None,
         "journal": None if rollout.journal is None else rollout.journal.get_state(),
         "check": None if worker.piece_check is None else worker.piece_check.get_state(),
         "incarnation": worker.options.incarnation,
@@ -58,7 +56,7 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
         worker.piece_check.set_state(state["check"])
     env, journal = state["env"], state["journal"]
     if env is not None:
-        _asked(worker.env, "set_state", env)
+        asked(worker.env, "set_state", env)
         return moved
     problem = "it cannot tell its state, and its rows cannot be stepped one by one to repeat what they did"
     if rollout.journal is not None:
@@ -68,16 +66,6 @@ def set_state(worker: Worker, state: Mapping[str, Any]) -> str | None:
     if problem is not None:
         worker.begin_apart(state["rollout"]["total_steps"], draws=False)
     return problem if problem is None else f"{worker.env.name}: {problem}"
-
-
-def _asked(env: VecEnv, doing: str, *given: Any) -> Any:
-    """Return what an environment's `get_state` or `set_state` does; whatever it raises is its own fault."""
-    try:
-        return getattr(env, doing)(*given)
-    except RlxError:
-        raise
-    except RAISED as error:
-        raise environment_fault(env.name, raised(doing, error)) from error
 
 
 def handles_state(handles: Sequence[Handle], agent_info: Info, env_info: Info, versions: int) -> dict[str, Any]:

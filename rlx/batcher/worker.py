@@ -23,7 +23,7 @@ from rlx.batcher.slots import NUM_SLOTS, Layout, Slot
 from rlx.batcher.weights import WeightsLayout, copy_all
 from rlx.batcher.worker_options import WorkerOptions, check_env
 from rlx.data import DictTensor, EnvSpecs
-from rlx.env.fault import RAISED, environment_fault, raised
+from rlx.env.fault import asked
 from rlx.env.on_host import on_host
 from rlx.env.registry import register
 from rlx.errors import AgentError, ConfigError, EnvironmentFault, RlxError
@@ -212,10 +212,9 @@ class Worker:
         """Close the environments and let go of the memory; one that raises is told of, in this process as in others."""
         self._rollout, self._weights = None, []  # its journal asks this object for seeds: a circle of references
         try:
-            self.env.close()
-        except RAISED as error:
-            told = error if isinstance(error, RlxError) else environment_fault(self.env.name, raised("close", error))
-            _log.warning("%s", told)
+            asked(self.env, "close")
+        except RlxError as error:
+            _log.warning("%s", error)
 
     def _check_env_info(self, env_info: Info) -> None:
         """Refuse what would stand beside each step and never reach the environment."""

@@ -1,6 +1,8 @@
 """Faults of the user's environment, told so that the user can find them again."""
 
-from rlx.errors import EnvironmentFault, message_of
+from typing import Any
+
+from rlx.errors import EnvironmentFault, RlxError, message_of
 
 RAISED = (Exception, SystemExit)
 """What is an environment's fault when it raises it: `sys.exit()`, as games have it, would end the run in silence."""
@@ -28,6 +30,26 @@ def environment_fault(
     places = {"row": row, "seed": seed, "episode": episode, "step": step}
     where = ", ".join(f"{key} {value}" for key, value in places.items() if value is not None)
     return EnvironmentFault(f"environment '{name}'{f' ({where})' if where else ''}: {what}")
+
+
+def asked(env: Any, doing: str, *given: Any) -> Any:
+    """Return what a method of a VecEnv returns.
+
+    Args:
+        env: the environment.
+        doing: the method's name.
+        given: its arguments.
+
+    Raises:
+        EnvironmentFault: it raised, whatever that was.
+        RlxError: what it raised, where that tells of itself already.
+    """
+    try:
+        return getattr(env, doing)(*given)
+    except RlxError:
+        raise
+    except RAISED as error:
+        raise environment_fault(env.name, raised(doing, error)) from error
 
 
 def raised(doing: str, error: BaseException) -> str:
