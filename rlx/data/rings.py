@@ -179,7 +179,8 @@ class Rings:
         next_at = following.nonzero()
         next_slots = self._slot(place[next_at] + 1, next_at[0])
         self._write(trajectories, at, slots, next_at, next_slots)
-        self._write_before(steps, alone.nonzero()[0], self._slot(place[alone, 0] - 1, self._row[alone]))
+        if alone.any():
+            self._write_before(steps, alone.nonzero()[0], self._slot(place[alone, 0] - 1, self._row[alone]))
         gone = [next_slots, *(self._slot(head + i, self._row) for i in range(max(1, self._depth - 1) + 1))]
         if self._depth > 1:
             gone.extend(self._write_first_frames(steps, begins, place))
@@ -271,8 +272,6 @@ class Rings:
 
     def _write_before(self, steps: TemporalDictTensor, rows: Index, slots: Index) -> None:
         """Write the action and the reward before the first steps of `rows` into `slots`; zeros where nobody tells."""
-        if not len(rows):
-            return
         names = {f"agent/{key}": f"env/prev_{key}" for key in self._actions} | {"next/reward": "env/prev_reward"}
         for name, before in names.items():
             self.fields[name][slots] = steps[before].detach().numpy()[rows, 0] if before in steps else 0

@@ -192,8 +192,8 @@ class Trajectories:
         """
         if num_steps < 1:
             raise SpecError(f"split_sequences: got {num_steps} steps, expected 1 or more")
-        has_states = states is None or any(key.startswith("agent_state/") for key in self.info)
-        if num_steps >= self.steps.max_length and has_states:
+        told = states is not None and not any(key.startswith("agent_state/") for key in self.info)  # what was not there
+        if num_steps >= self.steps.max_length and not told:
             return self
         cuts = Cuts(self.steps, num_steps)
         return Trajectories(
