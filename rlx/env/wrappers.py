@@ -74,7 +74,7 @@ def _applied(wrapper: Callable[..., GymEnv], keywords: Mapping[str, Any]) -> Wra
         declared = {name: str(each.annotation) for name, each in inspect.signature(wrapper).parameters.items()}
     told: dict[str, Any] = {
         name: tuple(cast("list[Any]", value))
-        if isinstance(value, list) and "tuple[" in declared.get(name, "")
+        if isinstance(value, list) and "tuple[" in declared.get(name, "").lower()
         else value
         for name, value in keywords.items()
     }

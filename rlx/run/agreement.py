@@ -71,8 +71,8 @@ def agree(ranks: Ranks, own: Iteration) -> Iteration:
     values[ranks.rank] = torch.tensor([number_of(*term) for term in own.terms.items()], dtype=torch.float64)
     played = torch.zeros(sum(numbers), 3, dtype=torch.float64)
     place = sum(numbers[: ranks.rank])
-    for column, values_of in enumerate((own.episodes.rows, own.episodes.returns, own.episodes.lengths)):
-        played[place : place + len(own.episodes), column] = torch.from_numpy(values_of.astype(np.float64))
+    columns = own.episodes.rows, own.episodes.returns, own.episodes.lengths
+    played[place : place + len(own.episodes)] = torch.from_numpy(np.column_stack(columns))
     found = _sum(ranks, torch.cat([values.flatten(), played.flatten()]))
     terms: dict[str, Tensor | float] = {}
     for column, (name, value) in enumerate(own.terms.items()):

@@ -16,12 +16,8 @@ from rlx.tools.evaluate import evaluate_paths, shares_of
 from ..cli.test_commands import call
 from ..program import rlx_train
 from .made_runs import make_run
-from .trained import Trained, trained_once
+from .trained import MIXED, Trained, trained_once
 
-MIXED = [
-    "env=mixed",
-    "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
-]
 KINDS = {
     "population": ["env=CartPole", "agent=population", "batcher=local"],
     "drawn": ["env=CartPole", "agent=population", "batcher=local", "+batcher.agent_info.policy={choice: [0, 1]}"],

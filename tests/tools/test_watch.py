@@ -24,14 +24,10 @@ from rlx.tools.watch import watch
 
 from ..cli.test_commands import call
 from ..program import COMMAND, ROOT, train_here
-from .trained import Trained, trained_once
+from .trained import MIXED, Trained, trained_once
 
 SEED = 3
 DRAWING = ["env=gym", "env.id=tests.tools.drawing:Drawing-v0"]
-MIXED = [
-    "env=mixed",
-    "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
-]
 KINDS = {
     "cartpole": ["env=CartPole", "env.max_episode_steps=30"],
     "native": ["env=CartPoleVec", "env.max_episode_steps=30"],

@@ -11,6 +11,12 @@ from tests.program import train_here
 
 Trained = Callable[[str], Path]
 
+MIXED = [
+    "env=mixed",
+    "env.members=[{id: CartPole-v1, max_episode_steps: 5}, {id: CartPole-v1, max_episode_steps: 7}]",
+]
+"""Two environments in one batch, told apart by how long an episode lasts."""
+
 
 def trained_once(kinds: Mapping[str, Sequence[str]], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Return what gives the run directory of a kind, whose overrides `kinds` has.
