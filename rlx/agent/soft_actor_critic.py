@@ -190,7 +190,7 @@ class SoftActorCriticAgent(Agent):
 
         Rows whose `agent_info["random"]` is true draw evenly from the box: for the first steps of a run.
         """
-        action, _ = self.distribution.sample(outputs["mean"], outputs["log_std"], generator)
+        action = self.distribution.draw(outputs["mean"], outputs["log_std"], generator)
         deterministic = wants_mode(agent_info)
         if deterministic is not None:
             action = torch.where(deterministic.unsqueeze(-1), outputs["mean"].tanh(), action)

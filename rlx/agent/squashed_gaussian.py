@@ -73,6 +73,10 @@ class SquashedGaussian(nn.Module):
         log_prob = -(0.5 * noise.square() + log_std + _HALF_LOG_2PI) - 2 * (math.log(2) - u - F.softplus(-2 * u))
         return torch.tanh(u), log_prob.sum(-1)
 
+    def draw(self, mean: Tensor, log_std: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the actions `[..., n]` that `sample` returns, alone: acting needs no log-probability."""
+        return torch.tanh(mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator))
+
     def to_space(self, action: Tensor) -> Tensor:
         """Return actions of the box, `[B, *shape]`, from those in [-1, 1], `[B, n]`."""
         return torch.addcmul(self.center, self.half_range, action).to(self.spec.dtype).view(-1, *self.spec.shape)

@@ -11,12 +11,15 @@ from torch import Tensor
 from rlx.batcher.episode_log import EpisodeLog
 from rlx.batcher.slots import Slot, views_of
 from rlx.data import DictTensor
-from rlx.env.vec_env import Autoreset, StepBuffer, VecEnv
+from rlx.env.vec_env import Autoreset, StepBuffer, StepFields, VecEnv
 
 Mask = NDArray[np.bool_]
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 Places = Indices | Tensor
+
+_LARGE = 4096
+"""Bytes of one row's field from which moving steps one by one is faster than all at once, by way of a copy."""
 
 
 class Piece:
@@ -48,8 +51,8 @@ class Piece:
         self.observations = [
             DictTensor.trusted({**{key: views[t] for key, views in obs.items()}, **extra}, env.num_envs) for t in steps
         ]
-        self.outputs = [{key: views[t] for key, views in outputs.items()} for t in steps]
-        self.actions = [{key: outputs[key][t] for key in env.specs.action} for t in steps]
+        self.outputs = [StepFields({key: views[t] for key, views in outputs.items()}) for t in steps]
+        self.actions = [StepFields({key: outputs[key][t] for key in env.specs.action}) for t in steps]
         raw = np.zeros((self.num_steps, env.num_envs)) if env.raw_reward else None
         final = env.allocate().final_obs if env.autoreset is Autoreset.SAME_STEP else None
         self.buffers = [
@@ -217,7 +220,13 @@ def _gather(block: Array, source: Indices, target: tuple[Indices, Indices] | Non
     """
     size = block.shape[1]
     if target is not None:
-        block[target] = block[np.divmod(source.reshape(-1, size)[target], size)]
+        origin = np.divmod(source.reshape(-1, size)[target], size)
+        if len(target[0]) and block[0, 0].nbytes >= _LARGE:
+            # One by one, in order of time: a step moves to an earlier place, which has moved on already.
+            for place, came_from in zip(zip(*target, strict=True), zip(*origin, strict=True), strict=True):
+                block[place] = block[came_from]
+        else:
+            block[target] = block[origin]
     else:
         flat = block.reshape(len(source), *block.shape[2:])  # not -1: a part of the observation may hold nothing
         block[...] = flat.take(source, axis=0).reshape(block.shape)

@@ -1,6 +1,6 @@
 """Actions as environments want them, read from rlx's tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.env.spaces import Leaf, assemble, leaves
+from rlx.env.vec_env import StepFields
 from rlx.errors import AgentError
 
 Array = NDArray[Any]
@@ -58,7 +59,7 @@ class ActionReader:
             except (KeyError, TypeError):
                 raise self._problem(self.leaves[0], action) from None
             if len(found) != self._num_envs:
-                raise self._mismatch(self.leaves[0], action["action"])
+                raise self._mismatch(self.leaves[0], action["action"].shape)
             return found
         columns = {leaf.key: self._column(leaf, action) for leaf in self.leaves}
         if not self.leaves[0].path:
@@ -84,15 +85,19 @@ class ActionReader:
 
     def _column(self, leaf: Leaf, action: Mapping[str, Tensor]) -> Array:
         """Return one leaf's actions as new memory, which an environment may keep."""
-        tensor = action.get(leaf.key)
-        if tensor is None:
-            raise _missing(leaf, action)
-        if tensor.shape != self._shapes[leaf.key]:
-            raise self._mismatch(leaf, tensor)
-        values: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy().astype(leaf.dtype)
+        if type(action) is StepFields and leaf.key in action.arrays:  # the hot path
+            given = action.arrays[leaf.key]
+        else:
+            tensor = action.get(leaf.key)
+            if tensor is None:
+                raise _missing(leaf, action)
+            given = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+        if given.shape != self._shapes[leaf.key]:
+            raise self._mismatch(leaf, given.shape)
+        values: Array = given.astype(leaf.dtype)
         if leaf.spec.low:
             box = cast("spaces.Box[Any]", leaf.space)
-            return np.clip(values, box.low, box.high, out=values)
+            return values.clip(box.low, box.high, out=values)
         return values + np.asarray(leaf.start, values.dtype) if leaf.shifted else values
 
     def _problem(self, leaf: Leaf, action: Mapping[str, Tensor]) -> AgentError:
@@ -101,14 +106,14 @@ class ActionReader:
         if tensor is None:
             return _missing(leaf, action)
         if tensor.shape != (self._num_envs,):
-            return self._mismatch(leaf, tensor)
+            return self._mismatch(leaf, tensor.shape)
         numbers = cast("list[int]", tensor.tolist())
         row, number = next((row, number) for row, number in enumerate(numbers) if number not in range(count))
         return AgentError(f"the action '{leaf.key}' of row {row} is {number}; expected 0 to {count - 1}")
 
-    def _mismatch(self, leaf: Leaf, tensor: Tensor) -> AgentError:
+    def _mismatch(self, leaf: Leaf, shape: Sequence[int]) -> AgentError:
         expected = self._shapes[leaf.key]
-        return AgentError(f"the action '{leaf.key}' has shape {tuple(tensor.shape)}; expected {expected}")
+        return AgentError(f"the action '{leaf.key}' has shape {tuple(shape)}; expected {expected}")
 
 
 def _rows(leaf: Leaf, column: Array) -> Any:

@@ -1,6 +1,6 @@
 """The adapter for environments that are batched by themselves: Gymnasium's native vector environments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -79,6 +79,7 @@ class NativeGymVecEnv(VecEnv):
             raise UnsupportedSpaceError(f"environment '{name}': {error}") from None
         self._writer = ObservationWriter(observation_space)
         self._reader = ActionReader(action_space, env.num_envs)
+        self._env_step: Callable[[Any], Any] = env.step
         self._reward_scale, self._clip_reward = reward_scale, clip_reward
         self._shape = (env.num_envs,)
         self._seed: int | None = None
@@ -132,7 +133,7 @@ class NativeGymVecEnv(VecEnv):
         actions = self._reader.batch(action)
         self._steps += 1
         try:
-            answer: Any = self.env.step(actions)
+            answer: Any = self._env_step(actions)
         except RAISED as error:
             raise self._fault(raised("step", error)) from error
         names = ("observations", "rewards", "terminated", "truncated", "info")
@@ -140,13 +141,13 @@ class NativeGymVecEnv(VecEnv):
         if self._masked is not None:
             observations = self._masked.join(observations, self._mask(info, np.asarray(terminated, np.bool_)))
         self._write("step", observations, out.obs_np, None)
-        self._copy("terminated", terminated, out.terminated_np, "b")
-        self._copy("truncated", truncated, out.truncated_np, "b")
-        self._copy("rewards", rewards, out.reward_np, "fiub")
+        out.terminated_np[:] = self._checked("terminated", terminated, "b")
+        out.truncated_np[:] = self._checked("truncated", truncated, "b")
+        out.reward_np[:] = rewards = self._checked("rewards", rewards, "fiub")
         if self.raw_reward:
             if out.raw_reward_np is not None:
                 out.raw_reward_np[:] = rewards
-            if self._clip_reward:
+            if self._clip_reward and np.count_nonzero(rewards):  # most steps of a game pay nothing
                 out.reward_np.clip(-1.0, 1.0, out=out.reward_np)
             if self._reward_scale != 1.0:
                 out.reward_np *= self._reward_scale
@@ -239,8 +240,8 @@ class NativeGymVecEnv(VecEnv):
             raise self._fault(f"step's info tells no '{ACTION_MASK}' for some rows, where reset's did")
         return told if told.shape != size or present.all() else np.where(present[:, None], told, 0)
 
-    def _copy(self, name: str, values: Any, target: Array, kinds: str) -> None:
-        """Copy one value a row; NumPy alone would broadcast a wrong shape in silence."""
+    def _checked(self, name: str, values: Any, kinds: str) -> Array:
+        """Return one value a row; NumPy alone would broadcast a wrong shape in silence."""
         array = np.asarray(values)
         if array.shape != self._shape or array.dtype.kind not in kinds:
             expected = "booleans" if kinds == "b" else "numbers"
@@ -248,7 +249,7 @@ class NativeGymVecEnv(VecEnv):
                 f"step returned {name} of shape {array.shape} and dtype {array.dtype}; "
                 f"expected {expected} of shape {self._shape}"
             )
-        target[:] = array
+        return array
 
     def _fault(self, what: str) -> EnvironmentFault:
         return environment_fault(self.name, what, seed=self._seed, step=self._steps)

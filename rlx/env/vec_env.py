@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -35,6 +36,28 @@ class Autoreset(Enum):
     NONE = "none"
     NEXT_STEP = "next_step"
     SAME_STEP = "same_step"
+
+
+class StepFields(dict[str, Tensor]):
+    """Tensors of one step, `[B, ...]` by name, with NumPy views of the same memory.
+
+    The rollout loop has them for each time step, as it has a `StepBuffer`: the actions, and all that the agent puts
+    out. To make a view costs more than to read it; a plain dict of tensors does everywhere else.
+
+    Attributes:
+        arrays: the views, by key; without fields that NumPy has no type for, and empty elsewhere than on the CPU.
+    """
+
+    __slots__ = ("arrays",)
+
+    def __init__(self, fields: Mapping[str, Tensor]) -> None:
+        """Take views of memory that belongs to the caller."""
+        super().__init__(fields)
+        self.arrays: dict[str, Array] = {}
+        for key, tensor in fields.items():
+            if tensor.device.type == "cpu":
+                with suppress(TypeError):  # bfloat16
+                    self.arrays[key] = tensor.numpy()
 
 
 class StepBuffer:

@@ -61,6 +61,11 @@ def test_the_log_probability_is_that_of_the_squashed_density() -> None:
     torch.testing.assert_close(log_prob, squashed.log_prob(action).sum(-1))
 
 
+def test_what_is_drawn_to_act_is_what_is_sampled() -> None:
+    distribution, mean, log_std = SquashedGaussian(SPECS), torch.randn(6, 2), torch.randn(6, 2)
+    assert torch.equal(distribution.draw(mean, log_std, seeded(3)), distribution.sample(mean, log_std, seeded(3))[0])
+
+
 def test_the_density_sums_to_one_and_stays_finite_far_out() -> None:
     distribution = SquashedGaussian(
         EnvSpecs(SPECS.observation, {"action": Spec((1,), torch.float32, low=(-1.0,), high=(1.0,))})

@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 
 from rlx.env.actions import ActionReader
+from rlx.env.vec_env import StepFields
 from rlx.errors import AgentError
 
 
@@ -22,3 +23,25 @@ def test_discrete_actions_are_members_of_their_space(start: int, count: int) -> 
 def test_a_discrete_action_out_of_range_names_its_row(number: int) -> None:
     with pytest.raises(AgentError, match=rf"'action' of row 1 is {number}; expected 0 to 4"):
         ActionReader(spaces.Discrete(5), 2).rows({"action": torch.tensor([4, number])})
+
+
+def test_actions_are_read_alike_with_views_and_without() -> None:
+    space = spaces.Box(-1.0, 2.0, (2,), np.float64)
+    actions = torch.tensor([[-3.0, 0.5], [2.5, 1.0]])
+    reader, fields = ActionReader(space, 2), StepFields({"action": actions})
+    for given in (fields, dict(fields)):
+        read = reader.batch(given)
+        assert read.dtype == np.float64
+        assert read.tolist() == [[-1.0, 0.5], [2.0, 1.0]]
+    actions[0, 0] = 0.25  # the views are of the same memory, what was read is not
+    assert reader.batch(fields).tolist() == [[0.25, 0.5], [2.0, 1.0]]
+    assert read.tolist() == [[-1.0, 0.5], [2.0, 1.0]]
+    for given in (StepFields({"action": torch.zeros(3, 2)}), {"action": torch.zeros(3, 2)}):
+        with pytest.raises(AgentError, match=r"'action' has shape \(3, 2\); expected \(2, 2\)"):
+            reader.batch(given)
+
+
+def test_fields_that_numpy_has_no_type_for_have_no_view() -> None:
+    fields = StepFields({"half": torch.zeros(2, dtype=torch.bfloat16), "whole": torch.zeros(2)})
+    assert fields.keys() == {"half", "whole"}
+    assert fields.arrays.keys() == {"whole"}

@@ -13,7 +13,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlx.agent import ActorCritic
-from rlx.batcher import Batcher
+from rlx.batcher import Batcher, pieces
 from rlx.data import DictTensor, EnvSpecs
 from rlx.env import Autoreset, GymVecEnv, NativeGymVecEnv, VecEnv, make
 from rlx.errors import ConfigError, EnvironmentFault, UnsupportedSpaceError
@@ -157,6 +157,32 @@ def test_a_part_that_holds_nothing_goes_through_pieces_whose_gaps_are_closed() -
         steps = batcher.collect().steps
         assert steps.lengths.tolist() == [15, 15]
         assert steps["env/obs/obstacles"].shape == (2, 20, 0)
+
+
+def test_steps_of_any_size_are_moved_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones all at once, large ones one by one."""
+
+    def collect() -> list[DictTensor]:
+        with Batcher(
+            _make_agent,
+            lambda num_envs: _sync(CountsUp, AutoresetMode.NEXT_STEP, num_envs),
+            num_workers=1,
+            envs_per_worker=3,
+            num_steps=8,
+            seed=0,
+            workers="local",
+        ) as batcher:
+            batcher.publish(_make_agent(batcher.specs))
+            return [batcher.collect().clone().steps.flatten() for _ in range(10)]
+
+    torch.manual_seed(0)
+    expected = collect()
+    monkeypatch.setattr(pieces, "_LARGE", 0)
+    torch.manual_seed(0)
+    for piece, others in zip(collect(), expected, strict=True):
+        assert piece.keys() == others.keys()
+        for key in piece:
+            assert torch.equal(piece[key], others[key]), key
 
 
 class _Native(VectorEnv):
