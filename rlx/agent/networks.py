@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlx.agent.masking import features
 from rlx.agent.normalizer import ObservationNormalizer
 from rlx.data import MASK_KEY, DictTensor, Spec
-from rlx.errors import AgentError, did_you_mean
+from rlx.errors import AgentError, SpecError, did_you_mean
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         """Return the features `[B, num_features]` float32 of `observation` `[B]`."""
         if self.is_plain:
             return observation["obs"]
-        pieces = [_encode(self._normal(observation[key], key), spec) for key, spec in self.specs.items()]
+        pieces = [_encode(self._normal(observation[key], key), key, spec) for key, spec in self.specs.items()]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def _normal(self, value: Tensor, key: str) -> Tensor:
@@ -99,15 +99,24 @@ def _is_number(spec: Spec) -> bool:
     return spec.dtype.is_floating_point and spec.kind not in ("discrete", "multi_discrete")
 
 
-def _encode(value: Tensor, spec: Spec) -> Tensor:
-    if spec.kind == "discrete":
-        return F.one_hot(value.reshape(-1), spec.nvec[0]).float()
-    if spec.kind == "multi_discrete":
-        columns = value.flatten(1).unbind(-1)
-        return torch.cat([F.one_hot(column, n).float() for column, n in zip(columns, spec.nvec, strict=True)], dim=-1)
+def _encode(value: Tensor, key: str, spec: Spec) -> Tensor:
+    if spec.kind in ("discrete", "multi_discrete"):
+        columns = value.reshape(value.shape[0], spec.numel).unbind(-1)
+        ones = [_one_hot(column, key, n).float() for column, n in zip(columns, spec.nvec, strict=True)]
+        return ones[0] if len(ones) == 1 else torch.cat(ones, dim=-1)
     if spec.dtype == torch.uint8:
         return value.reshape(value.shape[0], spec.numel).float() / 255.0
     return value.reshape(value.shape[0], spec.numel).float()  # of no rows, -1 would mean nothing
+
+
+def _one_hot(column: Tensor, key: str, count: int) -> Tensor:
+    try:
+        return F.one_hot(column, count)
+    except RuntimeError:  # on the CPU, where torch looks
+        wrong = column[(column < 0) | (column >= count)]
+        if not len(wrong):
+            raise
+        raise SpecError(f"the observation '{key}' shows {int(wrong[0])}; expected 0 to {count - 1}") from None
 
 
 class TwinMLP(nn.Module):

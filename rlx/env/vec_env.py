@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.data.spec import EnvSpecs, Spec
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, SpecError
 
 if TYPE_CHECKING:
     from gymnasium import Space
@@ -321,4 +321,11 @@ def _view(tensor: Tensor) -> Array:
 
 
 def _views(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    return {key: tensor.numpy() for key, tensor in tensors.items() if tensor.device.type == "cpu"}
+    views: dict[str, Array] = {}
+    for key, tensor in tensors.items():
+        if tensor.device.type == "cpu":
+            try:
+                views[key] = tensor.numpy()
+            except TypeError:
+                raise SpecError(f"'{key}' is {tensor.dtype}; on a CPU expected a dtype that NumPy has") from None
+    return views

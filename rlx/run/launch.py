@@ -323,7 +323,7 @@ def resume_run(
     if learner is not None and "learner.timeout" in changes:
         learner = {**learner, "timeout": changes["learner.timeout"]}
     with (
-        join(read_learner(learner), command) as ranks,
+        join(read_learner(learner), command, resumed=True) as ranks,
         RunLock(directory) if ranks.rank == 0 else nullcontext() as lock,
     ):
         if ranks.rank:

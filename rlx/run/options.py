@@ -90,3 +90,8 @@ class RunOptions:
     cores: str = ""
     resume: Resumption | None = None
     lock: RunLock | None = None
+
+    def __post_init__(self) -> None:
+        """Take names of directories and devices as well."""
+        object.__setattr__(self, "directory", Path(self.directory))
+        object.__setattr__(self, "device", torch.device(self.device))

@@ -120,12 +120,13 @@ def first_host(nodes: str) -> str:
     return "" if match is None else match[1] + (match[2] or "")
 
 
-def join(learner: Mapping[str, Any], command: str | None = None) -> Ranks:
+def join(learner: Mapping[str, Any], command: str | None = None, *, resumed: bool = False) -> Ranks:
     """Return this process among its ranks, once all of them are there.
 
     Args:
         learner: what `read_learner` returned.
         command: what started this process, `rlx train ...`, for the message that says how to.
+        resumed: whether the run was trained before, and so by as many ranks as it will be.
 
     Raises:
         ConfigError: not started as a distributed learner is, or started as one that it is not to be.
@@ -134,9 +135,10 @@ def join(learner: Mapping[str, Any], command: str | None = None) -> Ranks:
     size = os.environ.get("WORLD_SIZE", "1")
     if learner["kind"] == "alone":
         if size not in ("", "1"):
+            hint = "" if resumed else "give learner=ddp to let them train one together, or "
             raise ConfigError(
                 f"learner=alone: this is one of {size} processes (WORLD_SIZE={size}), which would each train the same "
-                "run; give learner=ddp to let them train one together, or start it without torchrun"
+                f"run; {hint}start it without torchrun"
             )
         return Ranks()
     place = find_place(os.environ)

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rlx.agent.networks import ACTIVATIONS, TwinMLP
+from rlx.agent.networks import ACTIVATIONS, Encoder, TwinMLP
+from rlx.data import DictTensor, Spec
+from rlx.errors import SpecError
 
 PLAIN = {"tanh": torch.tanh, "relu": torch.relu, "elu": F.elu, "silu": F.silu}
 
@@ -35,3 +37,15 @@ def test_values_and_gradients_are_those_of_the_plain_activation(name: str) -> No
     torch.testing.assert_close(gradients(network(features)), gradients(expected))
     torch.testing.assert_close(network.single(1)(features.detach()), expected[1].detach())
     assert torch.equal(features, kept)
+
+
+def test_discrete_observations_are_one_hot_and_within_what_their_specs_say() -> None:
+    level = Spec((), torch.int64, "discrete", nvec=(3,))
+    cards = Spec((2,), torch.int64, "multi_discrete", nvec=(2, 3))
+    encoder = Encoder({"obs/level": level, "obs/cards": cards})
+    seen = {"obs/level": torch.tensor([2, 0]), "obs/cards": torch.tensor([[1, 0], [0, 2]])}
+    assert encoder(DictTensor(seen)).tolist() == [[0, 0, 1, 0, 1, 1, 0, 0], [1, 0, 0, 1, 0, 0, 0, 1]]
+    for key, value in (("obs/level", torch.tensor([1, 3])), ("obs/cards", torch.tensor([[1, 0], [0, -1]]))):
+        wrong = int(value.flatten()[-1])
+        with pytest.raises(SpecError, match=rf"the observation '{key}' shows {wrong}; expected 0 to 2"):
+            encoder(DictTensor(seen | {key: value}))

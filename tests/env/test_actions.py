@@ -5,9 +5,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlx.data import Spec
 from rlx.env.actions import ActionReader
-from rlx.env.vec_env import StepFields
-from rlx.errors import AgentError
+from rlx.env.vec_env import StepBuffer, StepFields
+from rlx.errors import AgentError, SpecError
 
 
 @pytest.mark.parametrize("start", [0, -2])
@@ -45,3 +46,8 @@ def test_fields_that_numpy_has_no_type_for_have_no_view() -> None:
     fields = StepFields({"half": torch.zeros(2, dtype=torch.bfloat16), "whole": torch.zeros(2)})
     assert fields.keys() == {"half", "whole"}
     assert fields.arrays.keys() == {"whole"}
+
+
+def test_observations_that_numpy_has_no_type_for_are_refused_by_name() -> None:
+    with pytest.raises(SpecError, match=r"'obs' is torch\.bfloat16; on a CPU expected a dtype that NumPy has"):
+        StepBuffer.allocate({"obs": Spec((3,), torch.bfloat16)}, 2)

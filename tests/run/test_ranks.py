@@ -216,6 +216,8 @@ def test_a_learner_and_how_it_was_started_have_to_agree(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"this is one of 2 processes .* give learner=ddp"):
         join({"kind": "alone"})
+    with pytest.raises(ConfigError, match=r"the same run; start it without torchrun"):  # it has no other ranks' states
+        join({"kind": "alone"}, resumed=True)
     with pytest.raises(ConfigError, match="learner: got 'both'"):
         read_learner({"kind": "both"})
     with pytest.raises(ConfigError, match=r"learner\.timeout"):

@@ -23,6 +23,7 @@ from rlx.batcher import Batcher
 from rlx.cli.members import config_directory
 from rlx.env import make
 from rlx.errors import EnvironmentFault, RunDirectoryError
+from rlx.run import RunOptions
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from rlx.run.evaluate import Evaluator, evaluate_path
 from rlx.run.launch import launch
@@ -295,3 +296,9 @@ def test_a_run_cleans_up_behind_whatever_breaks_it(where: str, monkeypatch: pyte
     assert ({number: signal.getsignal(number) for number in STOP_SIGNALS}, logging.getLogger().handlers) == before
     assert (tmp_path / "run").exists() == (where == "close")
     assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_a_directory_and_a_device_may_be_given_by_name() -> None:
+    options = RunOptions("runs/mine", seed=0, total_steps=10, device="cpu")
+    assert options.directory == Path("runs/mine")
+    assert options.device == torch.device("cpu")
