@@ -201,10 +201,12 @@ class _Actor(Agent):
         agent_info: DictTensor,
         taken: DictTensor | None = None,
     ) -> tuple[DictTensor, DictTensor]:
-        return self._agent[0].forward(observation, state, agent_info, taken)
+        return DictTensor.trusted({"advantage": self._advantage(observation)}, observation.batch_size), state
 
     def act(self, outputs: DictTensor, agent_info: DictTensor, generator: torch.Generator) -> DictTensor:
-        return self._agent[0].act(outputs, agent_info, generator)
+        advantage = outputs["advantage"]
+        action = explore(advantage.argmax(-1), advantage, agent_info, generator)
+        return DictTensor.trusted({"action": action}, outputs.batch_size)
 
     def act_into(
         self,
@@ -214,17 +216,21 @@ class _Actor(Agent):
         generator: torch.Generator,
         out: Mapping[str, Tensor],
     ) -> DictTensor:
+        advantage = self._advantage(observation)
+        out["action"].copy_(explore(advantage.argmax(-1), advantage, agent_info, generator))
+        return state
+
+    def _advantage(self, observation: DictTensor) -> Tensor:
+        """Return what tells the actions apart, `[B, n]`, masked: the value added to it would round differences off."""
         agent = self._agent[0]
         features, activate = agent.encoder.forward(observation), agent.activation
         *inner, last = self._layers
         for layer in inner:
             features = activate(F.linear(features, *layer))
-        q: Tensor = F.linear(features, *last)
+        advantage: Tensor = F.linear(features, *last)
         if agent.head.num_quantiles:
-            q = q.view(len(q), agent.head.num_actions, -1).mean(-1)
-        q = agent.masking.apply(q, agent.masking.of(observation))
-        out["action"].copy_(explore(q.argmax(-1), q, agent_info, generator))
-        return state
+            advantage = advantage.view(-1, agent.head.num_actions, agent.head.num_quantiles).mean(-1)
+        return agent.masking.apply(advantage, agent.masking.of(observation))
 
 
 def number_of_actions(specs: EnvSpecs, who: str) -> int:

@@ -122,6 +122,21 @@ def test_the_actor_acts_as_the_agent_does_with_the_weights_of_now(dueling: bool,
     assert len(set(expected.tolist())) > 1
 
 
+@pytest.mark.parametrize("quantiles", [0, 3])
+def test_the_actor_acts_alike_in_one_call_and_in_two_beside_a_value_that_rounds_advantages_off(quantiles: int) -> None:
+    agent = network(num_quantiles=quantiles)
+    assert agent.head.value is not None
+    torch.nn.init.constant_(agent.head.value.bias, 1e6)
+    actor, empty, generator = agent.actor(), DictTensor.empty(200), torch.Generator()
+    observation, out = DictTensor({"obs": torch.randn(200, 3)}), {"action": torch.empty(200, dtype=torch.int64)}
+    with torch.inference_mode():
+        actor.act_into(observation, empty, empty, generator, out)
+        outputs, _ = actor.forward(observation, empty, empty)
+        assert torch.equal(actor.act(outputs, empty, generator)["action"], out["action"])
+        whole, _ = agent.forward(observation, empty, empty)
+        assert (whole["q"].argmax(-1) != out["action"]).any()
+
+
 @pytest.mark.parametrize("num_quantiles", [0, 5])
 def test_advantages_beside_a_large_value_keep_their_differences_in_bfloat16(num_quantiles: int) -> None:
     torch.manual_seed(0)
