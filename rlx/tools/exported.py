@@ -110,8 +110,9 @@ class ExportedPolicy(nn.Module):
                 before = state.pop(key)
                 observation[key] = _where(first, torch.zeros_like(before), before)
             initial = actor.initial_state(info, size)
+            # What is derived from steps before the first is of no use to the agent; but 0 times NaN is NaN.
             state = {
-                key: _where(first, initial[key], value) if key in self._begins else value.clone()
+                key: _where(first, initial[key] if key in self._begins else torch.zeros_like(value), value)
                 for key, value in state.items()
             }
         with _NoDraws():

@@ -208,6 +208,26 @@ def test_state_begins_anew_with_each_episode(trained: Trained, tmp_path: Path) -
     assert (begun[1] != other[1]).any()
 
 
+def test_an_episode_begins_alike_whatever_stands_in_the_cache_of_the_one_before(
+    trained: Trained, tmp_path: Path
+) -> None:
+    written = export_policy(trained("transformer"), tmp_path / "policy.pt", format="torchscript")
+    policy, inputs = opened(written.path), written.metadata["inputs"]
+
+    def new_state(value: float) -> dict[str, Any]:
+        given: dict[str, Any] = {"obs": np.ones((2, 4), np.float32), "is_first": np.ones(2, bool)}
+        for key in inputs:
+            if key.startswith("state/"):
+                kind, _, shape = inputs[key].partition(" ")
+                given[key] = np.full(json.loads(shape.replace("B", "2")), value if kind == "float32" else 3, kind)
+        return {key: array for key, array in policy(given).items() if key.startswith("new_state/")}
+
+    begun, other = new_state(0.0), new_state(np.nan)
+    assert any(key.startswith("new_state/cache") for key in begun)
+    for key, value in begun.items():
+        assert (other[key] == value).all(), key
+
+
 def test_one_of_several_policies_is_exported_by_name(trained: Trained, tmp_path: Path) -> None:
     for kind, key in (("population", "policy"), ("skills", "skill")):
         files = [
