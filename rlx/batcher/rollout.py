@@ -238,11 +238,8 @@ class Rollout:
             piece.observations[0][key].copy_(value)
         torch.logical_or(self._is_first, self._resetting, out=slot.is_first)
         self._state = reset_state(self.agent, self._state, self._is_first, self.agent_info)
-        begun = self._state
-        if piece.finals_by_call:  # rows whose first call is a reset begin with the episode after it
-            begun = reset_state(self.agent, begun, slot.is_first, self.agent_info)
         for key, value in slot.state.items():
-            value.copy_(begun[key])
+            value.copy_(self._state[key])
         self._forget(self._is_first)
         for key, value in self._prev_action.items():
             slot.prev_action[key].copy_(value)
@@ -339,7 +336,11 @@ class Rollout:
         self._forget(self._is_first)
         if self.agent_drawn is not None:
             self._draw(self.agent_drawn, piece, t, cast("list[int]", self._is_first.nonzero().flatten().tolist()))
-        return reset_state(self.agent, state, self._is_first, self.agent_info)
+        state = reset_state(self.agent, state, self._is_first, self.agent_info)
+        if not t and piece.finals_by_call:  # rows whose first call was a reset begin with the episode after it
+            for key, value in piece.slot.state.items():
+                value.copy_(torch.where(self._is_first.view(-1, *[1] * (value.dim() - 1)), state[key], value))
+        return state
 
     def _forget(self, is_first: Tensor) -> None:
         """Nothing comes before an episode's first step."""

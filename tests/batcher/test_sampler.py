@@ -86,6 +86,8 @@ def test_each_episode_has_its_skill_whoever_resets_it_and_replay_sees_the_same(m
         assert torch.equal(again["skill"][mask], piece.steps["agent/skill"][mask])
         if make_agent is SkilledWithMemory:
             assert torch.equal(again["sum"][mask], piece.steps["agent/sum"][mask])
+            begun = piece.steps.lengths > 0
+            assert torch.equal(piece.info["agent_state/sum"][begun], piece.steps["agent/sum"][begun, 0])
             parts = list(piece.select("env", "agent", "agent_info").minibatches(12, torch.Generator()))
             assert len(parts) == 2
         else:
