@@ -59,6 +59,10 @@ class StepFields(dict[str, Tensor]):
                 with suppress(TypeError):  # bfloat16
                     self.arrays[key] = tensor.numpy()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied, or sent elsewhere, as a plain dict: views would not be of the copy's own memory."""
+        return dict, (dict(self),)
+
 
 class StepBuffer:
     """Where the answers of one step go: B rows of memory that the caller owns.

@@ -1,5 +1,8 @@
 """Actions read for environments: their own numbers, and nothing out of range."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -51,3 +54,15 @@ def test_fields_that_numpy_has_no_type_for_have_no_view() -> None:
 def test_observations_that_numpy_has_no_type_for_are_refused_by_name() -> None:
     with pytest.raises(SpecError, match=r"'obs' is torch\.bfloat16; on a CPU expected a dtype that NumPy has"):
         StepBuffer.allocate({"obs": Spec((3,), torch.bfloat16)}, 2)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda fields: pickle.loads(pickle.dumps(fields))])
+def test_what_a_wrapper_writes_to_its_copy_of_the_actions_is_what_the_environment_gets(duplicate) -> None:
+    fields, reader = StepFields({"action": torch.tensor([1, 0])}), ActionReader(spaces.Discrete(5), 2)
+    other = duplicate(fields)
+    other["action"] = other["action"] + 2
+    assert reader.batch(other).tolist() == [3, 2]
+    changed = copy.deepcopy(fields)
+    changed["action"].add_(3)
+    assert reader.batch(changed).tolist() == [4, 3]
+    assert reader.batch(fields).tolist() == [1, 0]
