@@ -27,9 +27,11 @@ class ActionReader:
     Args:
         space: the action space of one environment.
         num_envs: number of rows, B.
+        strict: whether `batch` refuses a discrete action of n and more, or below -n, as ALE would wait for ever. For
+            others it does not look: behind a row's end any action will do, and a piece is looked through as a whole.
     """
 
-    def __init__(self, space: Space[Any], num_envs: int) -> None:
+    def __init__(self, space: Space[Any], num_envs: int, *, strict: bool = False) -> None:
         self.leaves = leaves(space, "action")
         self._space = space
         self._num_envs = num_envs
@@ -40,6 +42,10 @@ class ActionReader:
             # NumPy's scalars, as the space itself samples them: `Discrete.contains` takes twice as long for an int.
             kind = only.dtype.type
             self._scalars = {number: kind(number + int(only.start)) for number in range(only.spec.nvec[0])}
+        self._members: dict[str, Array] = {}
+        if strict:
+            discrete = [leaf for leaf in self.leaves if leaf.spec.kind == "discrete"]
+            self._members = {leaf.key: np.arange(leaf.spec.nvec[0]).astype(leaf.dtype) for leaf in discrete}
 
     def rows(self, action: Mapping[str, Tensor]) -> list[Any]:
         """Return one action for each row.
@@ -77,7 +83,8 @@ class ActionReader:
             action: tensors `[B, *shape]` under the keys of the action specs.
 
         Raises:
-            AgentError: a key is missing, or a tensor does not have B rows of the declared shape.
+            AgentError: a key is missing, a tensor does not have B rows of the declared shape, or a discrete action is
+                out of range, where that is refused.
         """
         if not self.leaves[0].path:
             return self._column(self.leaves[0], action)
@@ -95,13 +102,18 @@ class ActionReader:
         if given.shape != self._shapes[leaf.key]:
             raise self._mismatch(leaf, given.shape)
         values: Array = given.astype(leaf.dtype)
+        if leaf.key in self._members:
+            try:
+                values = self._members[leaf.key].take(values)
+            except IndexError:
+                raise self._problem(leaf, action) from None
         if leaf.spec.low:
             box = cast("spaces.Box[Any]", leaf.space)
             return values.clip(box.low, box.high, out=values)
         return values + np.asarray(leaf.start, values.dtype) if leaf.shifted else values
 
     def _problem(self, leaf: Leaf, action: Mapping[str, Tensor]) -> AgentError:
-        """Return what is wrong with the discrete actions of a space that has nothing else."""
+        """Return what is wrong with the actions of a discrete leaf."""
         tensor, count = action.get(leaf.key), leaf.spec.nvec[0]
         if tensor is None:
             return _missing(leaf, action)

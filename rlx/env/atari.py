@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from rlx.data.spec import EnvSpecs
+from rlx.env.actions import ActionReader
 from rlx.env.fault import environment_fault, raised
 from rlx.env.native_gym_vec_env import NativeGymVecEnv
 from rlx.env.signature import check_keywords
@@ -136,6 +137,7 @@ class AtariVecEnv(NativeGymVecEnv):
     def __init__(self, env: Any, *, name: str, clip_reward: bool) -> None:
         super().__init__(env, name=name, clip_reward=clip_reward)
         self.row_seeds = True
+        self._reader = ActionReader(env.single_action_space, env.num_envs, strict=True)
         if not env.continuous:
             self._env_step = partial(_step, env.ale, np.ones(env.num_envs, np.float32))
         observation = {

@@ -56,6 +56,15 @@ def test_observations_that_numpy_has_no_type_for_are_refused_by_name() -> None:
         StepBuffer.allocate({"obs": Spec((3,), torch.bfloat16)}, 2)
 
 
+def test_a_strict_reader_refuses_a_whole_batch_for_one_action_out_of_range() -> None:
+    reader = ActionReader(spaces.Discrete(5, start=2), 2, strict=True)
+    assert reader.batch({"action": torch.tensor([4, 0])}).tolist() == [6, 2]
+    for number in (5, 1000, -6):
+        for given in (StepFields({"action": torch.tensor([4, number])}), {"action": torch.tensor([4, number])}):
+            with pytest.raises(AgentError, match=rf"'action' of row 1 is {number}; expected 0 to 4"):
+                reader.batch(given)
+
+
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda fields: pickle.loads(pickle.dumps(fields))])
 def test_what_a_wrapper_writes_to_its_copy_of_the_actions_is_what_the_environment_gets(duplicate) -> None:
     fields, reader = StepFields({"action": torch.tensor([1, 0])}), ActionReader(spaces.Discrete(5), 2)

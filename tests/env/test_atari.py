@@ -11,7 +11,7 @@ from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
 from rlx.env import Autoreset, make_atari
 from rlx.env.atari import find_game
-from rlx.errors import ConfigError
+from rlx.errors import AgentError, ConfigError
 from rlx.seeding import env_seed
 
 vector_env = pytest.importorskip("ale_py.vector_env")
@@ -66,6 +66,16 @@ def test_pieces_hold_the_raw_librarys_transitions_with_true_final_observations(a
                     seen, *_ = raw.step(np.array([0]))  # the reset
         assert ends >= 2
         raw.close()
+
+
+def test_an_action_that_there_is_not_is_refused_where_ale_would_wait_for_ever() -> None:
+    with make_atari(num_envs=2, **KEYS) as env:
+        out = env.allocate()
+        env.reset(out, seeds=[1, 2])
+        for number in (6, -7):
+            with pytest.raises(AgentError, match=rf"'action' of row 1 is {number}; expected 0 to 5"):
+                env.step({"action": torch.tensor([0, number])}, out)
+        env.step({"action": torch.tensor([0, 5])}, out)
 
 
 def test_specs_declare_the_stacked_frames_and_the_row_seeds() -> None:
