@@ -93,6 +93,7 @@ def set_handles_state(
     counts = zip(state["restarts"], state["dropped_steps"], strict=True)
     for handle, (restarts, dropped_steps) in zip(handles, counts, strict=True):
         handle.restarts, handle.dropped_steps = restarts, dropped_steps
+        handle.options = replace(handle.options, incarnation=restarts)  # of whoever is started again from now on
     if state["workers"]:
         for handle, own in zip(handles, state["workers"], strict=True):
             handle.options = replace(handle.options, incarnation=own["incarnation"])

@@ -1,6 +1,8 @@
 """A batcher that goes on where another one was: the same experience, to the bit."""
 
 import gc
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -191,6 +193,23 @@ def test_the_numbers_of_weights_go_on_where_workers_run_ahead() -> None:
             assert numbers(batcher, 4) == expected
             batcher.publish(agent)
             state = there_and_back(batcher.state_dict())
+
+
+def test_workers_that_ran_ahead_and_died_before_a_checkpoint_die_behind_it_with_new_seeds() -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 5, "seed": 3, "asynchronous": True}
+    state, seeds = None, set[tuple[float, ...]]()
+    for _ in range(2):
+        with Batcher(Parity, partial(make, ID), **settings) as b:
+            b.publish(Parity(b.specs))
+            if state is not None:
+                b.load_state_dict(state)
+            b.collect()
+            os.kill(b._handles[0].pid, signal.SIGKILL)  # pyright: ignore
+            b.collect()
+            seeds.add(tuple(b.collect().steps["env/obs"][:, 0, 0].tolist()))
+            state = there_and_back(b.state_dict())
+    assert b.restarts == 2
+    assert len(seeds) == 2
 
 
 def test_a_row_gets_a_new_seed_with_the_first_episode_a_thousand_steps_after_its_last() -> None:
