@@ -56,6 +56,7 @@ class Resumption:
         checkpoint: what it holds.
         damaged: newer checkpoints that are not whole; they go, once the run has taken up its state.
         changes: keys that have another value now: the old one and the new one.
+        evaluates: whether an evaluation was due, or under way.
     """
 
     directory: Path
@@ -63,6 +64,7 @@ class Resumption:
     checkpoint: Checkpoint
     damaged: list[Path] = field(default_factory=list[Path])
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
+    evaluates: bool = False
 
     @property
     def buffer_was_saved(self) -> bool:
@@ -131,7 +133,9 @@ def find_resumption(run: Path, changes: Mapping[str, Any], tell: Callable[[str],
         made[key] = _change(config, key, new, new_loggers), new
     made = {key: (old, new) for key, (old, new) in made.items() if old != new}
     damaged = [other for other in list_checkpoints(run) if step_of(other) > step_of(path)]
-    return Resumption(run, path, checkpoint, damaged, made)
+    turns = _lookup(checkpoint.state, ["run", "evaluation"])
+    evaluates = any(_lookup(turns, [name]) is not None for name in ("playing", "due"))
+    return Resumption(run, path, checkpoint, damaged, made, evaluates)
 
 
 def _change_loggers(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[tuple[str, str], set[str]]:
@@ -186,8 +190,7 @@ def check_left(found: Resumption) -> None:
     run = state.get("run")
     if not isinstance(run, dict):
         raise CheckpointError(f"checkpoint '{found.path}' holds weights, but not what a run could go on from")
-    turns = _lookup(run, ["evaluation"])
-    if _lookup(turns, ["playing"]) is not None or _lookup(turns, ["due"]) is not None:
+    if found.evaluates:
         return
     total, steps = int(config["total_steps"]), found.checkpoint.meta["env_steps"]
     if steps >= total:

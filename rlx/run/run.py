@@ -140,6 +140,8 @@ class Run:
             self._go_on_evaluating()
             if not set_global_generators(found.checkpoint.state["run"]["generators"]):
                 _log.warning("resume: the generators of the GPUs could not be taken up")
+            if found.evaluates and options.evaluate_every and not self.running():
+                self.save()  # which was all that was left to do, and has been done
         elif self.ranks.rank:
             seed_global_generators(derive(self.seed, "learner"))  # until here as on rank 0, which made the same agent
 
@@ -232,10 +234,8 @@ class Run:
     def _iteration(self, terms: Mapping[str, Tensor | float], env_steps: int, batcher: Batcher) -> Iteration:
         """Return what this rank's iteration came to, and begin the next."""
         samples, self._samples = self._samples, 0
-        episodes = batcher.episodes.drop(0)
-        counts = {"restarts": batcher.restarts, "dropped_steps": batcher.dropped_steps}
-        stop, late = self._signals.requested, self._late()
-        return Iteration(terms, env_steps, samples, episodes, stop, late, **counts)
+        episodes, stop, late = batcher.episodes.drop(0), self._signals.requested, self._late()
+        return Iteration(terms, env_steps, samples, episodes, stop, late, batcher.restarts, batcher.dropped_steps)
 
     def save(self, *, between_pieces: bool = True) -> None:
         """Begin to write a checkpoint of everything tracked; the run waits while it is copied only.

@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium
 import pytest
@@ -19,9 +21,11 @@ from rlx.batcher import Batcher
 from rlx.env import make
 from rlx.errors import CheckpointError, ConfigError, DeviceError, RlxError, RunDirectoryError
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from rlx.run.evaluate import Evaluator
 from rlx.run.launch import resume_run
 from rlx.run.metrics import read_metrics
 from rlx.run.migrate import KEY, SCHEMA
+from rlx.run.signals import StopRequested
 from tests.program import rlx
 from tests.run.jobs import train
 from tests.run.resuming import EVALUATED, JOBS, end_of, job, resume, steps_of, stopped_at, total_steps
@@ -366,6 +370,23 @@ def test_an_evaluation_under_way_is_played_again_with_the_weights_that_it_had(tm
     assert not state["run"]["evaluation"]["weights"][name].equal(state["agent"][name])
     resume(run)
     assert end_of(run) == end_of(whole)
+
+
+def test_a_run_that_had_only_to_evaluate_has_done_so_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*job("ppo"), total_steps("ppo"), "evaluation.every=480", "evaluation.episodes=3"]
+    wanted = end_of(train(tmp_path / "whole", *words))
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "finish", Mock(side_effect=StopRequested(signal.SIGINT, safe=False)))
+        with pytest.raises(StopRequested):
+            train(run, *words)
+    assert load_checkpoint(find_checkpoint(run)).state["run"]["evaluation"]["playing"] is not None
+    resume(run)
+    assert end_of(run) == wanted
+    with pytest.raises(ConfigError, match="has done 480 steps"):
+        resume(run)
+    resume(run, **{"evaluation.every": 0, "total_steps": 560})
+    assert [row["env_steps"] for row in read_metrics(run / "metrics.csv") if row["eval/return"] is not None] == [480]
 
 
 class Counting(gymnasium.Wrapper[Any, Any, Any, Any]):
