@@ -75,13 +75,14 @@ class EvaluationTurns:
         found = self._evaluator.finish()
         waited = self._waited + time.perf_counter() - started
         row: dict[str, Value] = {**self._playing, **found}
-        steps, weights = self._playing["env_steps"], self._weights
+        if self.best is None or found["eval/return"] > self.best:
+            steps = self._playing["env_steps"]
+            assert isinstance(steps, int)
+            # May wait for the disk, and be interrupted: it comes first, so that a resumed run then plays it all again.
+            self._keep_best(steps, self._weights)
+            self.best = found["eval/return"]
         self._playing = self._weights = None
         self._report(row, waited)
-        if self.best is None or found["eval/return"] > self.best:
-            self.best = found["eval/return"]
-            assert isinstance(steps, int)
-            self._keep_best(steps, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is due and what is under way, with its weights."""

@@ -25,6 +25,7 @@ from rlx.run.evaluate import Evaluator
 from rlx.run.launch import resume_run
 from rlx.run.metrics import read_metrics
 from rlx.run.migrate import KEY, SCHEMA
+from rlx.run.records import Records
 from rlx.run.signals import StopRequested
 from tests.program import rlx
 from tests.run.jobs import train
@@ -387,6 +388,21 @@ def test_a_run_that_had_only_to_evaluate_has_done_so_for_good(tmp_path: Path, mo
         resume(run)
     resume(run, **{"evaluation.every": 0, "total_steps": 560})
     assert [row["env_steps"] for row in read_metrics(run / "metrics.csv") if row["eval/return"] is not None] == [480]
+
+
+def test_weights_that_were_best_are_saved_though_a_run_is_stopped_as_they_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*job("ppo"), total_steps("ppo"), "evaluation.every=160", "evaluation.episodes=3"]
+    wanted = end_of(train(tmp_path / "whole", *words))
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "save_best", Mock(side_effect=StopRequested(signal.SIGINT, safe=False)))
+        with pytest.raises(StopRequested):
+            train(run, *words)
+    assert not (run / "checkpoints/best").exists()
+    resume(run)
+    assert end_of(run) == wanted
 
 
 class Counting(gymnasium.Wrapper[Any, Any, Any, Any]):
