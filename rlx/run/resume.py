@@ -238,7 +238,9 @@ def take_up(
         _check_names("run.evaluation.playing", {"env_steps": 0, "iteration": 0}, turns["playing"])
         check_fits("run.evaluation.weights", tracked["agent"], turns["weights"])
     moves = _moves(found)
-    problems = [f"{key} is {new} and was {old}: sums are rounded otherwise" for key, (old, new) in moves]
+    now = torch.get_num_threads()  # what `auto` stands for, too
+    others = [*moves, ("num_threads", (found.changes.get("num_threads", (now, now))[0], now))]
+    problems = [f"{key} is {new} and was {old}: sums are rounded otherwise" for key, (old, new) in others if old != new]
     load = dict(tracked)
     for name, value in tracked.items():
         if moves and isinstance(value, torch.Generator) and _was_elsewhere(value, state.get(name)):

@@ -20,7 +20,9 @@ from rlx.agent import ActorCritic
 from rlx.batcher import Batcher
 from rlx.env import make
 from rlx.errors import CheckpointError, ConfigError, DeviceError, RlxError, RunDirectoryError
+from rlx.run import launch
 from rlx.run.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from rlx.run.cores import Cores
 from rlx.run.evaluate import Evaluator
 from rlx.run.launch import resume_run
 from rlx.run.metrics import read_metrics
@@ -170,6 +172,16 @@ def test_a_resumed_run_goes_on_in_its_directory_and_says_so(stopped: Path) -> No
     assert "exact=true" in log
     assert json.loads((stopped / "summary.json").read_text())["env_steps"] == 640
     assert not (stopped / "run.lock").exists()
+
+
+@pytest.mark.parametrize("asked", [2, "auto"])
+def test_other_threads_are_not_said_to_be_exact(stopped: Path, asked: int | str, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(launch, "find_cores", lambda: Cores(1, "of the test"))
+    with caplog.at_level(logging.WARNING):
+        resume(stopped, num_threads=asked)
+    torch.set_num_threads(1)
+    told = "exact=false: num_threads is 2 and was 1: sums are rounded otherwise"
+    assert (told in caplog.text, "exact=true" in (stopped / "log.txt").read_text()) == (asked == 2, asked != 2)
 
 
 def test_events_that_the_checkpoint_did_not_know_of_are_cut_off(stopped: Path) -> None:
