@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlx.agent import ActorCritic, Agent
-from rlx.batcher import Batcher
+from rlx.batcher import Batcher, EpisodeBatcher
 from rlx.batcher.journal import RESEED_AFTER
 from rlx.data import DictTensor, Trajectories
 from rlx.env import Autoreset, TorchCartPole, VecEnv, make
@@ -56,6 +56,27 @@ def test_a_batcher_goes_on_where_another_one_was(name: str, pieces: int) -> None
         assert second.load_state_dict(state) == []
         assert all(same(piece, second.collect()) for piece in wanted)
         assert second.episodes == episodes
+
+
+@pytest.mark.parametrize("kind", [Batcher, EpisodeBatcher])
+def test_the_rows_that_pieces_were_last_given_are_those_of_the_batcher_that_goes_on(kind: type[Batcher]) -> None:
+    settings = {"num_workers": 1, "envs_per_worker": 2, "num_steps": 20, "seed": 3, "workers": "local"}
+    drawn, chosen = (DictTensor({"deterministic": torch.tensor([mode, mode])}) for mode in (False, True))
+    with kind(make_agent, ENVIRONMENTS["again"], **settings) as first:
+        agent = make_agent(first.specs)
+        first.reset(drawn)
+        first.publish(agent)
+        first.collect(chosen)
+        state = there_and_back(first.state_dict())
+        wanted = first.collect().clone()
+    assert wanted.info["agent_info/deterministic"].all()
+    with kind(make_agent, ENVIRONMENTS["again"], **settings) as second:
+        second.reset(drawn)
+        second.publish(agent)
+        assert second.load_state_dict(state) == []
+        found = second.collect()
+        assert found.info["agent_info/deterministic"].all()
+        assert same(wanted, found)
 
 
 class Counts(VecEnv):
