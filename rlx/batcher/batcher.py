@@ -228,8 +228,7 @@ class Batcher:
             handle.send("run", slot, self._version, info, env_info if anew else None)
         self._resets_first = False
         self._in_flight.append(slot)
-        self._version_executed = self._version
-        self._next_slot = (slot + 1) % NUM_SLOTS
+        self._version_executed, self._next_slot = self._version, (slot + 1) % NUM_SLOTS
 
     def get(self, blocking: bool = True) -> tuple[Trajectories, int] | None:
         """Return the piece that `execute` asked for, and how many environments still run their episode.
@@ -256,12 +255,11 @@ class Batcher:
         reports: list[PieceReport] = self._receive()
         self.waiting = False
         self.collect_seconds += time.perf_counter() - started
-        slot = self._in_flight.pop(0)
         for report in reports:
             self.episodes.extend(report.episodes)
             self.cpu_seconds += report.cpu_seconds
         version = self._versions_before + self._version_executed if self.asynchronous else None
-        self._current = self._readers[slot].read(reports, self._agent_info, self._env_info, version)
+        self._current = self._readers[self._in_flight.pop(0)].read(reports, self._agent_info, self._env_info, version)
         return self._current, sum(report.num_running for report in reports)
 
     def collect(self, agent_info: DictTensor | None = None) -> Trajectories:
@@ -295,6 +293,8 @@ class Batcher:
 
     def state_dict(self, *, between_pieces: bool = True) -> dict[str, Any]:
         """Return where everything is; views of it change. Little, of workers that run ahead or are inside a piece."""
+        if self._resets_first and between_pieces:  # the episodes that go on are those that it begins
+            self.reset(self._agent_info, self._env_info)
         workers = self.call(get_state) if between_pieces and not (self.asynchronous or self._in_flight) else []
         versions = self._versions_before + self._version_executed + 1
         return {"workers": workers, **handles_state(self._handles, self._agent_info, self._env_info, versions)}
@@ -305,7 +305,7 @@ class Batcher:
         All begins anew where `state` is None; `number`, the steps that the run has done, tells its seeds from others.
         """
         if state is not None:
-            self._versions_before = state["versions"]
+            self._versions_before, self._resets_first = state["versions"], False
             self._agent_info, self._env_info = set_handles_state(self._handles, state, self._agent_info, self._env_info)
             if state["workers"]:
                 return [problem for problem in self._receive() if problem is not None]

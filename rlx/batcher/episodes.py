@@ -131,7 +131,7 @@ class EpisodeBatcher(Batcher):
             UserError: episodes are being collected.
         """
         super().reset(agent_info, env_info, wait=wait)
-        self._given = agent_info, env_info
+        self._given, self._resets_first = (agent_info, env_info), False  # each round begins with a reset of its own
 
     def execute(self, agent_info: DictTensor | None = None) -> None:
         """Let the workers play the episodes; returns as soon as these have begun.

@@ -79,6 +79,27 @@ def test_the_rows_that_pieces_were_last_given_are_those_of_the_batcher_that_goes
         assert same(wanted, found)
 
 
+@pytest.mark.parametrize("kind", [Batcher, EpisodeBatcher])
+def test_a_reset_that_waits_for_the_next_piece_is_part_of_a_state_and_changes_nothing(kind: type[Batcher]) -> None:
+    settings = {"num_workers": 2, "envs_per_worker": 2, "num_steps": 5, "seed": 3, "workers": "local"}
+    agent = make_agent(make("CartPole-v1", 1).specs)
+    found: list[Trajectories] = []
+    states: list[dict] = []
+    for way in ("saves", "saves nothing", "goes on", "goes on instead of its own reset"):
+        with kind(make_agent, ENVIRONMENTS["again"], **settings) as batcher:
+            batcher.publish(agent)
+            batcher.collect()
+            if way != "goes on":
+                batcher.reset(wait=False)
+            if way == "saves":
+                states.append(there_and_back(batcher.state_dict()))
+            if way.startswith("goes on"):
+                assert batcher.load_state_dict(states[0]) == []
+            found.append(batcher.collect().clone())
+    assert found[0].steps["env/is_first"][:, 0].all()
+    assert [same(found[0], other) for other in found[1:]] == [True, True, True]
+
+
 class Counts(VecEnv):
     """Makes its tensors anew as it steps, and writes to them as it is reset or takes a state."""
 
