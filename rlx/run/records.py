@@ -202,7 +202,11 @@ class Records:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.release()
-        if self.writes:
-            self._log.__exit__(kind, error, traceback)
+        try:
+            if self._saver is not None:  # behind a second Ctrl-C a checkpoint may still be in the making
+                self._saver.rest()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            if self.writes:
+                self._log.__exit__(kind, error, traceback)

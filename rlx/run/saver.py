@@ -114,3 +114,8 @@ class Saver:
             _log.warning("%s; the run goes on%s", failure, _UNTIL if counts else "")
         if counts:
             self._failed_before = failure is not None
+
+    def rest(self) -> None:
+        """Wait until nothing is being written any more, whatever came of it."""
+        if self._thread is not None:
+            self._thread.join()

@@ -7,13 +7,20 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from rlx.errors import RunDirectoryError
+from rlx.run import saver
+from rlx.run.checkpoint import write_snapshot
 from rlx.run.lock import LOCK, RunLock
+from rlx.run.records import Records
 from tests.program import ENVIRONMENT
+from tests.run.jobs import SMALL, train
 
 HOLDER = """
 import sys
@@ -125,3 +132,21 @@ def test_a_link_to_nothing_can_be_held(tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to("no/where")
     with pytest.raises(RunDirectoryError, match="cannot be written: No such file or directory"):
         RunLock(tmp_path).__enter__()
+
+
+def test_a_run_that_does_not_wait_for_its_checkpoint_holds_its_directory_until_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    def write_slowly(directory: Path, *arguments: Any) -> Path:
+        time.sleep(0.3)
+        held.append((directory / LOCK).exists())
+        return write_snapshot(directory, *arguments)
+
+    monkeypatch.setattr(saver, "write_snapshot", write_slowly)
+    monkeypatch.setattr(Records, "wait", Mock(side_effect=KeyboardInterrupt))  # the second Ctrl-C
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", *SMALL, "total_steps=64")
+    assert held == [True]
+    assert not (tmp_path / "run" / LOCK).exists()
