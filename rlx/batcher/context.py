@@ -48,8 +48,10 @@ class Context:
         self.steps = TemporalDictTensor.trusted(views, self._lengths, self._size)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the steps, `[C, B, ...]`, and how many there are of each row."""
-        return {"fields": dict(self._fields), "lengths": self._lengths}
+        """Return the steps, `[C, B, ...]`, zero where there are none, and how many there are of each row."""
+        empty = self._order >= self._lengths
+        fields = {key: value.masked_fill(_like(empty, value), 0) for key, value in self._fields.items()}
+        return {"fields": fields, "lengths": self._lengths}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take over what another one held."""

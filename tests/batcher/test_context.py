@@ -86,6 +86,21 @@ def test_context_follows_the_one_episode_of_stop_mode_and_is_cleared_by_a_reset(
         assert b.collect().context.lengths.sum() == 0
 
 
+def kept(worker) -> dict:
+    return worker.rollout.get_state()["context"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_holds_nothing_of_episodes_that_are_over(mode: str) -> None:
+    with batcher(MODES[mode], Historian, num_steps=2) as b:
+        b.publish(Historian(b.specs))
+        for _ in range(12):
+            b.collect()
+            for state in b.call(kept):
+                for row, length in enumerate(state["lengths"].tolist()):
+                    assert all(not value[length:, row].any() for value in state["fields"].values())
+
+
 def recalled(worker) -> list[list[int]]:
     return worker._rollout.agent.recalled
 
