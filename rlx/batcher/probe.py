@@ -1,9 +1,11 @@
 """What environments and agents show, found by asking them once, and whether it fits together."""
 
+from contextlib import suppress
+
 import torch
 
-from rlx.agent.agent import Agent
-from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
+from rlx.agent.agent import ActorCriticAgent, Agent
+from rlx.data import DictTensor, EnvSpecs, MissingFieldError, Spec, TemporalDictTensor
 from rlx.errors import AgentError, SpecError, did_you_mean
 
 INPUTS = ("obs", "prev_action", "prev_reward", "is_first")
@@ -48,6 +50,8 @@ def probe_agent(agent: Agent, specs: EnvSpecs, agent_info: DictTensor) -> tuple[
         _check(f"{name}.forward(): the new state", new_state, size)
         taken = agent.act(outputs, agent_info, torch.Generator().manual_seed(0))
         _check(f"{name}.act()", taken, size)
+        if isinstance(agent, ActorCriticAgent):
+            _check_numbers(agent, outputs, taken)
     before, after = state.specs(), new_state.specs()
     if before != after:
         maker = "recall()" if agent.history_length else "initial_state()"
@@ -81,6 +85,18 @@ def agreed_specs(found: list[EnvSpecs]) -> EnvSpecs:
     if not first.observation:
         raise AgentError("the environments show nothing: their observation space is empty")
     return first
+
+
+def _check_numbers(agent: ActorCriticAgent, outputs: DictTensor, taken: DictTensor) -> None:
+    """Check what losses multiply with one number a step: of shape `[B, 1]` it would make a product of all with all."""
+    name, size = type(agent).__name__, outputs.batch_size
+    found = {f"{name}.forward(): 'value'": outputs["value"]} if "value" in outputs else {}
+    with suppress(NotImplementedError, MissingFieldError):  # not every loss needs it, nor of what is stored
+        found[f"{name}.log_prob()"] = agent.log_prob(taken, taken)
+    for what, tensor in found.items():
+        if tensor.shape != (size,):
+            got = f"has shape {list(tensor.shape)} for {size} rows"
+            raise AgentError(f"{what} {got}, expected one number a row, [{size}]")
 
 
 def _no_steps(size: int, history_length: int) -> TemporalDictTensor:

@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
-from rlx.agent import ActorCritic
+from rlx.agent import ActionHead, ActorCritic, ActorCriticAgent
 from rlx.batcher import Batcher
 from rlx.batcher.draws import Draws
 from rlx.data import DictTensor, Trajectories
@@ -292,6 +293,43 @@ def test_workers_do_not_push_others_off_a_core_when_they_are_woken() -> None:
 def test_an_agent_that_breaks_the_contract_is_refused_before_anything_is_stepped(change: str, message: str) -> None:
     with batcher(make_agent=partial(Broken, change=change)) as b, pytest.raises(AgentError, match=message):
         b.collect()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("value", r"Columns.forward\(\): 'value' has shape \[6, 1\] for 6 rows, expected one number a row, \[6\]"),
+        ("log_prob", r"Columns.log_prob\(\) has shape \[6, 1\] for 6 rows, expected one number a row, \[6\]"),
+    ],
+)
+def test_columns_where_a_loss_wants_one_number_a_step_are_refused_before_they_broadcast(
+    change: str, message: str
+) -> None:
+    settings = {"make_agent": partial(Columns, change=change), "num_workers": 1, "envs_per_worker": 6}
+    with batcher(**settings) as b, pytest.raises(AgentError, match=message):
+        b.collect()
+
+
+class Columns(ActorCriticAgent):
+    """Forgets to squeeze its value, or its log-probability."""
+
+    def __init__(self, specs, change: str) -> None:
+        super().__init__()
+        self.change = change
+        self.head = ActionHead(specs.action, log_std_init=0.0)
+        self.policy = nn.Linear(specs.observation["obs"].numel, self.head.num_parameters + 1)
+
+    def forward(self, observation, state, agent_info, taken=None):
+        *parameters, value = self.policy(observation["obs"]).split([self.head.num_parameters, 1], dim=-1)
+        fields = self.head.fields(parameters[0])
+        return DictTensor({**fields, "value": value if self.change == "value" else value.squeeze(-1)}), state
+
+    def act(self, outputs, agent_info, generator):
+        return DictTensor(self.head.sample(outputs, None, generator))
+
+    def log_prob(self, outputs, taken):
+        log_prob = self.head.log_prob(outputs, taken)
+        return log_prob.unsqueeze(-1) if self.change == "log_prob" else log_prob
 
 
 class Broken(Parity):
