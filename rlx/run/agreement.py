@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlx.batcher.episode_log import EpisodeLog
-from rlx.errors import RankError
+from rlx.errors import RankError, UserError
 from rlx.run.averages import number_of
 from rlx.run.ranks import Ranks
 from rlx.run.signals import STOP_SIGNALS
@@ -41,6 +41,17 @@ class Iteration:
     late: bool
     restarts: int
     dropped_steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse steps that cannot be counted: they decide when the run ends, and name its checkpoints.
+
+        Raises:
+            UserError: they are no integer >= 0.
+        """
+        told = self.env_steps
+        if not isinstance(told, int) or told < 0:  # pyright: ignore[reportUnnecessaryIsInstance] (it is what a user gave)
+            got = f"{told!r} ({type(told).__name__})"
+            raise UserError(f"run.log: env_steps is {got}, expected an integer >= 0, such as trajectories.num_steps")
 
 
 def agree(ranks: Ranks, own: Iteration) -> Iteration:

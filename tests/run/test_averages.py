@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from rlx.batcher.episode_log import EpisodeLog
 from rlx.errors import UserError
+from rlx.run.agreement import Iteration
 from rlx.run.averages import Averages, number_of
 from rlx.run.metrics import read_metrics
 from rlx.run.migrate import bring_state_up_to_date
@@ -61,6 +63,12 @@ def test_what_is_no_number_and_the_runs_own_columns_are_refused_by_name(term: di
     for take in (partial(Averages().add, term, 8), partial(number_of, *next(iter(term.items())))):
         with pytest.raises(UserError, match=message):
             take()
+
+
+@pytest.mark.parametrize("env_steps", [torch.tensor(8), 8.0, -8, "8"])
+def test_steps_that_cannot_be_counted_are_refused_as_they_are_reported(env_steps: Any) -> None:
+    with pytest.raises(UserError, match=r"run\.log: env_steps is .*8.*, expected an integer >= 0, such as traj"):
+        Iteration({}, env_steps, 0, EpisodeLog(), None, False, 0, 0)
 
 
 def test_a_loss_that_was_not_detached_is_taken_without_a_warning() -> None:
