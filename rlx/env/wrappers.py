@@ -58,7 +58,8 @@ def _find(name: str, key: str) -> Callable[..., GymEnv]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{key}: '{name}': {error}; expected a module that can be imported from here") from None
-    names = [known for known in dir(module) if not known.startswith("_")]
+    modules = {known for known, value in vars(module).items() if inspect.ismodule(value)}
+    names = [known for known in dir(module) if not known.startswith("_") and known not in modules]
     wrapper: Any = None
     with contextlib.suppress(AttributeError, ImportError):
         wrapper = getattr(module, attribute)

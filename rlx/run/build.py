@@ -60,7 +60,10 @@ def find_target(group: str, values: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _functions(module: ModuleType) -> list[str]:
-    """Return the public functions and classes that a module defines itself."""
+    """Return the public names of a module: those in its `__all__`, or the functions and classes that it defines."""
+    told = getattr(module, "__all__", None)  # a package's: it defines nothing itself
+    if told is not None:
+        return list(told)
     return [
         name
         for name, value in vars(module).items()

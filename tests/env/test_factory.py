@@ -198,6 +198,7 @@ def test_an_environment_of_ones_own_by_module_and_id(module: str) -> None:
             "SelectObservation.keep: got [9], expected places from 0 to 3",
         ),
         ({"wrappers": ["FrameStack"]}, "'gymnasium.wrappers' has no wrapper 'FrameStack'. Did you mean 'FrameStackObs"),
+        ({"wrappers": ["os.path"]}, "env.wrappers[0]: 'os' has no wrapper 'path'. Did you mean 'fspath'?"),
         ({"wrappers": ["no_such.Wrapper"]}, "env.wrappers[0]: 'no_such.Wrapper': No module named 'no_such'"),
         ({"wrappers": ["ClipReward", 3]}, "env.wrappers[1]: got 3; expected a name, or {name: {keyword: value, ...}}"),
         ({"wrappers": [{"ClipReward": 3}]}, "env.wrappers[0]: got {'ClipReward': 3}"),

@@ -34,6 +34,8 @@ def test_target_is_found() -> None:
         ("rlx.algo.pppo.train", "there is no module 'rlx.algo.pppo'", "rlx.algo.ppo.train"),
         ("rlxx.algo.ppo.train", "there is no module 'rlxx'", "rlx.algo.ppo.train"),
         ("rlx.algo.ppo.trian", "'rlx.algo.ppo' has no function or class 'trian'", "train"),
+        ("rlx.env.mak", "'rlx.env' has no function or class 'mak'", "make"),
+        ("rlx.agent.ActorCritc", "'rlx.agent' has no function or class 'ActorCritc'", "ActorCritic"),
         ("rlx.algo.ppo.__doc__", "'rlx.algo.ppo' has no function or class '__doc__'", None),
         ("rlx.algo.ppo", "'rlx.algo.ppo' is a module, expected a function or a class in one", "rlx.algo.ppo.train"),
         ("rlx.algo.ppo.train.x", "there is no module 'rlx.algo.ppo.train'", None),
