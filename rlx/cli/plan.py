@@ -179,8 +179,9 @@ def make_plan(
     config = resolve(base.config)
     space = {key: entry for key, entry in cast("dict[str, Any]", values["space"]).items() if entry is not None}
     pinned = _pinned(space, words.overrides, base.choices)
+    # Every entry is read: what is no entry, such as a dotted key typed as tune.space.algo.gamma, is not passed over.
+    parameters = [one for one in read_space(space) if one.key not in pinned]
     space = {key: entry for key, entry in space.items() if key not in pinned}
-    parameters = read_space(space)
     see_own_code()
     _check(config)
     _check_space(parameters, words.overrides, config_dir)

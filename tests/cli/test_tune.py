@@ -199,6 +199,7 @@ def test_jobs_share_the_cores_and_keep_the_environments(monkeypatch: pytest.Monk
         (["tune=whole"], "tune.space: algo.num_epochs: expected an integer >= 1, got "),
         (["evaluation.every=0"], "evaluation.every: got 0, expected steps: a trial is worth what its evaluations say"),
         (["tune=order"], "tune.space: algo.gamma: low 0.9 is above high 0.5"),
+        (["algo=ppo", "+tune.space.algo.gama={low: 0.9, high: 1}"], "tune.space: algo: there is no field 'gama'"),
         (["tune=field"], "tune.space: algo.gamma: there is no field 'hihg'. Did you mean 'high'?"),
         (["tune=member"], "tune.space: agent=gruu: there is no 'gruu' in the group 'agent'. Did you mean 'gru'?"),
         (["tune=empty"], "tune.space: there is nothing to tune"),
