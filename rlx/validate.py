@@ -24,7 +24,7 @@ from rlx.errors import ConfigError, did_you_mean, nearest
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`; used in an annotation, `Annotated[float, Range(0, 1)]`.
+    """The finite numbers from `low` to `high`; used in an annotation, `Annotated[float, Range(0, 1)]`.
 
     Attributes:
         low: least number.
@@ -39,7 +39,7 @@ class Range:
     high_open: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) or value in (math.inf, -math.inf):
             return False
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high

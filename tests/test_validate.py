@@ -166,9 +166,9 @@ def test_annotation_that_cannot_be_evaluated_is_not_checked() -> None:
     [
         (Range(0, 1), [0, 0.5, 1], [-0.1, 1.1], "in [0, 1]"),
         (Range(0, 1, low_open=True, high_open=True), [0.5], [0, 1], "in (0, 1)"),
-        (Range(1), [1, 1e9], [0.9], ">= 1"),
-        (Range(high=2, high_open=True), [-5, 1.9], [2], "< 2"),
-        (Range(), [-1e9, 1e9], [float("nan"), "1"], "of any size"),
+        (Range(1), [1, 1e9], [0.9, float("inf")], ">= 1"),
+        (Range(high=2, high_open=True), [-5, 1.9], [2, float("-inf")], "< 2"),
+        (Range(), [-1e9, 1e9], [float("nan"), float("inf"), "1"], "of any size"),
     ],
 )
 def test_range_holds_its_ends_unless_open(limits: Range, inside: list[Any], outside: list[Any], text: str) -> None:

@@ -129,13 +129,17 @@ def _built(group: str, target: Callable[..., Any], /, *arguments: Any, **keyword
     """Return what the group's target makes.
 
     Raises:
-        ConfigError: it does not fit into memory.
+        ConfigError: it does not fit into memory; or what should be an agent is none.
     """
     try:
-        return target(*arguments, **keywords)
+        made = target(*arguments, **keywords)
     except (MemoryError, RuntimeError) as error:
         text = message_of(error)
         if not isinstance(error, MemoryError) and not any(sign in text for sign in _NO_ROOM):
             raise
         reason = text.partition("\n")[0].rpartition("] ")[2].rpartition("CPUAllocator: ")[2]
         raise ConfigError(f"{group}: memory has no room for it ({reason or 'MemoryError'}); {_SIZED[group]}") from None
+    if group == "agent" and not hasattr(made, "initial_state"):
+        told = getattr(target, "__name__", str(target))
+        raise ConfigError(f"agent._target_: '{told}' made a {type(made).__name__}, expected an rlx.agent.Agent")
+    return made

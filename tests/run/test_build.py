@@ -83,3 +83,9 @@ def test_environment_and_agent_that_memory_has_no_room_for_are_refused_by_their_
         make_agent = maker("agent", {"_target_": "rlx.agent.ActorCritic", **SMALL, "hidden_sizes": hidden_sizes})
         with pytest.raises(ConfigError, match=r"^agent: memory has no room for it \(.*; lower its sizes"):
             make_agent(env.specs)
+
+
+def test_what_is_made_for_an_agent_and_is_none_is_refused() -> None:
+    make_agent = maker("agent", {"_target_": "builtins.print"}, given=["values"])
+    with pytest.raises(ConfigError, match=r"'print' made a NoneType, expected an rlx\.agent\.Agent"):
+        make_agent(None)
