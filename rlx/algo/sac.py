@@ -89,7 +89,10 @@ def loss(
     action, log_prob = distribution.sample(outputs["mean"], outputs["log_std"], generator)
     actor_loss = mean(alpha * log_prob - agent.critics.q(features.detach(), action, frozen=True).amin(0))
     entropy = -mean(log_prob.detach())
-    temperature_loss = agent.log_temperature * (entropy - target_entropy)
+    excess = entropy - target_entropy
+    if mask is not None:
+        excess = excess * mask.any()  # a burn-in may use up all steps: then nothing is known of the entropy
+    temperature_loss = agent.log_temperature * excess
     return {
         "loss/total": critic_loss + actor_loss + temperature_loss,
         "loss/critic": critic_loss,

@@ -193,6 +193,14 @@ def test_padding_is_in_no_mean() -> None:
         torch.testing.assert_close(again[name], found[name], msg=name)
 
 
+def test_sequences_that_burn_in_uses_up_count_nothing() -> None:
+    agent = soft()
+    terms = loss(agent, deepcopy(agent.critics), batch_of(2, 3, [0, 0]), seeded(), n_step=1, target_entropy=-2.0)
+    terms["loss/total"].backward()
+    assert terms["loss/total"] == 0
+    assert all(p.grad is None or bool((p.grad == 0).all()) for p in agent.parameters())
+
+
 def test_the_first_actions_are_drawn_evenly_and_the_mode_is_the_means() -> None:
     agent, empty = soft(), DictTensor.empty(4000)
     outputs, _ = agent.forward(DictTensor({"obs": torch.randn(4000, 3)}), empty, empty)
