@@ -61,12 +61,17 @@ def _has(env: gymnasium.Env[Any, Any], method: str) -> bool:
 
 def _each(method: Callable[[Any, Any, Any], Any], achieved: Array, desired: Array) -> Array:
     """Return what a method says of each pair, `[N]`, by one call where it takes them all at once."""
+    # One that takes a single pair, and finds pairs in the place of numbers, may answer with as many as a goal has.
+    rows = len(achieved)
+    while rows in achieved.shape[1:]:
+        rows += 1
+    asked = np.arange(rows).clip(max=len(achieved) - 1)
     try:
-        answers = np.asarray(method(achieved, desired, {}))
+        answers = np.asarray(method(achieved[asked], desired[asked], {}))
     except Exception:  # as one that takes a single pair would; if it is not that, it says so below
         answers = np.empty(0)
-    if answers.shape == (len(achieved),):
-        return answers
+    if answers.shape == (rows,):
+        return answers[: len(achieved)]
     answers = np.asarray([method(one, other, {}) for one, other in zip(achieved, desired, strict=True)])
     if answers.shape != (len(achieved),):
         raise TypeError(f"expected one number for one pair of goals, got {answers.shape[1:]}")

@@ -68,6 +68,19 @@ class Guarded(OneAtATime):
         return super().compute_reward(achieved_goal, desired_goal, info)
 
 
+class Plane(gymnasium.Env):
+    """Walk in a plane; the methods take one pair; given two, they answer with two numbers that are of no pair."""
+
+    observation_space = spaces.Dict({key: spaces.Box(-9, 9, (2,)) for key in ("achieved_goal", "desired_goal")})
+    action_space = spaces.Discrete(2)
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: dict) -> Any:
+        return -abs(achieved_goal[0] - desired_goal[0]) - abs(achieved_goal[1] - desired_goal[1])
+
+    def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: dict) -> Any:
+        return self.compute_reward(achieved_goal, desired_goal, info) > -0.5
+
+
 class Costly(Line):
     """The same, where going left costs."""
 

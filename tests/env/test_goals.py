@@ -23,6 +23,14 @@ def test_a_gymnasium_environment_says_what_other_goals_would_have_paid(kind: typ
     assert terminated.tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_method_of_one_pair_is_not_taken_for_one_of_many_where_a_goal_has_as_many_numbers(number: int) -> None:
+    achieved = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])[:number]
+    reward, terminated = gym(goal_envs.Plane).goal_outcome(achieved, torch.zeros(number, 2))
+    assert reward.tolist() == [0.0, -2.0, -4.0][:number]
+    assert terminated.tolist() == [True, False, False][:number]
+
+
 def test_wrappers_do_not_hide_what_a_goal_environment_says() -> None:
     env = make("tests.env.goal_envs:Line-v0", 1, max_episode_steps=3, wrappers=[{"TransformReward": {"func": abs}}])
     assert env.goal_outcome(torch.zeros(1, 1), torch.zeros(1, 1))[1].tolist() == [True]
