@@ -64,10 +64,10 @@ class Reader:
                 alive[:, 1:] &= ~terminated[:, :-1]
             alive = alive.cumprod(1)
             row, last = np.arange(num_rows), alive.sum(1) - 1
-            alive = alive.astype(np.float32)
             discount = np.power(gamma, np.arange(n_step + 1), dtype=np.float32)
             ends = path[row, last]
-            fields["next/reward"] = _column((reward * (alive * discount[:-1])).sum(1))
+            reward[alive == 0] = 0.0  # what another goal pays where nothing was achieved may be NaN
+            fields["next/reward"] = _column((reward * discount[:-1]).sum(1))
             fields["next/discount"] = _column(discount[last + 1])
             fields["next/terminated"] = _column(terminated[row, last])
         fields["next/truncated"] = _column(own["next/truncated"].take(ends))

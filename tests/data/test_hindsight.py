@@ -98,6 +98,20 @@ def test_goals_come_from_the_same_episode_also_where_it_goes_on_in_the_next_piec
     assert {number: {seen[0] for seen in found[number]} for number in (0, 10, 20)} == {0: {1, 2, 3}, 10: {6}, 20: {8}}
 
 
+def test_what_is_not_a_number_behind_an_episodes_end_is_in_no_sum() -> None:
+    def along(achieved: torch.Tensor, desired: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pays = (achieved * desired / (achieved.abs() * desired.abs())).squeeze(-1)  # of no direction: 0 / 0
+        return pays, torch.zeros(len(pays), dtype=torch.bool)
+
+    piece = walk([1.0, 2.0, 3.0], 9, "truncated")
+    piece.steps["next/reward"][:] = 1.0
+    found = outcomes(buffer_of(piece, outcome=along), n_step=3)
+    assert found == {
+        0: {(2, 1.5, False, True, 0.25, 3), (3, 1.5, False, True, 0.25, 3)},
+        1: {(3, 1, False, True, 0.5, 3)},
+    }
+
+
 def test_every_later_goal_is_as_likely_as_the_others_and_the_ratio_is_kept() -> None:
     buffer = buffer_of(walk([0, 1, 2, 3, 4, 5], 9, "truncated"), ratio=0.8)
     steps = buffer.sample(60_000, torch.Generator().manual_seed(0)).steps
