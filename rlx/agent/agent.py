@@ -1,6 +1,7 @@
 """The Agent contract: what the rollout loop and the losses expect of a policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -245,6 +246,45 @@ def at_start(agent_info: DictTensor | TemporalDictTensor) -> DictTensor:
     if isinstance(agent_info, DictTensor):
         return agent_info
     return agent_info.at(0) if agent_info.max_length else DictTensor.empty(agent_info.batch_size)
+
+
+def over_sequences(
+    agent: Agent,
+    context: TemporalDictTensor,
+    observation: TemporalDictTensor,
+    state: DictTensor,
+    agent_info: DictTensor | TemporalDictTensor,
+    taken: TemporalDictTensor | None,
+) -> TemporalDictTensor:
+    """Return an agent's outputs `[B, T]`: at once where it has a way that knows its `forward`, else step by step.
+
+    Args:
+        agent: any agent with a state.
+        context: `[B, C]`, see `Agent.forward_history`.
+        observation: `[B, T]`, the `env/` group.
+        state: `[B]`, the state each sequence begins with.
+        agent_info: `[B]`, or `[B, T]` where it changes from episode to episode.
+        taken: `[B, T]`, the stored `agent/` group.
+    """
+    if agent.history_length and _is_of_one_piece(agent, "forward_history"):
+        return agent.forward_history(context, observation, state, agent_info, taken)
+    if agent.history_length:
+        state = agent.recall(context, state, at_start(agent_info))
+    run = agent.forward_sequence if _is_of_one_piece(agent, "forward_sequence") else partial(step_through, agent)
+    return run(observation, state, agent_info, taken)
+
+
+def _is_of_one_piece(agent: Agent, at_once: str) -> bool:
+    """Return whether the method that does whole sequences `at_once` knows the agent's `forward`.
+
+    A subclass that overrides `forward` alone would otherwise act in one way and learn in another.
+    """
+    order = type(agent).__mro__
+    return _owner(order, at_once) <= _owner(order, "forward")
+
+
+def _owner(order: Sequence[type], method: str) -> int:
+    return next(place for place, kind in enumerate(order) if method in vars(kind))
 
 
 def step_through(

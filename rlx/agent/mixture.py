@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, at_start, step_through
+from rlx.agent.agent import ActorCriticAgent, Agent, AgentMaker, at_start, over_sequences, step_through
 from rlx.agent.normalizer import ReturnNormalizer
 from rlx.agent.routing import Router, merged
 from rlx.data import DictTensor, EnvSpecs, Spec, TemporalDictTensor
@@ -108,7 +108,7 @@ class MixtureAgent(ActorCriticAgent):
         for name, member, rows in self.router.split(policy):
             info, its = agent_info[rows], None if taken is None else taken[rows]
             own_state, own_steps = self.router.began(name, rows, state, at_start(info), context)
-            outputs = member.forward_history(own_steps, observation[rows], own_state, info, its)
+            outputs = over_sequences(member, own_steps, observation[rows], own_state, info, its)
             parts.append((rows, outputs.to_dict()))
         fields = merged(parts) | {"policy": policy.unsqueeze(1).expand(size, length)}
         return TemporalDictTensor.trusted(fields, observation.lengths, length)

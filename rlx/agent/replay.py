@@ -1,13 +1,12 @@
 """Running an agent again over what it saw: with gradients for losses, without for values."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from rlx.agent.agent import Agent, at_start, is_stateful, reset_state, step_through
+from rlx.agent.agent import Agent, at_start, is_stateful, over_sequences, reset_state
 from rlx.agent.normalizer import full_precision
 from rlx.data import DictTensor, Lazy, TemporalDictTensor, Trajectories
 from rlx.errors import AgentError
@@ -90,12 +89,7 @@ def _sequences(
         )
     if state.is_empty:
         state = _initial(agent, seen, at_start(agent_info))
-    if agent.history_length and _is_of_one_piece(agent, "forward_history"):
-        return agent.forward_history(context, seen, state, agent_info, taken)
-    if agent.history_length:
-        state = agent.recall(context, state, at_start(agent_info))
-    run = agent.forward_sequence if _is_of_one_piece(agent, "forward_sequence") else partial(step_through, agent)
-    return run(seen, state, agent_info, taken)
+    return over_sequences(agent, context, seen, state, agent_info, taken)
 
 
 def _initial(agent: Agent, seen: TemporalDictTensor, agent_info: DictTensor) -> DictTensor:
@@ -112,19 +106,6 @@ def _initial(agent: Agent, seen: TemporalDictTensor, agent_info: DictTensor) -> 
         "without it: expected info with " + ", ".join(f"'agent_state/{key}'" for key in state) + "; a ReplayBuffer "
         "keeps it with state=state_specs(agent)"
     )
-
-
-def _is_of_one_piece(agent: Agent, at_once: str) -> bool:
-    """Return whether the method that does whole sequences `at_once` knows the agent's `forward`.
-
-    A subclass that overrides `forward` alone would otherwise act in one way and learn in another.
-    """
-    order = type(agent).__mro__
-    return _owner(order, at_once) <= _owner(order, "forward")
-
-
-def _owner(order: Sequence[type], method: str) -> int:
-    return next(place for place, kind in enumerate(order) if method in vars(kind))
 
 
 def replay_inputs(agent: Agent) -> tuple[str, ...]:

@@ -138,6 +138,43 @@ def test_a_row_that_changes_its_member_inside_an_episode_is_replayed_as_it_acted
     torch.testing.assert_close(outputs["logits"], joined["agent/logits"], rtol=1e-5, atol=1e-5)
 
 
+class _Biased(ActorCriticAgent):
+    """Overrides `forward` alone: prefers the first action."""
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, state = super().forward(observation, state, agent_info, taken)
+        bias = torch.eye(outputs["logits"].shape[1])[0]
+        return outputs.exclude("logits") | DictTensor({"logits": outputs["logits"] + bias}), state
+
+    def actor(self):
+        return self
+
+
+class BiasedGRU(_Biased, GRUActorCritic):
+    pass
+
+
+class BiasedTransformer(_Biased, TransformerActorCritic):
+    pass
+
+
+@pytest.mark.parametrize(
+    "kinds", [(BiasedGRU, make_gru), (BiasedTransformer, make_transformer)], ids=["state", "history"]
+)
+def test_a_member_that_overrides_forward_alone_is_replayed_as_it_acted(kinds) -> None:
+    biased, usual = kinds
+    make_mixture = partial(MixtureAgent, members={"one": partial(biased, **usual.keywords), "two": usual})
+    with Batcher(
+        make_mixture, partial(make, ID), num_workers=1, envs_per_worker=4, num_steps=6, seed=0, workers="local"
+    ) as batcher:
+        agent = make_mixture(batcher.specs)
+        batcher.publish(agent)
+        for _ in range(2):
+            piece = batcher.collect()
+            outputs, stored = replay(agent, piece), piece.steps.group("agent")
+            torch.testing.assert_close(outputs["logits"], stored["logits"], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("algo", ["ppo", "a2c", "reinforce"])
 def test_each_members_returns_are_its_own(algo: str) -> None:
     torch.manual_seed(0)
