@@ -200,9 +200,19 @@ class EpisodeBatcher(Batcher):
         info = DictTensor.cat([cast(DictTensor, played.info) for played in rounds])[chosen]
         steps = TemporalDictTensor.cat([played.steps() for played in rounds])[chosen]
         finals = DictTensor.cat([DictTensor.trusted(played.finals, self.num_envs) for played in rounds])[chosen]
-        return _trajectories(
-            info, steps.slice_time(0, max(1, int(steps.lengths.max()))), finals, list(self.specs.action)
-        )
+        steps = steps.slice_time(0, max(1, int(steps.lengths.max())))
+        return _trajectories(info, steps, finals, list(self.specs.action), self._context())
+
+    def _context(self) -> TemporalDictTensor:
+        """Return the context `[num_episodes, C]` of whole episodes: no step, and room for those of parts of them."""
+        assert self._layout is not None, "episodes were collected"
+        size, longest, device = self.num_episodes, self._layout.history_length, self.device
+        room = {
+            key: Lazy(lambda spec=spec: spec.zeros(size, longest, device=device))
+            for key, spec in self._layout.context.items()
+        }
+        lengths = torch.zeros(size, dtype=torch.int64, device=device)
+        return TemporalDictTensor.trusted(room, lengths, longest)
 
 
 class _Round:
@@ -284,7 +294,11 @@ class _Round:
 
 
 def _trajectories(
-    info: DictTensor, steps: TemporalDictTensor, finals: DictTensor, actions: Sequence[str]
+    info: DictTensor,
+    steps: TemporalDictTensor,
+    finals: DictTensor,
+    actions: Sequence[str],
+    context: TemporalDictTensor,
 ) -> Trajectories:
     """Return whole episodes with the fields that follow from the others, built when they are asked for."""
     rows = torch.arange(steps.batch_size, device=steps.device)
@@ -320,4 +334,4 @@ def _trajectories(
     derived["env/prev_reward"] = Lazy(lambda: before("next/reward"))
     derived |= {f"env/prev_{key}": Lazy(lambda key=key: before(f"agent/{key}")) for key in actions}
     whole = steps | TemporalDictTensor.trusted(derived, steps.lengths, steps.max_length)
-    return Trajectories(info, whole, bootstrap)
+    return Trajectories(info, whole, bootstrap, context)

@@ -91,6 +91,34 @@ def test_whole_episodes_replay_as_they_were_played() -> None:
         check_logits(agent, episodes)
 
 
+class Keeping(TransformerActorCritic):
+    """Keeps the state with which each step began."""
+
+    def forward(self, observation, state, agent_info, taken=None):
+        outputs, new_state = super().forward(observation, state, agent_info, taken)
+        return outputs | state.select("position"), new_state
+
+    def act(self, outputs, agent_info, generator):
+        return super().act(outputs, agent_info, generator) | outputs.select("position")
+
+    def actor(self):
+        return self
+
+
+def test_parts_of_whole_episodes_replay_as_they_were_played() -> None:
+    make_keeping = partial(Keeping, **maker().keywords)
+    with EpisodeBatcher(
+        make_keeping, MODES["per_instance"], num_workers=1, envs_per_worker=6, num_steps=3, seed=3, workers="local"
+    ) as batcher:
+        agent = make_keeping(batcher.specs)
+        shuffle_weights(agent, 0)
+        batcher.publish(agent)
+        episodes = batcher.collect()
+    parts = episodes.split_sequences(2, states=episodes.steps.group("agent").select("position"))
+    assert parts.context.lengths.any()
+    check_logits(agent, parts)
+
+
 def test_minibatches_of_whole_sequences_keep_their_context() -> None:
     with Batcher(
         maker(), partial(make, "CartPole-v1"), num_workers=1, envs_per_worker=6, num_steps=8, seed=0, workers="local"

@@ -186,7 +186,7 @@ def test_whole_episodes_need_no_context() -> None:
         agent = Historian(b.specs)
         b.publish(agent)
         episodes = b.collect()
-        assert episodes.context.max_length == 0
+        assert episodes.context.lengths.tolist() == [0] * 3
         outputs = replay(agent, episodes)
     mask = episodes.steps.mask()
     assert torch.equal(outputs["count"][mask], episodes.steps["agent/count"][mask])
