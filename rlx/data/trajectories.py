@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -266,6 +267,9 @@ class Trajectories:
                 part.revoke(message)
         if self._on_revoke is not None:
             self._on_revoke(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.info, self.steps, self.bootstrap, self.context, self._num_steps)
 
     def __repr__(self) -> str:
         return f"Trajectories(batch_size={self.batch_size}, max_length={self.steps.max_length}, steps={self.steps!r})"

@@ -1,6 +1,8 @@
 """What a batcher owes in its corners: what is given stays the caller's, what fails is told, counts are exact."""
 
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -388,6 +390,20 @@ def test_an_agent_acts_in_evaluation_mode_and_leaves_torchs_own_generator_alone(
         assert torch.equal(torch.get_rng_state(), before)
         wanted = agent.eval().layers(torch.ones(1, 1)).item()
         assert piece.steps["agent/scaled"].unique().tolist() == [pytest.approx(wanted)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda piece: pickle.loads(pickle.dumps(piece))])
+@pytest.mark.parametrize("kind", [Batcher, EpisodeBatcher])
+def test_what_a_batcher_returns_is_copied_and_pickled_as_its_numbers(kind: type[Batcher], copied) -> None:
+    with kind(MLP, CARTPOLE, **SMALL) as batcher:
+        batcher.publish(MLP(batcher.specs))
+        piece = batcher.collect()
+        twin, expected = copied(piece), piece.clone()
+    for part in ("info", "steps", "bootstrap", "context"):
+        assert getattr(twin, part).to_numpy().keys() == getattr(expected, part).keys()
+        for key, value in getattr(expected, part).items():
+            assert torch.equal(getattr(twin, part)[key], value)
+    assert twin.num_steps == expected.num_steps
 
 
 def test_what_is_built_late_of_a_closed_batchers_piece_says_that_it_was_closed() -> None:
