@@ -101,7 +101,7 @@ def _check(parsed: Arguments) -> None:
 
 def _jobs(parsed: Arguments, composition: Composition) -> list[list[str]]:
     try:
-        overrides = OverridesParser.create().parse_overrides(list(parsed.overrides))
+        overrides = OverridesParser.create(composition.loader).parse_overrides(list(parsed.overrides))
         if parsed.multirun:
             jobs: list[Any] = BasicSweeper.split_arguments(overrides, None)[0]
             return jobs

@@ -116,7 +116,7 @@ def explain(error: Exception, composition: Composition) -> str | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)) and not str(error).startswith(_NO_MEMBER):
         return None
     overrides: list[Override] = []
-    parser = OverridesParser.create()
+    parser = OverridesParser.create(composition.loader)  # which glob(...) asks for the members
     for text in composition.overrides:
         try:
             overrides.extend(parser.parse_overrides([text]))
@@ -146,9 +146,12 @@ def not_text(directories: Iterable[str]) -> str | None:
 
 
 def explain_sweep(composition: Composition) -> str | None:
-    """Return one line for a sweep over a key or a member that is not there; Hydra would find out after starting."""
+    """Return one line for a sweep over a key or a member that is not there; Hydra would find out after starting.
+
+    So it is for one over nothing, which makes no job.
+    """
     try:
-        overrides = OverridesParser.create().parse_overrides(list(composition.overrides))
+        overrides = OverridesParser.create(composition.loader).parse_overrides(list(composition.overrides))
     except OverrideParseException:
         return None  # composing the configuration says so, in its turn
     swept = [override for override in overrides if override.is_sweep_override()]
@@ -156,7 +159,7 @@ def explain_sweep(composition: Composition) -> str | None:
         message = _explain_member(override, composition)
         if message:
             return message
-    return _explain_keys(overrides, swept, composition)
+    return _explain_keys(overrides, swept, composition) or _explain_nothing(swept, composition)
 
 
 def _explain_syntax(text: str, problem: OverrideParseException, composition: Composition) -> str:
@@ -177,6 +180,16 @@ def _explain_sweep(override: Override, composition: Composition) -> str | None:
     key = override.get_key_element()
     values = cast(str, override.input_line).split("=", 1)[1]
     return f"{key}: got several values, {values}; add -m for one run each, or write {key}=[{values}] for one list"
+
+
+def _explain_nothing(swept: list[Override], composition: Composition) -> str | None:
+    """Return which of the sweeps is over nothing, if one is."""
+    for override in swept:
+        if override.is_discrete_sweep() and not any(True for _ in override.sweep_iterator()):
+            members = composition.groups.get(override.key_or_group)
+            listing = "" if members is None else f" Members of {override.key_or_group}: {', '.join(members)}."
+            return f"{override.input_line}: this is no value at all, expected one or more.{listing}"
+    return None
 
 
 def _explain_member(override: Override, composition: Composition) -> str | None:

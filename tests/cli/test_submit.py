@@ -114,6 +114,11 @@ def test_cores_are_those_that_the_jobs_need(sbatch: SbatchSays) -> None:
     assert directives(submit("-c", "3", "--dry-run", "--", "batcher.num_workers=auto").stdout)["cpus-per-task"] == "3"
 
 
+def test_members_of_a_group_are_submitted_by_a_pattern() -> None:
+    done = submit("--dry-run", "--", "-m", "algo=glob(*,exclude=[sac,diayn,h*,*q*,r*])", "seed=0,1")
+    assert directives(done.stdout)["array"] == "0-3"
+
+
 def test_cluster_of_ones_own_is_laid_over_the_defaults(folder: Path) -> None:
     own = folder / "own/slurm/lab.yaml"
     own.parent.mkdir(parents=True)
@@ -131,6 +136,7 @@ def test_cluster_of_ones_own_is_laid_over_the_defaults(folder: Path) -> None:
     [
         (["--", "algo=ppoo"], "algo=ppoo: there is no 'ppoo' in the group 'algo'. Did you mean 'ppo'?"),
         (["--", "-m", "sed=1,2"], "sed=1,2: there is no key 'sed'."),
+        (["--", "-m", "seed=range(0)"], "seed=range(0): this is no value at all"),
         (["--", "seed=1,2"], "seed: got several values"),
         (["--", "env=gym"], "env.id: a value is needed"),
         (["--", "-m", "hydra/launcher=joblib"], "hydra/launcher=joblib: SLURM launches the jobs of rlx submit"),

@@ -144,6 +144,20 @@ def test_sweep_needs_one_directory(launches: Launches, capsys: pytest.CaptureFix
     assert list(Path().iterdir()) == []
 
 
+def test_members_of_a_group_are_swept_by_a_pattern(launches: Launches) -> None:
+    run_train(["-m", "algo=glob(*,exclude=[sac,diayn,h*,*q*,r*])", "run_dir=here"])
+    assert [job["choices"]["algo"] for job in launches] == ["a2c", "ppo"]
+
+
+@pytest.mark.parametrize("swept", ["algo=glob(x*)", "seed=glob(*)", "seed=range(0)"])
+def test_sweep_over_nothing_is_refused(launches: Launches, capsys: pytest.CaptureFixture[str], swept: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_train(["-m", "algo.gamma=0.9,0.99", swept, "run_dir=here"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"Error: {swept}: this is no value at all, expected one or more.")
+    assert list(Path().iterdir()) == []
+
+
 @pytest.mark.parametrize("swept", ["algo=ppo,a2c", "algo.gamma=choice(0.9,0.99)"])
 def test_sweep_whose_directory_depends_on_what_is_swept_is_refused(
     launches: Launches, capsys: pytest.CaptureFixture[str], swept: str
