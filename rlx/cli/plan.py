@@ -264,7 +264,7 @@ def _pinned(space: Mapping[str, Any], overrides: Sequence[str], groups: Mapping[
     """Return the keys of a space that were typed, or are a part of what was; a group's member leaves its keys open."""
     typed = [OverridesParser.create().parse_override(word).key_or_group for word in overrides]
     within = tuple(f"{one}." for one in typed if one not in groups)
-    return [key for key in space if key in typed or key.startswith(within)]
+    return [key for key in space if (bare := key.lstrip("+")) in typed or bare.startswith(within)]
 
 
 def _check_space(parameters: Sequence[Parameter], overrides: Sequence[str], config_dir: Path | None) -> None:
@@ -314,6 +314,8 @@ def _fitting_workers(batcher: Mapping[str, Any], overrides: Sequence[str], runs:
 
 def _at(config: Mapping[str, Any], key: str) -> Any:
     node: Any = config
-    for part in key.split("."):
+    for part in key.lstrip("+").split("."):
+        if node is None:  # the space adds what is below
+            return None
         node = cast("Mapping[str, Any]", node).get(part) if isinstance(node, Mapping) else node[int(part)]
     return node

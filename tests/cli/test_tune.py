@@ -152,6 +152,20 @@ def test_what_was_typed_is_not_tuned_and_first_trial_has_what_is_left() -> None:
     assert "evaluation.every=100" in plan.own
 
 
+@pytest.mark.parametrize("key", ["+env.kwargs.sutton_barto_reward", "+algo.extra.deeper.still"])
+def test_key_that_a_space_adds_has_no_shipped_number(here: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("rlx.cli.plan._check", lambda config: None)
+    space = f"algo.gamma: {{low: 0.9, high: 1.0}}, {key}: {{choices: [true, false]}}"
+    (here / "conf" / "tune" / "more.yaml").write_text(f"defaults: [common, _self_]\nspace: {{{space}}}\n")
+    typed = ["algo=ppo", "env=CartPole", "tune=more"]
+    plan, _, _ = make_plan(read_words(typed), here / "conf", seeds=1, jobs=1, storage=None)
+    assert key in plan.space
+    assert plan.defaults == {}
+    plan, _, notes = make_plan(read_words([*typed, f"{key}=true"]), here / "conf", seeds=1, jobs=1, storage=None)
+    assert list(plan.space) == ["algo.gamma"]
+    assert notes == [f"not tuned, since it was given: {key}"]
+
+
 def test_members_of_a_group_can_be_searched_over(here: Path) -> None:
     space = "defaults: [ppo, _self_]\nspace: {agent: {choices: [gru, actor_critic]}, algo.vf_coef: null}\n"
     (here / "conf" / "tune" / "mine.yaml").write_text(space)
