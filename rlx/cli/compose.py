@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlx.cli.explain import Composition, explain_sweep, explained, load
 from rlx.cli.members import config_directory, see_own_code
-from rlx.cli.sweep import last, new_directory
+from rlx.cli.sweep import last, new_directory, searched_besides
 from rlx.cli.train import Arguments, check_trains, choices_of, parse, resolve, without_hydra
 from rlx.errors import ConfigError
 from rlx.run.directory import default_run_directory
@@ -57,6 +57,7 @@ def compose_jobs(arguments: Sequence[str], config_dir: Path | None) -> Asked:
     values: list[Mapping[str, Any]] = [resolve(without_hydra(config)) for config in configs]
     _check_values(values)
     flags = [] if parsed.config_dir is None else [f"--config-dir={Path(parsed.config_dir).absolute()}"]
+    flags += searched_besides(configs[0].hydra)
     typed = values[0]["run_dir"]
     if typed is not None:
         directory = expanded(typed)

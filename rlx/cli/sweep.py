@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
@@ -142,7 +142,18 @@ def own_flags(settings: Any) -> list[str]:
         elif source.provider == _RLXS and path != str(config_directory()):
             flags.append(f"--config-path={path}")
     name = settings.job.config_name
-    return flags if name in (None, PRIMARY) else [*flags, f"--config-name={name}"]
+    return [*flags, *([] if name in (None, PRIMARY) else [f"--config-name={name}"]), *searched_besides(settings)]
+
+
+def searched_besides(settings: Any) -> list[str]:
+    """Return the override by which Hydra looks for members in further places, as it holds in any working directory."""
+    places = [str(place).rpartition("://") for place in settings.get("searchpath") or ()]
+    found = [
+        f"file://{os.path.abspath(path)}" if scheme in ("", "file") else f"{scheme}://{path}"
+        for scheme, _, path in places
+    ]
+    quoted = (QuotedString(place, Quote.single).with_quotes() for place in found)
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if found else []
 
 
 def current_sweep() -> Sweep | None:

@@ -119,6 +119,15 @@ def test_members_of_a_group_are_submitted_by_a_pattern() -> None:
     assert directives(done.stdout)["array"] == "0-3"
 
 
+def test_job_finds_members_in_further_places(folder: Path, sbatch: SbatchSays) -> None:
+    sbatch("echo 7")
+    (folder / "found/experiment").mkdir(parents=True)
+    (folder / "found/experiment/tiny.yaml").write_text("# @package _global_\ntotal_steps: 64\n")
+    done = submit("--", "hydra.searchpath=[found]", "experiment=tiny", "run_dir=here")
+    assert done.exit_code == 0, done.output
+    assert Sweep("here").plan().flags == [f"hydra.searchpath=['file://{folder}/found']"]
+
+
 def test_cluster_of_ones_own_is_laid_over_the_defaults(folder: Path) -> None:
     own = folder / "own/slurm/lab.yaml"
     own.parent.mkdir(parents=True)

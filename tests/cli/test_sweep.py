@@ -197,6 +197,19 @@ def test_a_job_by_itself_has_the_configuration_that_its_sweep_began_with(launche
     assert launches[-1]["total_steps"] == 64
 
 
+def test_a_job_by_itself_finds_members_in_further_places(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("it's/experiment").mkdir(parents=True)
+    Path("it's/experiment/tiny.yaml").write_text("# @package _global_\ntotal_steps: 64\n")
+    run_train(["-m", 'hydra.searchpath=["it\'s"]', "experiment=tiny", *ASKED[1:]])
+    Path("here/jobs/1.json").unlink()
+    sweep = Path("here").absolute()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run_job(sweep, 1, requeue=False)
+    run_train(shlex.split(launches[-1]["command"])[2:])
+    assert [job["total_steps"] for job in launches] == [64] * 6
+
+
 def test_hydras_mode_is_a_multirun_as_the_flag_is(launches: Launches, capsys: pytest.CaptureFixture[str]) -> None:
     launches.errors[1] = ConfigError("no")
     with pytest.raises(SystemExit):
