@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 from rlx.cli.explain import Composition, explain_sweep, explained, load
 from rlx.cli.members import config_directory, see_own_code
@@ -102,8 +103,14 @@ def _check(parsed: Arguments) -> None:
 
 def _jobs(parsed: Arguments, composition: Composition) -> list[list[str]]:
     try:
-        overrides = OverridesParser.create(composition.loader).parse_overrides(list(parsed.overrides))
         if parsed.multirun:
+            settings: Any = composition.loader.load_configuration(
+                composition.config_name, list(parsed.overrides), RunMode.MULTIRUN
+            ).hydra
+            # As Hydra's own sweeper has it: what an experiment sweeps over comes first.
+            swept: dict[str, Any] = settings.sweeper.get("params") or {}
+            words = [f"{key}={values}" for key, values in swept.items()]
+            overrides = OverridesParser.create(composition.loader).parse_overrides([*words, *parsed.overrides])
             jobs: list[Any] = BasicSweeper.split_arguments(overrides, None)[0]
             return jobs
     except Exception as error:

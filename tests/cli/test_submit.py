@@ -128,6 +128,18 @@ def test_job_finds_members_in_further_places(folder: Path, sbatch: SbatchSays) -
     assert Sweep("here").plan().flags == [f"hydra.searchpath=['file://{folder}/found']"]
 
 
+def test_what_an_experiment_sweeps_over_is_submitted(folder: Path, sbatch: SbatchSays) -> None:
+    sbatch("echo 7")
+    own = folder / "own/experiment/swept.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '1,2', algo.gamma: 'choice(0.9,0.99)'}}}\n")
+    done = submit("--config-dir", "own", "--", "-m", "experiment=swept", "run_dir=here")
+    assert done.exit_code == 0, done.output
+    assert Sweep("here").plan().jobs == [
+        [f"seed={seed}", f"algo.gamma={gamma}", "experiment=swept"] for seed in (1, 2) for gamma in (0.9, 0.99)
+    ]
+
+
 def test_cluster_of_ones_own_is_laid_over_the_defaults(folder: Path) -> None:
     own = folder / "own/slurm/lab.yaml"
     own.parent.mkdir(parents=True)
