@@ -11,7 +11,7 @@ from hydra.types import RunMode
 
 from rlx.cli.explain import Composition, explain_sweep, explained, load
 from rlx.cli.members import config_directory, see_own_code
-from rlx.cli.sweep import last, new_directory, searched_besides
+from rlx.cli.sweep import last, new_directory, one_directory, searched_besides
 from rlx.cli.train import Arguments, check_trains, choices_of, parse, resolve, without_hydra
 from rlx.errors import ConfigError
 from rlx.run.directory import default_run_directory
@@ -96,9 +96,8 @@ def _check(parsed: Arguments) -> None:
     flags = [flag for flag in parsed.flags if flag.startswith("-") and flag.split("=")[0] not in known]
     if flags:
         raise ConfigError(f"{flags[0]}: rlx submit takes KEY=VALUE, -m and --config-dir only")
-    where = last(parsed.overrides, "run_dir")
-    if where is not None and where.is_sweep_override():
-        raise ConfigError(f"{where.input_line}: expected one directory; each job gets a folder of its own in it")
+    if parsed.multirun:
+        one_directory(parsed.overrides)
 
 
 def _jobs(parsed: Arguments, composition: Composition) -> list[list[str]]:

@@ -67,6 +67,18 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
         slurm.check_accounting()
     if last(overrides, "hydra.sweep.dir") is not None:
         return []
+    typed = one_directory(overrides)
+    if typed is not None and typed.value() is not None:
+        return ["hydra.sweep.dir=${run_dir}"]
+    return [f"hydra.sweep.dir='{new_directory()}'"]
+
+
+def one_directory(overrides: Sequence[str]) -> Override | None:
+    """Return what a multirun was told for `run_dir`, None where nothing was.
+
+    Raises:
+        ConfigError: it is a list of choices, or depends on one.
+    """
     typed = last(overrides, "run_dir")
     if typed is not None and typed.is_sweep_override():
         raise ConfigError(f"{typed.input_line}: expected one directory; each job gets a folder of its own in it")
@@ -75,9 +87,7 @@ def sweep_overrides(overrides: Sequence[str]) -> list[str]:
             f"{typed.input_line}: it depends on {swept}, of which there are several; expected one directory: each job "
             "gets a folder of its own in it"
         )
-    if typed is not None and typed.value() is not None:
-        return ["hydra.sweep.dir=${run_dir}"]
-    return [f"hydra.sweep.dir='{new_directory()}'"]
+    return typed
 
 
 def new_directory() -> Path:
