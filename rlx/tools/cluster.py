@@ -24,6 +24,8 @@ _OWN = (
     *("--parsable", "--requeue", "--no-requeue", "--signal", "--time", "--wrap", "--partition", "--account", "--qos"),
 )
 """Options of sbatch that rlx writes itself, or that would break what it relies on."""
+_FOREIGN = ("--wait", "--test-only")
+"""Options with which sbatch does not answer with the number of a job at once."""
 _SLACK_SECONDS = 120
 """SLURM sends its signal up to a minute early, and a job needs some time to start."""
 
@@ -116,9 +118,11 @@ def _check(wanted: Mapping[str, Any]) -> None:
         if wanted[key] is not None and any(letter.isspace() for letter in wanted[key]):
             raise ConfigError(f"slurm.{key}: got {wanted[key]!r}, expected a word without spaces")
     for option in wanted["options"]:
-        name = option.split("=")[0].strip()
+        name = (option.replace("=", " ").split() or [""])[0]
         if not name.startswith("--") or "\n" in option:
             raise ConfigError(f"--sbatch: got '{option}', expected a long option of sbatch, such as --exclusive")
+        if name in _FOREIGN:
+            raise ConfigError(f"--sbatch: {name}: rlx submit hands a job over and returns, with its number")
         if name in _OWN:
             raise ConfigError(f"--sbatch: rlx submit writes {name} itself; see rlx submit --help")
 
