@@ -1,6 +1,7 @@
 """`rlx submit`: runs and sweeps handed to SLURM, by scripts that a user can read, keep and change."""
 
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -17,6 +18,8 @@ from rlx.run.sweep import Submission, Sweep
 from rlx.tools import slurm
 from rlx.tools.cluster import fit
 
+_SPECIAL = re.compile(r"""[\s'"\\#]""")
+"""What would end a word of an #SBATCH line, or begin a quotation or a comment."""
 _SHOWN = 5
 """Jobs that a line names one by one."""
 
@@ -182,7 +185,7 @@ def _script(sweep: Sweep, tasks: list[int] | None, base: int, wanted: Mapping[st
     at_once = f"%{wanted['at_once']}" if wanted["at_once"] is not None else ""
     log = f"{sweep.folder.absolute()}".replace("%", "%%") + ("/slurm-%j.txt" if alone else "/slurm-%A_%a.txt")
     asked: dict[str, Any] = {
-        "job-name": directory.name.replace(" ", "-"),
+        "job-name": _SPECIAL.sub("-", directory.name),
         "array": None if alone else f"{slurm.task_ranges(tasks)}{at_once}",
         **{key: wanted[key] for key in ("partition", "account", "qos", "constraint", "time", "mem")},
         "nodes": 1,
@@ -191,7 +194,7 @@ def _script(sweep: Sweep, tasks: list[int] | None, base: int, wanted: Mapping[st
         "gpus-per-node": wanted["gpus"] or None,
         "signal": f"B:USR1@{wanted['signal_seconds']}",
         "open-mode": "append",
-        "output": f'"{log}"',
+        "output": '"' + log.replace("\\", "\\\\").replace('"', '\\"') + '"',
     }
     number = "0" if alone else '"$SLURM_ARRAY_TASK_ID"' if not base else f"$((SLURM_ARRAY_TASK_ID + {base}))"
     command = f"{shlex.quote(sys.executable)} -m rlx job {shlex.quote(str(directory))} {number} --requeue"

@@ -82,6 +82,13 @@ def test_dry_run_shows_a_script_and_writes_nothing(folder: Path) -> None:
     assert subprocess.run(["/bin/bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
 
 
+def test_quotation_marks_in_a_directory_are_none_of_sbatch(folder: Path) -> None:
+    done = submit("--dry-run", "--", r"""run_dir='it\'s "a#b"'""")
+    asked = directives(done.stdout)
+    assert asked["job-name"] == "it-s--a-b-"
+    assert asked["output"] == rf'''"{folder}/it's \"a#b\"/jobs/slurm-%j.txt"'''
+
+
 def test_run_alone_has_a_script_in_its_own_directory(folder: Path, sbatch: SbatchSays) -> None:
     sbatch("echo 7")
     done = submit("--", "algo=ppo", "run_dir=first")
