@@ -122,8 +122,8 @@ def _low(value: float | None) -> float:
 
 
 def _is(value: Any, text: str) -> bool:
-    """Return whether a key's value is what a filter says: the same text, or the same number."""
-    if str(value).lower() == text.lower() or (value is None and text == "null"):
+    """Return whether a key's value is what a filter says: the same text, however it is quoted, or the same number."""
+    if _bare(str(value)) == _bare(text) or (value is None and text == "null"):
         return True
     if value is None:
         return False
@@ -131,6 +131,11 @@ def _is(value: Any, text: str) -> bool:
         return float(value) == float(text)
     except (TypeError, ValueError):
         return False
+
+
+def _bare(text: str) -> str:
+    """Return text without what a list may be written with or without: `[8, 8]` stands in files, `[8,8]` was typed."""
+    return re.sub(r"""['"]|(?<=,)\s+""", "", text).lower()
 
 
 def find_runs(

@@ -65,6 +65,14 @@ def test_runs_are_found_at_any_depth_in_the_order_of_their_numbers(tmp_path: Pat
     assert list(find_runs(tmp_path / "9")) == [tmp_path / "9"]
 
 
+@pytest.mark.parametrize("text", ["[8,8]", "[8, 8]"])
+def test_filter_finds_a_list_whether_it_was_typed_or_stands_in_a_file(tmp_path: Path, text: str) -> None:
+    typed, written = make_run(tmp_path / "typed", sizes="[8,8]"), make_run(tmp_path / "written", sizes=[8, 8])
+    make_run(tmp_path / "other", sizes=[8])
+    (written / "log.txt").write_text((written / "log.txt").read_text().replace("algo.sizes=[8, 8]", ""))
+    assert [path.name for path in (typed, written)] == names(tmp_path, where=[f"algo.sizes={text}"])
+
+
 def test_filters_and_sorting(tmp_path: Path) -> None:
     make_run(tmp_path / "a", returns=[1.0], gamma=0.9)
     make_run(tmp_path / "b", returns=[3.0], algo="a2c", status="failed", reason="LossError: the loss is nan")
