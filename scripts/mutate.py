@@ -124,7 +124,7 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ),
         ("frozen=True).amin(0)", "frozen=True)[0]"),
         ("agent.log_temperature.exp().detach()", "agent.log_temperature.exp()"),
-        ("(entropy - target_entropy)", "(target_entropy - entropy)"),
+        ("excess = entropy - target_entropy", "excess = target_entropy - entropy"),
         ("entropy = -mean(log_prob.detach())", "entropy = -mean(log_prob)"),
         ('distribution.from_space(steps["agent/action"])', 'steps["agent/action"]'),
         ("0.5 * mean(", "mean("),
