@@ -117,10 +117,10 @@ def test_environments_of_a_gpu_go_on_and_are_evaluated_where_there_is_none(tmp_p
 @pytest.mark.parametrize(
     "name",
     [
-        "dqn",
+        "ppo_native",
         *(
             pytest.param(name, marks=pytest.mark.matrix)
-            for name in ("ppo_transformer", "ppo_native", "dqn_recurrent", "dqn_hindsight", "diayn")
+            for name in ("ppo_transformer", "dqn", "dqn_recurrent", "dqn_hindsight", "diayn")
         ),
     ],
 )
