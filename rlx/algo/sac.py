@@ -88,18 +88,15 @@ def loss(
     outputs = replay(agent, batch)
     action, log_prob = distribution.sample(outputs["mean"], outputs["log_std"], generator)
     actor_loss = mean(alpha * log_prob - agent.critics.q(features.detach(), action, frozen=True).amin(0))
-    entropy = -mean(log_prob.detach())
-    excess = entropy - target_entropy
-    if mask is not None:
-        excess = excess * mask.any()  # a burn-in may use up all steps: then nothing is known of the entropy
-    temperature_loss = agent.log_temperature * excess
+    surprise = log_prob.detach()
+    temperature_loss = -agent.log_temperature * mean(surprise + target_entropy)
     return {
         "loss/total": critic_loss + actor_loss + temperature_loss,
         "loss/critic": critic_loss,
         "loss/actor": actor_loss,
         "loss/temperature": temperature_loss,
         "sac/temperature": alpha,
-        "sac/entropy": entropy,
+        "sac/entropy": -mean(surprise),
         "sac/q": mean(q.detach()[0]),
     }
 
