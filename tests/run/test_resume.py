@@ -385,14 +385,19 @@ def test_an_evaluation_under_way_is_played_again_with_the_weights_that_it_had(tm
     assert end_of(run) == end_of(whole)
 
 
+def train_until(run: Path, words: list[Any], monkeypatch: pytest.MonkeyPatch, owner: type, called: str) -> None:
+    """Train until a method is called, in whose place a signal ends the run at once."""
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, called, Mock(side_effect=StopRequested(signal.SIGINT, safe=False)))
+        with pytest.raises(StopRequested):
+            train(run, *words)
+
+
 def test_a_run_that_had_only_to_evaluate_has_done_so_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*job("ppo"), total_steps("ppo"), "evaluation.every=480", "evaluation.episodes=3"]
     wanted = end_of(train(tmp_path / "whole", *words))
     run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        patched.setattr(Evaluator, "finish", Mock(side_effect=StopRequested(signal.SIGINT, safe=False)))
-        with pytest.raises(StopRequested):
-            train(run, *words)
+    train_until(run, words, monkeypatch, Evaluator, "finish")
     assert load_checkpoint(find_checkpoint(run)).state["run"]["evaluation"]["playing"] is not None
     resume(run)
     assert end_of(run) == wanted
@@ -408,10 +413,7 @@ def test_weights_that_were_best_are_saved_though_a_run_is_stopped_as_they_wait_f
     words = [*job("ppo"), total_steps("ppo"), "evaluation.every=160", "evaluation.episodes=3"]
     wanted = end_of(train(tmp_path / "whole", *words))
     run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        patched.setattr(Records, "save_best", Mock(side_effect=StopRequested(signal.SIGINT, safe=False)))
-        with pytest.raises(StopRequested):
-            train(run, *words)
+    train_until(run, words, monkeypatch, Records, "save_best")
     assert not (run / "checkpoints/best").exists()
     resume(run)
     assert end_of(run) == wanted
